@@ -1,0 +1,101 @@
+"""What an operator can set, read once from the environment and from credential files."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from redisq.errors import BadSettings
+from redisq.redaction import protect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Each field is the variable `REDISQ_<FIELD>`. Times are seconds."""
+
+    redis_url: str = field(default="redis://127.0.0.1:6379/0", repr=False)
+    prefix: str = "redisq"  # of every key, so that two systems can share a Redis
+    slots: int = 8  # jobs that one worker runs at a time
+    lease: float = 15.0  # a worker that shows no life for so long loses its jobs
+    grace: float = 30.0  # a draining worker waits so long for what it runs
+    schedules: str = ""  # a TOML file; without it the application's own schedules
+    log_level: str = "INFO"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.slots <= 1000:
+            raise BadSettings(f"REDISQ_SLOTS is {self.slots}: take 1 to 1000")
+        if self.lease < 3:
+            raise BadSettings(
+                f"REDISQ_LEASE is {self.lease:g} s: under 3 s a busy machine loses leases of living workers"
+            )
+        if self.grace < 0:
+            raise BadSettings(f"REDISQ_GRACE is {self.grace:g} s: take 0 or more")
+        if urlsplit(self.redis_url).scheme not in ("redis", "rediss", "unix"):
+            raise BadSettings("REDISQ_REDIS_URL must begin with redis://, rediss:// or unix://")
+
+    @property
+    def redis_address(self) -> str:
+        """The address of Redis without its password, to be shown."""
+        return without_password(self.redis_url)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Read the environment; raise `BadSettings` naming the variable that cannot be used.
+
+        The password of Redis comes from the credential `redis-password` when there is one.
+        """
+        given: dict[str, object] = {}
+        for option in fields(cls):
+            name = f"REDISQ_{option.name.upper()}"
+            if text := environ.get(name):
+                given[option.name] = _number(name, text, option.type) if option.type in (int, float) else text
+        url = str(given.get("redis_url", cls.__dataclass_fields__["redis_url"].default))
+        if password := credential("redis-password", environ):
+            url = with_password(url, password)
+        protect(urlsplit(url).password)
+        return cls(**{**given, "redis_url": url})  # type: ignore[arg-type]  # each value was read by its field's type
+
+
+def credential(name: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the secret `name`, None when it is not set; an empty file counts as not set.
+
+    Looked for in the file that `REDISQ_<NAME>_FILE` names, then in systemd's `$CREDENTIALS_DIRECTORY`.
+    """
+    variable = f"REDISQ_{name.upper().replace('-', '_')}_FILE"
+    if named := environ.get(variable):
+        path = Path(named)
+    elif directory := environ.get("CREDENTIALS_DIRECTORY"):
+        path = Path(directory, name)
+        if not path.exists():
+            return None
+    else:
+        return None
+    try:
+        secret = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSettings(f"{variable}: cannot read {path}: {error}") from None
+    protect(secret)
+    return secret or None
+
+
+def with_password(url: str, password: str) -> str:
+    """Return `url` with `password` in its place."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:{quote(password, safe='')}@{host}"))
+
+
+def without_password(url: str) -> str:
+    """Return `url` as it may be shown: without password and options."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    name = user.partition(":")[0]
+    return urlunsplit(parts._replace(netloc=f"{name}@{host}" if name else host, query=""))
+
+
+def _number(name: str, text: str, kind: object) -> float:
+    try:
+        return int(text) if kind is int else float(text)
+    except ValueError:
+        raise BadSettings(f"{name} is {text!r}, which is not a number") from None

@@ -1,0 +1,218 @@
+"""What a job is, which kinds of it there are, and what its handler is handed."""
+
+import dataclasses
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import orjson
+
+from redisq.backoff import Backoff
+from redisq.errors import BadJob, BadPayload, NewerEnvelope, UnknownKind
+from redisq.keys import check_name
+
+ENVELOPE_VERSION = 1
+MAX_BYTES = 64 * 1024
+MAX_DEPTH = 32
+
+_ID = re.compile(r"[!-~]{1,256}\Z")  # printable ASCII, no space: it is shown in terminals and typed in shells
+
+P = TypeVar("P")
+JSON = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One unit of work. Its id is its identity: a queue holds an id once."""
+
+    id: str
+    kind: str
+    payload: JSON
+    version: int = 1  # of the payload
+    queue: str = "default"
+    enqueued_at: float = dataclasses.field(default_factory=time.time)  # seconds, the producer's clock
+
+    def encode(self) -> bytes:
+        """Return the envelope; raise `BadJob` when it could not be read back whole."""
+        if not _ID.match(self.id):
+            raise BadJob(f"job id {self.id!r} is not usable: take 1 to 256 printable ASCII characters without spaces")
+        check_name(self.kind, "kind")
+        _check_json(self.payload, MAX_DEPTH)
+        envelope = orjson.dumps(
+            {
+                "v": ENVELOPE_VERSION,
+                "id": self.id,
+                "kind": self.kind,
+                "version": self.version,
+                "payload": self.payload,
+                "at": round(self.enqueued_at, 3),
+            }
+        )
+        if len(envelope) > MAX_BYTES:
+            raise BadJob(
+                f"job {self.id} is {len(envelope)} bytes, the limit is {MAX_BYTES}: store the data, pass its key"
+            )
+        return envelope
+
+    @classmethod
+    def decode(cls, envelope: bytes, *, queue: str) -> "Job":
+        """Return the job in `envelope`.
+
+        Raise `NewerEnvelope` for one that a later release wrote, `BadJob` for bytes that are no job.
+        """
+        if len(envelope) > MAX_BYTES:
+            raise BadJob(f"the envelope is {len(envelope)} bytes, the limit is {MAX_BYTES}")
+        try:
+            fields = orjson.loads(envelope)
+        except orjson.JSONDecodeError as error:
+            raise BadJob(f"the envelope is not JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise BadJob("the envelope is not a JSON object")
+        written_by = fields.get("v")
+        if isinstance(written_by, int) and written_by > ENVELOPE_VERSION:
+            raise NewerEnvelope(f"the envelope has version {written_by}, this release reads up to {ENVELOPE_VERSION}")
+        match fields:
+            case {
+                "v": 1,
+                "id": str(id),
+                "kind": str(kind),
+                "version": int(version),
+                "payload": dict(payload),
+                "at": int(at) | float(at),
+            }:
+                return cls(id, kind, payload, version, queue, float(at))
+        raise BadJob("the envelope lacks a field or has one of another type")
+
+
+def _check_json(value: object, depth: int) -> None:
+    """Refuse what JSON cannot carry, or would carry as something else."""
+    if depth < 0:
+        raise BadJob(f"the payload is nested deeper than {MAX_DEPTH} levels")
+    match value:
+        case None | bool() | str():
+            if isinstance(value, str) and not value.isascii():
+                _check_text(value)
+        case int():
+            if not -(2**63) <= value < 2**64:
+                raise BadJob("the payload has an integer of more than 64 bits: pass it as text")
+        case float():
+            if value != value or value in (float("inf"), float("-inf")):
+                raise BadJob("the payload has NaN or Infinity, which JSON does not know")
+        case dict():
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise BadJob(f"the payload has the key {key!r}: JSON keys are text")
+                _check_text(key)
+                _check_json(item, depth - 1)
+        case list() | tuple():
+            for item in value:
+                _check_json(item, depth - 1)
+        case _:
+            raise BadJob(f"the payload has a {type(value).__name__}, which is not JSON")
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadJob("the payload has a lone surrogate, which is not text") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One run of a job, as its handler sees it."""
+
+    job: Job
+    attempt: int  # 1 for the first run; crashes, deferrals and shutdowns are not counted
+    is_last_attempt: bool  # a failure now ends in the dead letters
+    worker: str
+    token: str
+    context: Mapping[str, str | None]  # the payload fields that every log line carries
+    holds: Callable[[], bool]
+
+    def lease_holds(self) -> bool:
+        """Return whether this run still owns its job. Ask just before an effect that cannot be repeated."""
+        return self.holds()
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines carry the job's id and context."""
+        extra = {**self.context, "jobId": self.job.id, "kind": self.job.kind, "attempt": self.attempt}
+        return logging.LoggerAdapter(logging.getLogger(f"redisq.job.{self.job.kind}"), extra)
+
+
+def _random_key(_payload: object) -> str:
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind(Generic[P]):
+    """A kind of job, as the application declares it.
+
+    `payload` is a dataclass whose `__post_init__` raises `ValueError` for values that cannot be right.
+    `key(payload)` makes the job's id, `<name>:<key>`; without it every job is new. `handler` must be
+    idempotent: it runs at least once.
+    """
+
+    name: str
+    payload: type[P]
+    handler: Callable[[P, Delivery], None]
+    key: Callable[[P], str] = _random_key
+    queue: str = "default"
+    version: int = 1  # of the payload; raise it when fields are added
+    attempts: int = 3
+    backoff: Backoff = dataclasses.field(default_factory=Backoff)
+    time_limit: float = 60.0  # seconds
+    defer_limit: float = 24 * 3600.0  # seconds
+
+    def job(self, payload: P, *, queue: str | None = None) -> Job:
+        """Return the job that `payload` stands for."""
+        fields = dataclasses.asdict(payload)  # type: ignore[call-overload]  # P is a dataclass, TypeVar cannot say so
+        return Job(f"{self.name}:{self.key(payload)}", self.name, fields, self.version, queue or self.queue)
+
+    def read(self, job: Job) -> P:
+        """Return the payload of `job`; raise `BadPayload` with the reason when it does not fit.
+
+        Fields that a newer version added are passed over here and stay in the job.
+        """
+        known = {field.name for field in dataclasses.fields(self.payload)}  # type: ignore[arg-type]  # as above
+        if job.version <= self.version and (unknown := job.payload.keys() - known):
+            raise BadPayload(
+                f"{self.name} has no field {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}"
+            )
+        try:
+            return self.payload(**{name: value for name, value in job.payload.items() if name in known})
+        except (TypeError, ValueError) as error:
+            raise BadPayload(f"{self.name}: {error}") from None
+
+
+class Registry(Mapping[str, Kind[Any]]):
+    """The kinds of an application by name, and the payload fields that its log lines carry."""
+
+    def __init__(
+        self, kinds: Iterable[Kind[Any]], *, queues: Iterable[str] = (), log_fields: tuple[str, ...] = ()
+    ) -> None:
+        self._kinds = {kind.name: kind for kind in kinds}
+        self.queues = tuple(dict.fromkeys([*(kind.queue for kind in self._kinds.values()), *queues]))
+        self.log_fields = log_fields
+
+    def __getitem__(self, name: str) -> Kind[Any]:
+        try:
+            return self._kinds[name]
+        except KeyError:
+            raise UnknownKind(f"no kind {name!r} here; there is {', '.join(self._kinds)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kinds)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def context(self, job: Job | None) -> dict[str, str | None]:
+        """Return the log fields of `job`; one that it does not have is None."""
+        payload = job.payload if job else {}
+        return {name: payload.get(name) for name in self.log_fields}

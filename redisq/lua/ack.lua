@@ -1,0 +1,23 @@
+-- ack: PROCESSING -> (done)
+-- KEYS  1 processing  2 runs  3 jobs  4 errors  5 totals
+-- ARGV  pairs: id, token
+-- Returns for each pair 1, or 0 when the lease was lost.
+-- Twice: the second run finds no token and answers 0.
+
+local answers, done = {}, {}
+for i = 1, #ARGV, 2 do
+  local id = ARGV[i]
+  if leave_processing(KEYS[1], KEYS[2], id, ARGV[i + 1]) then
+    done[#done + 1] = id
+    answers[#answers + 1] = 1
+  else
+    answers[#answers + 1] = 0
+  end
+end
+if #done > 0 then
+  redis.call('HDEL', KEYS[3], unpack(done))
+  redis.call('HDEL', KEYS[2], unpack(done))
+  redis.call('HDEL', KEYS[4], unpack(done))
+  redis.call('HINCRBY', KEYS[5], 'done', #done)
+end
+return answers

@@ -1,0 +1,71 @@
+-- Shared by every script; the loader puts it in front.
+--
+-- A run record, the value of `runs`, is "token deliveries attempts crashes deferred_since_ms".
+-- The token is "-" while nobody runs the job. A job that was never claimed has no record.
+
+local NOBODY = '-'
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function parse_run(record)
+  if record then
+    local token, deliveries, attempts, crashes, deferred = string.match(record, '^(%S+) (%d+) (%d+) (%d+) (%d+)$')
+    if token then
+      return {token = token, deliveries = tonumber(deliveries), attempts = tonumber(attempts),
+              crashes = tonumber(crashes), deferred = tonumber(deferred)}
+    end
+  end
+  return {token = NOBODY, deliveries = 0, attempts = 0, crashes = 0, deferred = 0}
+end
+
+local function format_run(run)
+  return string.format('%s %d %d %d %.0f', run.token, run.deliveries, run.attempts, run.crashes, run.deferred)
+end
+
+-- The fence of every exit from PROCESSING: only the token of the last claim opens it.
+-- LREM searches from the tail, where the oldest claims are. It is also the freeing write, so it comes first:
+-- a full Redis lets a script go on that has freed something.
+local function leave_processing(processing, runs, id, token)
+  local run = parse_run(redis.call('HGET', runs, id))
+  if run.token ~= token or redis.call('LREM', processing, -1, id) ~= 1 then
+    return nil
+  end
+  run.token = NOBODY
+  return run
+end
+
+-- The history of a job's errors: lines, each an "A" (attempt) or "D" (deferral) and a JSON object that Lua never reads.
+-- A run of deferrals keeps its last line only; no job keeps more than about 16 kB.
+local function note_error(errors, id, line)
+  local history = redis.call('HGET', errors, id)
+  if history and string.sub(line, 1, 1) == 'D' then
+    local before, last = string.match(history, '^(.*\n)([^\n]*)$')
+    last = last or history
+    if string.sub(last, 1, 1) == 'D' then
+      history = before and string.sub(before, 1, -2)
+    end
+  end
+  while history and #history > 16384 do
+    history = string.match(history, '^[^\n]*\n(.*)$')
+  end
+  redis.call('HSET', errors, id, history and history .. '\n' .. line or line)
+end
+
+-- Into DEAD. The job and its history stay where they are; `dead` holds the verdict.
+local function lay_down(dead, dead_index, totals, id, verdict)
+  redis.call('HSET', dead, id, verdict)
+  redis.call('ZADD', dead_index, now_ms(), id)
+  redis.call('HINCRBY', totals, 'dead', 1)
+end
+
+-- Where a job is: the one place that promise 3 speaks of. False when there is no such job.
+local function state_of(id, jobs, runs, delayed, dead)
+  if redis.call('HEXISTS', dead, id) == 1 then return 'dead' end
+  if redis.call('HEXISTS', jobs, id) == 0 then return false end
+  if parse_run(redis.call('HGET', runs, id)).token ~= NOBODY then return 'processing' end
+  if redis.call('ZSCORE', delayed, id) then return 'delayed' end
+  return 'ready'
+end

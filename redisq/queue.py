@@ -1,0 +1,390 @@
+"""The moves of a job between its states, each one atomic script.
+
+```
+         enqueue, fire           claim                 ack
+ (new) ----------> READY ------------------> PROCESSING -----> (done)
+   |                ^ ^ ^                      |  |  |
+   | enqueue        | | '--- release, reap ----'  |  | bury; fail, defer, reap
+   | with a delay   | |                           |  | beyond their limit
+   |        promote | | requeue                   |  |
+   |                | |                           v  v
+   '-----------> DELAYED <------ fail, defer ---- DEAD -----> (gone)
+                                                      remove
+```
+
+A word of the picture is a method here and a file in `lua/`. DEAD is reached from PROCESSING only; DELAYED likewise,
+or from (new). `claim` has two halves: an idle worker waits in `await_ready` (BLMOVE), a busy one takes what is there.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import orjson
+from redis import Redis
+from redis.exceptions import NoScriptError
+
+from redisq import scripts
+from redisq.errors import BadJob
+from redisq.job import JSON, Job
+from redisq.keys import Keys
+from redisq.redaction import redact
+from redisq.scripts import Argument, Script
+
+BULK = 500  # jobs in one script: about 5 ms of the server's time
+REAP = 100  # jobs moved by one reap or promote: about 1 ms
+EVERY_GHOST = "*"
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """What `enqueue` found: `state` is "new", or where the job already was."""
+
+    id: str
+    state: str
+
+    @property
+    def created(self) -> bool:
+        """Whether the job was put in by this call."""
+        return self.state == "new"
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """One delivery: the envelope is still bytes that nobody has looked at."""
+
+    id: str
+    token: str
+    envelope: bytes
+    attempts: int  # failed before this delivery
+    crashes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a run ended badly, or was put off. Texts are redacted when they are stored."""
+
+    error_class: str  # transient, permanent, defer, timeout, crash, or one of `Worker`'s own
+    reason: str
+    detail: str = ""
+    traceback: str = ""
+
+    def record(self, **more: Argument) -> bytes:
+        """Return the failure as the JSON object that is kept with the job."""
+        fields: JSON = {"class": self.error_class, "reason": redact(self.reason, 200), "detail": redact(self.detail)}
+        if self.traceback:
+            fields["traceback"] = redact(self.traceback, 4000)
+        return orjson.dumps({**fields, "at": round(time.time(), 3), **more})
+
+
+CRASH = Failure("crash", "worker_gone", "the worker that ran this job disappeared")
+CRASHES = Failure("crash", "crash_limit", "this job was running each time its worker disappeared")
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A permanent failure, whole. `job` is None when `envelope` cannot be read."""
+
+    id: str
+    error_class: str
+    reason: str
+    detail: str
+    at: float  # seconds, Redis TIME
+    job: Job | None
+    envelope: bytes
+    errors: tuple[JSON, ...]  # of every attempt, oldest first
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEntry:
+    """What a worker run says of itself, and the beat that shows it is alive."""
+
+    id: str
+    beat: str
+    info: JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[R]):
+    """A move that is ready to be sent, alone or together with others."""
+
+    script: Script
+    keys: tuple[str, ...]
+    args: Sequence[Argument]
+    read: Callable[[Any], R]
+
+
+class Queue:
+    """One queue in Redis. As thread-safe as the client it is given.
+
+    The client must not retry by itself (`connect` makes such a one). Methods raise `redis.RedisError` when
+    Redis cannot be reached or refuses; whether the move happened is then unknown, and repeating it is harmless.
+    """
+
+    def __init__(self, redis: Redis, name: str, prefix: str = "redisq") -> None:
+        self.name = name
+        self.keys = Keys(name, prefix)
+        self._redis = redis
+
+    # -- for producers ---------------------------------------------------------------------------------------------
+
+    def enqueue(self, job: Job, *, delay: float = 0.0) -> Enqueued:
+        """Put `job` in, to run now or `delay` seconds from now. An id that exists is left as it is.
+
+        Raise `BadJob` for a job that cannot be carried.
+        """
+        return self.enqueue_many([job], delay=delay)[0]
+
+    def enqueue_many(self, jobs: Iterable[Job], *, delay: float = 0.0) -> list[Enqueued]:
+        """Put `jobs` in, in order, `BULK` at a time; each batch goes in whole or not at all."""
+        found: list[Enqueued] = []
+        pairs = [(self._own(job).id, job.encode()) for job in jobs]
+        for start in range(0, len(pairs), BULK):
+            batch = pairs[start : start + BULK]
+            states = self.send([self._enqueue(batch, delay)])[0]
+            found += [Enqueued(id, state) for (id, _), state in zip(batch, states, strict=True)]
+        return found
+
+    def fire(self, schedule: str, slot_ms: int, job: Job | None) -> bool:
+        """Take a schedule's slot and put its job in; False when the slot, or a later one, was taken before."""
+        k = self.keys
+        args = (schedule, slot_ms, self._own(job).id if job else "", job.encode() if job else b"")
+        return bool(scripts.fire(self._redis, (k.slots, k.jobs, k.dead, k.ready), args))
+
+    def _enqueue(self, batch: Sequence[tuple[str, bytes]], delay: float) -> Call[list[str]]:
+        k = self.keys
+        args = [_ms(delay), *(value for pair in batch for value in pair)]
+        return Call(scripts.enqueue, (k.jobs, k.runs, k.dead, k.ready, k.delayed), args, _texts)
+
+    def _own(self, job: Job) -> Job:
+        if job.queue != self.name:
+            raise BadJob(f"job {job.id} belongs to queue {job.queue!r}, not to {self.name!r}")
+        return job
+
+    # -- for workers: these moves are sent with `send`, several in one round trip -----------------------------------
+
+    def await_ready(self, worker: str, timeout: float) -> str | None:
+        """Wait up to `timeout` seconds for a job and move it to the worker's processing list; `claim` starts it."""
+        id = self._redis.blmove(self.keys.ready, self.keys.processing(worker), timeout, "RIGHT", "LEFT")  # type: ignore[arg-type]  # a float is allowed since 6.0
+        return _text(id) if isinstance(id, bytes) else None
+
+    def claim(self, worker: str, want: int, moved: Sequence[str] = ()) -> Call[list[Claimed]]:
+        """Start up to `want` jobs, and those that `await_ready` has `moved`."""
+        k = self.keys
+        args: list[Argument] = [want, secrets.token_hex(8), *moved]
+        return Call(scripts.claim, (k.ready, k.processing(worker), k.jobs, k.runs), args, _claimed)
+
+    def ack(self, worker: str, done: Iterable[tuple[str, str]]) -> Call[list[bool]]:
+        """End the `done` pairs of id and token; False for one whose lease was lost."""
+        k = self.keys
+        args = [value for pair in done for value in pair]
+        return Call(scripts.ack, (k.processing(worker), k.runs, k.jobs, k.errors, k.totals), args, _bools)
+
+    def fail(self, worker: str, claimed: Claimed, failure: Failure, *, attempts: int, delay: float) -> Call[str]:
+        """Try again in `delay` seconds, or lay it down when `attempts` are spent: "delayed", "dead" or "lost"."""
+        line = _line("A", failure, claimed, worker)
+        args = (claimed.id, claimed.token, attempts, _ms(delay), line, failure.record())
+        return Call(scripts.fail, self._down(worker, self.keys.delayed), args, _text)
+
+    def defer(self, worker: str, claimed: Claimed, failure: Failure, *, limit: float, delay: float) -> Call[str]:
+        """Run again in `delay` seconds at no cost, or lay it down when deferred for more than `limit` seconds."""
+        line = _line("D", failure, claimed, worker)
+        verdict = Failure(failure.error_class, f"{failure.reason}_too_long", failure.detail).record()
+        args = (claimed.id, claimed.token, _ms(limit), _ms(delay), line, verdict)
+        return Call(scripts.defer, self._down(worker, self.keys.delayed), args, _text)
+
+    def bury(self, worker: str, claimed: Claimed, failure: Failure) -> Call[str]:
+        """Lay it down as dead: "dead" or "lost"."""
+        args = (claimed.id, claimed.token, _line("A", failure, claimed, worker), failure.record())
+        return Call(scripts.bury, self._down(worker), args, _text)
+
+    def release(self, worker: str, held: Iterable[tuple[str, str]]) -> Call[int]:
+        """Give back pairs of id and token, unharmed; the token `EVERY_GHOST` stands for whatever a lost claim set."""
+        k = self.keys
+        args = [value for pair in held for value in pair]
+        return Call(scripts.release, (k.processing(worker), k.runs, k.ready), args, int)
+
+    def processing(self, worker: str) -> list[str]:
+        """Return the ids in a worker's processing list."""
+        return _texts(self._redis.lrange(self.keys.processing(worker), 0, -1))
+
+    def heartbeat(self, worker: str, info: Mapping[str, Argument]) -> bool:
+        """Renew the worker's lease; False when it had none: at the first beat, or because it was reaped."""
+        return bool(scripts.heartbeat(self._redis, (self.keys.workers,), (worker, orjson.dumps(dict(info)))))
+
+    def retire(self, worker: str) -> bool:
+        """Take the worker off the books; False when it still holds jobs, which the reaper then brings back."""
+        return bool(scripts.retire(self._redis, (self.keys.workers, self.keys.processing(worker)), (worker,)))
+
+    def _down(self, worker: str, *delayed: str) -> tuple[str, ...]:
+        k = self.keys
+        return (k.processing(worker), k.runs, k.errors, *delayed, k.dead, k.dead_index, k.totals)
+
+    # -- for whoever keeps the queue: time and the loss of workers --------------------------------------------------
+
+    def promote(self) -> tuple[int, float | None]:
+        """Make ready what is due; return how many moved, and the seconds until the next is due or None."""
+        k = self.keys
+        moved, wait_ms = scripts.promote(self._redis, (k.delayed, k.ready), (REAP,))
+        return moved, None if wait_ms < 0 else wait_ms / 1000
+
+    def reap(self, worker: str, beat: str, *, crashes: int) -> tuple[int, int, int] | None:
+        """Bring back up to `REAP` jobs of a worker whose beat stopped at `beat` ("" when it has no entry).
+
+        Return how many became ready, how many dead after too many `crashes`, and how many are left; None when the
+        worker has moved since, so that nothing was taken.
+        """
+        k = self.keys
+        keys = (k.workers, k.processing(worker), k.ready, k.runs, k.errors, k.dead, k.dead_index, k.totals)
+        line = b"A" + CRASH.record(worker=worker)
+        answer = scripts.reap(self._redis, keys, (worker, beat, crashes, line, CRASHES.record(), REAP))
+        return tuple(answer) if answer else None
+
+    def workers(self) -> list[WorkerEntry]:
+        """Return every worker run that has an entry."""
+        return [_entry(id, value) for id, value in self._redis.hgetall(self.keys.workers).items()]
+
+    def processing_lists(self, cursor: int = 0) -> tuple[int, list[str]]:
+        """Return one page of the worker runs that have a processing list, entry or not, and the next cursor."""
+        prefix = self.keys.processing("")
+        pattern = "".join(f"\\{c}" if c in "*?[]\\" else c for c in prefix) + "*"
+        cursor, keys = self._redis.scan(cursor, match=pattern, count=1000)
+        return cursor, [_text(key).removeprefix(prefix) for key in keys]
+
+    def last_slots(self) -> dict[str, int]:
+        """Return the last slot of each schedule, in ms."""
+        return {_text(name): int(slot) for name, slot in self._redis.hgetall(self.keys.slots).items()}
+
+    def now(self) -> float:
+        """Return the time of every due time and slot, Redis TIME, in seconds."""
+        seconds, micros = self._redis.time()
+        return seconds + micros / 1e6
+
+    # -- for people ------------------------------------------------------------------------------------------------
+
+    def where(self, ids: Sequence[str]) -> list[str | None]:
+        """Return the state of each id, None where there is no such job."""
+        k = self.keys
+        states: list[str | None] = []
+        for start in range(0, len(ids), BULK):
+            answer = scripts.where(self._redis, (k.jobs, k.runs, k.delayed, k.dead), ids[start : start + BULK])
+            states += [_text(state) or None for state in answer]
+        return states
+
+    def counts(self) -> dict[str, int]:
+        """Return how many jobs are in each state, and the totals since the queue began, read in one transaction."""
+        k = self.keys
+        lists = [k.processing(worker.id) for worker in self.workers()]
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.llen(k.ready)
+            pipe.zcard(k.delayed)
+            pipe.hlen(k.dead)
+            pipe.hgetall(k.totals)
+            for key in lists:
+                pipe.llen(key)
+            ready, delayed, dead, totals, *processing = pipe.execute()
+        counts = {"ready": ready, "processing": sum(processing), "delayed": delayed, "dead": dead}
+        return counts | {f"total_{_text(word)}": int(n) for word, n in totals.items()}
+
+    def dead_letter(self, id: str) -> DeadLetter | None:
+        """Return the dead letter of `id`, None when there is none."""
+        return next(iter(self._letters([id])), None)
+
+    def dead_letters(self, *, start: int = 0, count: int = 100) -> list[DeadLetter]:
+        """Return dead letters, newest first."""
+        ids = self._redis.zrevrange(self.keys.dead_index, start, start + count - 1)
+        return self._letters(_texts(ids))
+
+    def requeue(self, ids: Sequence[str]) -> list[int]:
+        """Make dead letters ready again, their attempts forgiven: 1 done, 0 not dead, -1 the job itself is missing."""
+        k = self.keys
+        return list(scripts.requeue(self._redis, (k.dead, k.dead_index, k.runs, k.jobs, k.ready), ids))
+
+    def remove(self, ids: Sequence[str]) -> list[bool]:
+        """Delete dead letters for good; False for an id that is not dead."""
+        k = self.keys
+        return _bools(scripts.remove(self._redis, (k.dead, k.dead_index, k.runs, k.jobs, k.errors), ids))
+
+    def _letters(self, ids: Sequence[str]) -> list[DeadLetter]:
+        if not ids:
+            return []
+        k = self.keys
+        with self._redis.pipeline(transaction=True) as pipe:
+            for key in (k.dead, k.jobs, k.errors):
+                pipe.hmget(key, ids)
+            pipe.zmscore(k.dead_index, list(ids))
+            columns = pipe.execute()
+        return [self._letter(*row) for row in zip(ids, *columns, strict=True) if row[1] is not None]
+
+    def _letter(
+        self, id: str, verdict: bytes, envelope: bytes | None, history: bytes | None, at_ms: float
+    ) -> DeadLetter:
+        fields = orjson.loads(verdict)
+        try:
+            job = Job.decode(envelope or b"", queue=self.name)
+        except BadJob:
+            job = None
+        errors = tuple(orjson.loads(line[1:]) for line in (history or b"").splitlines())
+        verdict_of = (fields["class"], fields["reason"], fields["detail"])
+        return DeadLetter(id, *verdict_of, (at_ms or 0) / 1000, job, envelope or b"", errors)
+
+    # -- one round trip --------------------------------------------------------------------------------------------
+
+    def send(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """Send all `calls` in one round trip and return their answers in order.
+
+        Each call is atomic, the whole is not: when this raises, each of them may have happened or not.
+        """
+        if len(calls) == 1:
+            call = calls[0]
+            return [call.read(call.script(self._redis, call.keys, call.args))]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for call in calls:
+                pipe.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
+            answers = pipe.execute(raise_on_error=False)
+        return [call.read(self._settled(call, answer)) for call, answer in zip(calls, answers, strict=True)]
+
+    def _settled(self, call: Call[Any], answer: Any) -> Any:
+        if isinstance(answer, NoScriptError):
+            return call.script(self._redis, call.keys, call.args)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
+
+
+def _text(value: Any) -> str:
+    # redis-py types every answer as bytes or str; a client made by `connect` returns bytes.
+    # Foreign bytes in a list must not stop the loop that meets them.
+    return str(value, "utf-8", "surrogateescape")
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    return [_text(value) for value in values]
+
+
+def _bools(values: Iterable[int]) -> list[bool]:
+    return [value == 1 for value in values]
+
+
+def _claimed(flat: Sequence[Any]) -> list[Claimed]:
+    return [
+        Claimed(_text(flat[i]), _text(flat[i + 1]), flat[i + 2], flat[i + 3], flat[i + 4])
+        for i in range(0, len(flat), 5)
+    ]
+
+
+def _line(tag: str, failure: Failure, claimed: Claimed, worker: str) -> bytes:
+    return tag.encode() + failure.record(attempt=claimed.attempts + 1, worker=worker)
+
+
+def _entry(id: Any, value: Any) -> WorkerEntry:
+    beat, _, info = value.partition(b" ")
+    return WorkerEntry(_text(id), _text(beat), orjson.loads(info))

@@ -1,0 +1,116 @@
+"""The connection to Redis, and what a Redis must be to keep the promises."""
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from redisq.config import Settings
+from redisq.errors import UnfitServer
+
+OLDEST = (6, 2)
+COMMAND_TIMEOUT = 2.0
+_CONNECT_TIMEOUT = 2.0
+
+
+def connect(settings: Settings, *, timeout: float = COMMAND_TIMEOUT) -> "Redis":
+    """Return a client whose every call ends within about `timeout` seconds and is sent once.
+
+    redis-py by default sends a command again when its reply is lost. For a queue that is wrong: the second
+    BLMOVE takes a second job and the first is forgotten. Repeating is left to callers who know what they repeat.
+    """
+    return Redis.from_url(
+        settings.redis_url,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=timeout,
+        socket_connect_timeout=_CONNECT_TIMEOUT,
+        socket_keepalive=True,
+        health_check_interval=0,
+        encoding_errors="surrogateescape",  # an id that is no UTF-8 must come back as it came
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of `redisq doctor`."""
+
+    level: Literal["ok", "warning", "failed"]
+    subject: str
+    text: str
+
+
+def inspect_server(client: "Redis") -> list[Finding]:
+    """Return what is right and wrong with this Redis. Raise `redis.RedisError` when it does not answer."""
+    info: dict[str, Any] = client.info()
+    return [_version(info), _eviction(info), *_memory(info), _persistence(info), _role(info), _clock(client)]
+
+
+def require_fit(client: "Redis") -> None:
+    """Raise `UnfitServer` when the promises cannot be kept on this Redis."""
+    info: dict[str, Any] = client.info()
+    for finding in (_version(info), _eviction(info)):
+        if finding.level == "failed":
+            raise UnfitServer(finding.text)
+
+
+def _version(info: dict[str, Any]) -> Finding:
+    name = "valkey" if "valkey_version" in info else "redis"
+    version = str(info.get(f"{name}_version", "0"))
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST:
+        return Finding("failed", "redis version", f"{name} {version} is too old: BLMOVE needs 6.2")
+    return Finding("ok", "redis version", f"{name} {version}")
+
+
+def _eviction(info: dict[str, Any]) -> Finding:
+    policy = info.get("maxmemory_policy")
+    if policy != "noeviction":
+        text = f"maxmemory-policy is {policy}: Redis would drop jobs in silence; set it to noeviction"
+        return Finding("failed", "eviction", text)
+    return Finding("ok", "eviction", "maxmemory-policy is noeviction")
+
+
+def _memory(info: dict[str, Any]) -> list[Finding]:
+    used, limit = info["used_memory"], info.get("maxmemory", 0)
+    if not limit:
+        return [Finding("warning", "memory", "maxmemory is not set: Redis grows until the system stops it")]
+    level: Literal["ok", "warning"] = "warning" if used > 0.8 * limit else "ok"
+    return [Finding(level, "memory", f"{used / 2**20:.0f} of {limit / 2**20:.0f} MiB used")]
+
+
+def _persistence(info: dict[str, Any]) -> Finding:
+    if not info.get("aof_enabled"):
+        return Finding(
+            "warning", "persistence", "AOF is off: a crash of Redis loses what was queued; set appendonly yes"
+        )
+    if info.get("aof_last_write_status") != "ok":
+        return Finding("failed", "persistence", "the last write to the AOF failed: see the log of Redis and its disk")
+    return Finding("ok", "persistence", "AOF is on")
+
+
+def _role(info: dict[str, Any]) -> Finding:
+    if info.get("role") != "master":
+        return Finding(
+            "failed", "role", "this Redis is a replica and refuses writes: point REDISQ_REDIS_URL at its master"
+        )
+    return Finding("ok", "role", f"master with {info.get('connected_slaves', 0)} replicas")
+
+
+def _clock(client: "Redis") -> Finding:
+    before = time.time()
+    seconds, micros = client.time()
+    skew = seconds + micros / 1e6 - (before + time.time()) / 2
+    if abs(skew) > 2:
+        return Finding("warning", "clock", f"the clock of Redis is {skew:+.1f} s from this machine's: run NTP on both")
+    return Finding("ok", "clock", f"within {abs(skew):.1f} s of Redis")
+
+
+def describe(error: Exception) -> str:
+    """Return the cause of a failed call in one line."""
+    text = str(error) or type(error).__name__
+    return text.splitlines()[0] if isinstance(error, RedisError) else f"{type(error).__name__}: {text.splitlines()[0]}"

@@ -1,0 +1,210 @@
+"""A worker or a scheduler as a service: signals, sd_notify, logs, and waiting for Redis."""
+
+import argparse
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from pythonjsonlogger.orjson import OrjsonFormatter
+from redis.exceptions import RedisError
+
+from redisq.config import Settings
+from redisq.cron import Schedule, load_schedules
+from redisq.errors import RedisqError, UnfitServer
+from redisq.job import Registry
+from redisq.keys import check_name
+from redisq.queue import Queue
+from redisq.redaction import redact
+from redisq.scheduler import Clockwork, Keeper, Scheduler, check_schedules
+from redisq.server import connect, describe, require_fit
+from redisq.worker import Worker
+
+log = logging.getLogger("redisq.service")
+
+
+class Notifier:
+    """Tells systemd what the process does: one datagram a message (sd_notify(3)); without systemd it does nothing."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._interval = int(environ.get("WATCHDOG_USEC", "0")) / 2e6
+        self._fed = 0.0
+        self._status = ""
+
+    def ready(self) -> None:
+        """Say that the service does its work from now on."""
+        self._send("READY=1")
+
+    def stopping(self) -> None:
+        """Say that the service has begun to stop."""
+        self._send("STOPPING=1")
+
+    def status(self, text: str) -> None:
+        """Show `text` in `systemctl status`."""
+        if text != self._status:
+            self._status = text
+            self._send(f"STATUS={text}")
+
+    def progress(self) -> None:
+        """Feed the watchdog. Called by the loop whose progress is the service's life, and by nothing else."""
+        now = time.monotonic()
+        if self._interval and now - self._fed >= self._interval / 2:
+            self._fed = now
+            self._send("WATCHDOG=1")
+
+    def _send(self, message: str) -> None:
+        if not self._address:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
+                link.connect(self._address)
+                link.sendall(message.encode())
+        except OSError as error:
+            log.warning("systemd does not listen", extra={"cause": describe(error)})
+
+
+class _Redacted(OrjsonFormatter):
+    def process_log_record(self, log_data: dict[str, object]) -> dict[str, object]:
+        return {name: redact(text) if isinstance(text, str) else text for name, text in log_data.items()}
+
+
+def log_json(level: str) -> None:
+    """Write every log record to stderr as one JSON line, redacted."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _Redacted(
+            "{asctime}{levelname}{name}{message}", style="{", rename_fields={"asctime": "time", "levelname": "level"}
+        )
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    # One line a request would drown the job lines, and a URL is no place to trust.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+
+
+def _wait_for_redis(
+    prepare: Callable[[], None], notifier: Notifier, settings: Settings, stopping: threading.Event
+) -> bool:
+    """Repeat `prepare` until Redis answers; False when told to stop before that."""
+    said, wait = "", 0.1
+    while not stopping.is_set():
+        try:
+            prepare()
+        except (RedisError, UnfitServer) as error:
+            cause = describe(error)
+            if cause != said:
+                log.warning("waiting for redis", extra={"address": settings.redis_address, "cause": cause})
+                notifier.status(f"waiting for redis at {settings.redis_address}: {redact(cause, 200)}")
+                said = cause
+        else:
+            return True
+        notifier.progress()
+        stopping.wait(wait)
+        wait = min(2.0, wait * 2)
+    return False
+
+
+class _Told:
+    """Tells systemd what the worker's claim loop does."""
+
+    def __init__(self, notifier: Notifier, queue: str, healthy: Callable[[], bool]) -> None:
+        self._notifier, self._queue, self._healthy = notifier, queue, healthy
+        self._stopping = False
+
+    def turned(self, *, running: int, slots: int, draining: bool, connected: bool) -> None:
+        if draining and not self._stopping:
+            self._stopping = True
+            self._notifier.stopping()
+        state = "draining" if draining else "working" if connected else "waiting for redis"
+        self._notifier.status(f"{state}: {running} of {slots} slots of queue {self._queue} run a job")
+        if self._healthy():
+            self._notifier.progress()
+
+
+def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
+    """Run one worker until a signal; return the exit code: 0 drained, 1 must be restarted, 2 bad settings."""
+    parser = argparse.ArgumentParser(description="Run one worker. Settings come from the environment; see the README.")
+    parser.add_argument("--queue", default="default", help="QUEUE, or QUEUE:N for the Nth worker of a queue")
+    queue_name = parser.parse_args(argv).queue.partition(":")[0]
+    try:
+        check_name(queue_name, "queue")
+        settings = Settings.from_environment()
+    except RedisqError as error:
+        print(f"worker: {error}", file=sys.stderr)  # noqa: T201  # there is no log yet
+        return 2
+    faulthandler.enable()  # a watchdog's SIGABRT then leaves the stack of every thread in the journal
+    log_json(settings.log_level)
+    notifier = Notifier()
+    keeper = Scheduler([Keeper(Queue(connect(settings), queue_name, settings.prefix), settings.lease)])
+    keeping = threading.Thread(target=keeper.run, name="keeper", daemon=True)
+    told = _Told(notifier, queue_name, lambda: worker.healthy() and keeping.is_alive())
+    worker = Worker(queue_name, registry, settings, lambda timeout: connect(settings, timeout=timeout), told)
+    stopping = threading.Event()
+
+    def stop() -> None:
+        stopping.set()
+        worker.stop()
+
+    _on_signals(stop)
+    if not _wait_for_redis(worker.prepare, notifier, settings, stopping):
+        return 0
+    keeping.start()
+    notifier.ready()
+    code = worker.run()
+    keeper.stop()
+    return code
+
+
+def scheduler_main(registry: Registry, schedules: Sequence[Schedule], argv: Sequence[str] | None = None) -> int:
+    """Run one scheduler until a signal; return the exit code: 0 stopped, 2 bad settings.
+
+    `schedules` are the application's own; the file that `REDISQ_SCHEDULES` names replaces them.
+    """
+    argparse.ArgumentParser(description="Run one scheduler. Settings come from the environment.").parse_args(argv)
+    try:
+        settings = Settings.from_environment()
+        schedules = load_schedules(Path(settings.schedules)) if settings.schedules else schedules
+        check_schedules(schedules, registry)
+    except RedisqError as error:
+        print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201  # there is no log yet
+        return 2
+    faulthandler.enable()
+    log_json(settings.log_level)
+    notifier = Notifier()
+    client = connect(settings)
+    queues = [Queue(client, name, settings.prefix) for name in registry.queues]
+    scheduler = Scheduler([Keeper(queue, settings.lease) for queue in queues], Clockwork(queues, schedules, registry))
+    stopping = threading.Event()
+    scheduling = threading.Thread(target=scheduler.run, name="scheduler", daemon=True)
+    _on_signals(stopping.set)
+    if not _wait_for_redis(lambda: require_fit(client), notifier, settings, stopping):
+        return 0
+    log.info("scheduler started", extra={"queues": list(registry.queues), "schedules": len(schedules)})
+    scheduling.start()
+    notifier.ready()
+    while not stopping.wait(0.5) and scheduling.is_alive():
+        notifier.status(f"{'keeping' if scheduler.connected else 'waiting for redis, for'} {len(queues)} queues")
+        if time.monotonic() - scheduler.ticked < 10:  # its slowest honest tick: a few timeouts of a frozen Redis
+            notifier.progress()
+    notifier.stopping()
+    scheduler.stop()
+    scheduling.join(timeout=10)
+    log.info("scheduler stopped")
+    return 0 if stopping.is_set() else 1

@@ -1,0 +1,143 @@
+"""The threads that run handlers, and what became of each run."""
+
+import ctypes
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+from redisq.errors import BadPayload, Defer, Permanent, Retry, TimeLimitExceeded
+from redisq.job import Delivery, Job, Kind
+from redisq.queue import Claimed, Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The handler returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An attempt is spent; `after` seconds at least until the next."""
+
+    failure: Failure
+    after: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Not now; no attempt is spent."""
+
+    failure: Failure
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """No further attempt can help."""
+
+    failure: Failure
+
+
+Outcome = Done | Failed | Deferred | Doomed
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """Return what an exception out of a handler asks for; all that is not an `Ask` counts as transient."""
+    match error:
+        case Permanent():
+            return Doomed(Failure("permanent", error.reason, error.detail))
+        case Defer():
+            return Deferred(Failure("defer", error.reason, error.detail), error.after)
+        case Retry():
+            return Failed(Failure("transient", error.reason, error.detail), error.after)
+        case BadPayload():
+            return Doomed(Failure("permanent", "bad_payload", str(error)))
+        case TimeLimitExceeded():
+            return Failed(Failure("timeout", "time_limit", str(error)))
+    lines = "".join(traceback.format_exception(error))
+    return Failed(Failure("transient", type(error).__name__, str(error), lines))
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """One delivery in this worker's hands, from the claim until Redis has answered its settlement."""
+
+    claimed: Claimed
+    claimed_at: float
+    epoch: int
+    job: Job | None = None
+    kind: Kind[Any] | None = None
+    delivery: Delivery | None = None
+    started: float = 0.0
+    thread: int | None = None  # of the slot, while the handler runs; guarded by `Slots.lock`
+    told: float | None = None  # when the handler was told that its time is up
+    duration: float = 0.0
+    outcome: Outcome | None = None
+    sent: int = 0  # how many times a settlement was tried
+
+
+class Slots:
+    """The threads that run handlers. A handler past its time limit gets `TimeLimitExceeded` raised in its thread."""
+
+    def __init__(self, count: int, report: Callable[[Run], None]) -> None:
+        self.count = count
+        self.lock = threading.Lock()  # protects Run.thread and Run.told: a late exception must not hit the next job
+        self._inbox: SimpleQueue[Run] = SimpleQueue()
+        self._report = report
+        for number in range(count):
+            threading.Thread(target=self._work, name=f"slot-{number}", daemon=True).start()
+
+    def start(self, run: Run) -> None:
+        """Hand `run` to a free slot."""
+        self._inbox.put(run)
+
+    def interrupt(self, run: Run, now: float) -> bool:
+        """Raise `TimeLimitExceeded` in the handler of `run`; False when it has come back by itself."""
+        with self.lock:
+            if run.thread is None:
+                return False
+            run.told = now
+            _raise_in(run.thread, TimeLimitExceeded)
+            return True
+
+    def _work(self) -> None:
+        while True:
+            run = self._inbox.get()
+            run.outcome = self._outcome(run)
+            run.duration = time.monotonic() - run.started
+            self._report(run)
+
+    def _outcome(self, run: Run) -> Outcome:
+        assert run.kind is not None and run.job is not None and run.delivery is not None  # noqa: PT018  # one fact
+        try:
+            try:
+                self._begin(run)
+                run.kind.handler(run.kind.read(run.job), run.delivery)
+            finally:
+                self._end(run)
+        except TimeLimitExceeded:
+            self._end(run)  # it may have struck inside the first one
+            return outcome_of(TimeLimitExceeded(f"ran longer than {run.kind.time_limit:g} s"))
+        except BaseException as error:  # noqa: BLE001  # whatever a handler raises, even SystemExit, is its job's outcome
+            return outcome_of(error)
+        return Done()
+
+    def _begin(self, run: Run) -> None:
+        with self.lock:
+            run.started = time.monotonic()
+            run.thread = threading.get_ident()
+
+    def _end(self, run: Run) -> None:
+        with self.lock:
+            if run.thread is not None and run.told is not None:
+                _raise_in(run.thread, None)  # told, but not yet raised: take it back
+            run.thread = None
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    target = ctypes.py_object(error) if error else None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), target)

@@ -1,0 +1,425 @@
+"""One worker run: claims jobs, has them run in slots, settles what became of them.
+
+The *claim loop* (the caller of `run`) is the only one that decides: it claims, settles and watches time limits, one
+round trip a turn. *Slots* run handlers. The *doorbell* waits in BLMOVE while there is nothing to do. The *pulse*
+renews the lease. They speak to the claim loop through one queue of events.
+"""
+
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from redis import Redis
+from redis.exceptions import OutOfMemoryError, RedisError
+
+from redisq.config import Settings
+from redisq.errors import BadJob, NewerEnvelope, UnknownKind
+from redisq.job import Delivery, Job, Registry
+from redisq.lease import Pulse
+from redisq.queue import EVERY_GHOST, Call, Claimed, Failure, Queue
+from redisq.server import describe, require_fit
+from redisq.slots import Deferred, Done, Doomed, Failed, Outcome, Run, Slots
+
+WAIT = 2.0  # seconds of one BLMOVE: short, so that a worker drains quickly
+TURN = 0.5  # seconds between turns with nothing to do: time limits are this sharp
+SWEEP = 5.0  # seconds between looks for ghosts
+RETURN = 5.0  # seconds a handler has to come back after its time limit
+PARK = 60.0  # seconds between looks at a job that this release does not know
+PARK_LIMIT = 24 * 3600.0  # seconds until such a job is dead
+
+log = logging.getLogger("redisq.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Rang:
+    """The doorbell came back: with a job, with nothing, or with an error."""
+
+    id: str | None = None
+    error: RedisError | None = None
+
+
+class Woken:
+    """Somebody wants the loop to look around: a signal, or a heartbeat."""
+
+
+Event = Run | Rang | Woken
+
+
+class Doorbell:
+    """Waits in BLMOVE, once for each time it is asked, on a connection of its own."""
+
+    def __init__(self, queue: Queue, worker: str, report: Callable[[Rang], None]) -> None:
+        self.waiting = False  # written and read by the claim loop only
+        self._queue, self._worker, self._report = queue, worker, report
+        self._asked: SimpleQueue[None] = SimpleQueue()
+        threading.Thread(target=self._listen, name="doorbell", daemon=True).start()
+
+    def ask(self) -> None:
+        """Begin to wait; one `Rang` will be reported."""
+        self.waiting = True
+        self._asked.put(None)
+
+    def _listen(self) -> None:
+        while True:
+            self._asked.get()
+            try:
+                rang = Rang(self._queue.await_ready(self._worker, WAIT))
+            except RedisError as error:
+                rang = Rang(error=error)
+            self._report(rang)
+
+
+class Observer(Protocol):
+    """Whoever watches a worker: the service tells systemd."""
+
+    def turned(self, *, running: int, slots: int, draining: bool, connected: bool) -> None:
+        """The claim loop has gone round once more."""
+
+
+@dataclass(slots=True)
+class Outage:
+    """How long Redis has been away, and when to knock again: capped, with jitter, never spinning."""
+
+    since: float | None = None
+    retry_at: float = 0.0
+    _wait: float = field(default=0.0)
+
+    def begin(self, now: float) -> bool:
+        """Note one more failure; True for the first."""
+        first, self.since = self.since is None, self.since or now
+        self._wait = min(2.0, self._wait * 2 or 0.05)
+        self.retry_at = now + self._wait * random.uniform(0.5, 1.0)
+        return first
+
+    def end(self, now: float) -> float | None:
+        """Note that Redis answers; return the seconds it was away, None when it was not."""
+        away = None if self.since is None else now - self.since
+        self.since, self._wait, self.retry_at = None, 0.0, 0.0
+        return away
+
+
+class Worker:
+    """One run of a worker on one queue. Make it, `run` it, and `stop` it from a signal handler or another thread."""
+
+    def __init__(
+        self,
+        queue_name: str,
+        registry: Registry,
+        settings: Settings,
+        connect: Callable[[float], Redis],
+        observer: Observer,
+    ) -> None:
+        self.id = f"{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}"
+        self._registry, self._settings, self._observer = registry, settings, observer
+        self._clients = [connect(2.0), connect(WAIT + 2.0), connect(2.0)]
+        command, blocking, beating = (Queue(client, queue_name, settings.prefix) for client in self._clients)
+        self._queue = command
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._held: dict[str, Run] = {}  # by token
+        self._unsettled: list[Run] = []
+        self._moved: list[str] = []  # by the doorbell, not yet started
+        self._lost_slots = 0  # whose handler never came back
+        self._outage = Outage()
+        self._sweep_at = 0.0
+        self._hungry = True  # the last claim did not fill the slots
+        self._stops = 0
+        self._deadline = float("inf")
+        self._slots = Slots(settings.slots, self._events.put)
+        self._doorbell = Doorbell(blocking, self.id, self._events.put)
+        info: dict[str, str | int | float] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "slots": settings.slots,
+            "lease": settings.lease,
+            "started": round(time.time(), 3),
+        }
+        self._pulse = Pulse(beating, self.id, info, settings.lease, self._wake)
+
+    # -- for the service -------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Begin to drain; a second call hands back at once what still runs. Safe in a signal handler."""
+        self._stops += 1
+        self._wake()
+
+    def healthy(self) -> bool:
+        """Return whether the heartbeat thread still runs, whatever Redis does."""
+        return self._pulse.alive()
+
+    def prepare(self) -> None:
+        """Take the lease. Raise `UnfitServer` for a Redis that may lose jobs, `redis.RedisError` when it is away."""
+        require_fit(self._clients[0])
+        self._pulse.start()
+
+    def run(self) -> int:
+        """Work until stopped and return the exit code: 0 after a drain, 1 when a handler never came back."""
+        log.info("worker started", extra={"worker": self.id, "queue": self._queue.name, "slots": self._slots.count})
+        while not self._finished():
+            self._gather()
+            self._turn()
+        self._leave()
+        return 1 if self._lost_slots else 0
+
+    # -- the claim loop --------------------------------------------------------------------------------------------
+
+    def _gather(self) -> None:
+        """Wait for an event, or for a turn's length, and take in all that has come."""
+        try:
+            self._take(self._events.get(timeout=TURN))
+            while True:
+                self._take(self._events.get_nowait())
+        except Empty:
+            return
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Run() if event.claimed.token in self._held:
+                self._unsettled.append(event)
+            case Run():
+                log.warning("a handler came back too late", extra=self._fields(event))
+            case Rang():
+                self._doorbell.waiting = False
+                self._hungry = True
+                # A job that may not start any more stays in our list, and is given back from there.
+                if event.id is not None and self._may_start():
+                    self._moved.append(event.id)
+                if event.error and not isinstance(event.error, OutOfMemoryError):
+                    self._lose_redis(event.error)
+
+    def _turn(self) -> None:
+        """Settle what ended and claim what can start, in one round trip; then ring for more, or look for ghosts."""
+        now = time.monotonic()
+        self._begin_to_drain(now)
+        self._watch_limits(now)
+        if self._outage.retry_at <= now:
+            try:
+                self._exchange(now)
+                self._sweep(now)
+                self._ring()
+            except RedisError as error:
+                self._lose_redis(error)
+        self._observer.turned(
+            running=len(self._held),
+            slots=self._slots.count,
+            draining=self._stops > 0,
+            connected=self._outage.since is None,
+        )
+
+    def _exchange(self, now: float) -> None:
+        want = self._wanted()
+        settled, self._unsettled = self._unsettled, []
+        calls = self._settlements(settled)
+        if self._moved or want:
+            calls.append(self._queue.claim(self.id, want, self._moved))
+        if not calls:
+            return
+        epoch = self._pulse.epoch
+        try:
+            answers = self._queue.send(calls)
+        except RedisError:
+            self._unsettled = settled + self._unsettled
+            self._moved.clear()  # whatever they became, they are ghosts now
+            self._sweep_at = 0.0
+            raise
+        self._find_redis(now)
+        if self._moved or want:
+            claimed: list[Claimed] = answers.pop()
+            self._hungry = len(claimed) < want + len(self._moved)
+            self._moved.clear()
+            for delivery in claimed:
+                self._begin(Run(delivery, now, epoch))
+        self._forget(settled, answers)
+
+    def _wanted(self) -> int:
+        """Return how many jobs could start at once. While the doorbell waits, nothing is ready and one place is its."""
+        if self._doorbell.waiting or not self._may_start():
+            return 0
+        busy = len(self._held) - len(self._unsettled) + self._lost_slots
+        return max(0, self._slots.count - busy - len(self._moved))
+
+    def _may_start(self) -> bool:
+        return not self._stops and self._pulse.holds(self._pulse.epoch)
+
+    def _ring(self) -> None:
+        """Wait for the next job when the last claim found too few."""
+        if self._hungry and not self._doorbell.waiting and self._wanted() > 0:
+            self._doorbell.ask()
+
+    def _sweep(self, now: float) -> None:
+        """Give back the ids in our own list that we do not hold: a reply was lost between Redis and us.
+
+        Only while no claim of ours is in the air, else the claim's own ids would look like ghosts.
+        """
+        if now < self._sweep_at or self._doorbell.waiting or self._moved:
+            return
+        self._sweep_at = now + SWEEP
+        held = {run.claimed.id for run in self._held.values()}
+        ghosts = [id for id in self._queue.processing(self.id) if id not in held]
+        self._find_redis(now)
+        if ghosts:
+            self._queue.send([self._queue.release(self.id, [(id, EVERY_GHOST) for id in ghosts])])
+            log.warning("gave back jobs whose claim was never answered", extra={"worker": self.id, "jobs": len(ghosts)})
+
+    # -- beginning a run -------------------------------------------------------------------------------------------
+
+    def _begin(self, run: Run) -> None:
+        self._held[run.claimed.token] = run
+        trouble = self._read(run)
+        if trouble:
+            run.outcome = trouble
+            self._events.put(run)
+        else:
+            self._slots.start(run)
+
+    def _read(self, run: Run) -> Outcome | None:
+        """Read the envelope into `run`; what cannot be run is parked for a later release, or buried."""
+        claimed, queue = run.claimed, self._queue.name
+        try:
+            if not claimed.envelope:
+                return Doomed(Failure("unreadable", "no_body", "the queue holds this id, but no job of that name"))
+            run.job = Job.decode(claimed.envelope, queue=queue)
+            run.kind = self._registry[run.job.kind]
+        except (UnknownKind, NewerEnvelope) as error:
+            reason = "unknown_kind" if isinstance(error, UnknownKind) else "newer_envelope"
+            return Deferred(Failure("parked", reason, str(error)), PARK)
+        except BadJob as error:
+            return Doomed(Failure("unreadable", "bad_envelope", str(error)))
+        epoch = run.epoch
+        run.delivery = Delivery(
+            run.job,
+            claimed.attempts + 1,
+            claimed.attempts + 1 >= run.kind.attempts,
+            self.id,
+            claimed.token,
+            self._registry.context(run.job),
+            lambda: self._pulse.holds(epoch),
+        )
+        return None
+
+    def _watch_limits(self, now: float) -> None:
+        for run in list(self._held.values()):
+            if run.kind is None or run.thread is None:
+                continue
+            if run.told is None:
+                if now - run.started > run.kind.time_limit:
+                    self._slots.interrupt(run, now)
+            elif now - run.told > RETURN and run.outcome is None:
+                self._give_up(run)
+
+    def _give_up(self, run: Run) -> None:
+        """Record a handler that does not come back, and leave: its thread cannot be ended, its process can."""
+        log.error("a handler does not come back; the worker drains and restarts", extra=self._fields(run))
+        run.outcome = Failed(Failure("timeout", "never_returned", "did not come back after its time limit"))
+        run.duration = time.monotonic() - run.started
+        self._unsettled.append(run)
+        self._lost_slots += 1
+        self._stops = max(self._stops, 1)
+
+    # -- settling --------------------------------------------------------------------------------------------------
+
+    def _settlements(self, runs: list[Run]) -> list[Call[Any]]:
+        """Return the calls that settle `runs`: one for all that are done, one for each other."""
+        for run in runs:
+            run.sent += 1
+        done = [(run.claimed.id, run.claimed.token) for run in runs if isinstance(run.outcome, Done)]
+        calls: list[Call[Any]] = [self._queue.ack(self.id, done)] if done else []
+        return calls + [self._settlement(run) for run in runs if not isinstance(run.outcome, Done)]
+
+    def _settlement(self, run: Run) -> Call[str]:
+        match run.outcome:
+            case Failed(failure, after):
+                kind = run.kind
+                assert kind is not None
+                delay = max(after, kind.backoff.delay(run.claimed.attempts + 1))
+                return self._queue.fail(self.id, run.claimed, failure, attempts=kind.attempts, delay=delay)
+            case Deferred(failure, after):
+                limit = run.kind.defer_limit if run.kind else PARK_LIMIT
+                return self._queue.defer(self.id, run.claimed, failure, limit=limit, delay=after)
+            case Doomed(failure):
+                return self._queue.bury(self.id, run.claimed, failure)
+        raise AssertionError(run.outcome)
+
+    def _forget(self, runs: list[Run], answers: list[Any]) -> None:
+        """Let go of `runs` now that Redis has answered."""
+        done = [run for run in runs if isinstance(run.outcome, Done)]
+        others = [run for run in runs if not isinstance(run.outcome, Done)]
+        acked = answers.pop(0) if done else []
+        for run, kept in zip(done, acked, strict=True):
+            self._log_end(run, "done" if kept else "lost")
+        for run, where in zip(others, answers, strict=True):
+            self._log_end(run, where)
+        for run in runs:
+            del self._held[run.claimed.token]
+
+    def _log_end(self, run: Run, where: str) -> None:
+        fields = self._fields(run) | {"outcome": where}
+        match run.outcome:
+            case Failed(failure) | Deferred(failure) | Doomed(failure):
+                fields |= {"class": failure.error_class, "reason": failure.reason, "detail": failure.detail}
+        if where == "lost" and run.sent > 1:
+            where = fields["outcome"] = "lost_or_settled_before"  # the first reply was lost, so this cannot be told
+        level = {"done": logging.INFO, "dead": logging.ERROR}.get(where, logging.WARNING)
+        log.log(level, f"job {where}", extra=fields)
+
+    def _fields(self, run: Run) -> dict[str, Any]:
+        return {
+            **self._registry.context(run.job),
+            "jobId": run.claimed.id,
+            "queue": self._queue.name,
+            "kind": run.job.kind if run.job else None,
+            "attempt": run.claimed.attempts + 1,
+            "worker": self.id,
+            "duration": round(run.duration, 6),
+            "class": None,
+        }
+
+    # -- outages and the end ---------------------------------------------------------------------------------------
+
+    def _lose_redis(self, error: RedisError) -> None:
+        self._sweep_at = 0.0
+        if self._outage.begin(time.monotonic()):
+            log.warning("redis is away", extra={"worker": self.id, "cause": describe(error)})
+
+    def _find_redis(self, now: float) -> None:
+        away = self._outage.end(now)
+        if away is not None:
+            log.warning("redis is back", extra={"worker": self.id, "away": round(away, 3)})
+
+    def _begin_to_drain(self, now: float) -> None:
+        if self._stops and self._deadline == float("inf"):
+            self._deadline = now + self._settings.grace
+            log.info("worker drains", extra={"worker": self.id, "running": len(self._held)})
+        if self._stops > 1:
+            self._deadline = min(self._deadline, now)
+
+    def _finished(self) -> bool:
+        if not self._stops:
+            return False
+        if time.monotonic() >= self._deadline:
+            return True
+        return not self._held and not self._doorbell.waiting
+
+    def _leave(self) -> None:
+        """Hand back what is left, unharmed, and sign off. What cannot be handed back is the reaper's."""
+        left = [(run.claimed.id, run.claimed.token) for run in self._held.values()]
+        self._held.clear()
+        self._pulse.stop()
+        try:
+            held = set(self._queue.processing(self.id)) - {id for id, _ in left}
+            back = left + [(id, EVERY_GHOST) for id in held]
+            released = self._queue.send([self._queue.release(self.id, back)])[0] if back else 0
+            self._queue.retire(self.id)
+        except RedisError as error:
+            log.warning("worker left without signing off", extra={"worker": self.id, "cause": describe(error)})
+        else:
+            log.info("worker stopped", extra={"worker": self.id, "released": released})
+
+    def _wake(self) -> None:
+        self._events.put(Woken())
