@@ -1,0 +1,144 @@
+"""What ingest asks of a provider: one page, some days, some metrics, and what comes back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, Literal, Protocol
+from zoneinfo import ZoneInfo
+
+Additivity = Literal["sum", "level", "none", "ratio"]
+Status = Literal["value", "no_data", "pending", "unsupported"]
+Scope = Literal["app", "user", "page"]
+ErrorClass = Literal["transient", "rate_limited", "permanent"]
+
+_DETAIL_BYTES = 2000
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number published per page and day; `valid_from` and `valid_to` are its first and last day."""
+
+    name: str
+    additivity: Additivity
+    valid_from: date | None = None
+    valid_to: date | None = None
+
+    def covers(self, day: date) -> bool:
+        """Tell whether the provider has this metric for `day`."""
+        return (self.valid_from or date.min) <= day <= (self.valid_to or date.max)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An integration as a provider sees it. The token never shows in a repr."""
+
+    integration_id: str
+    organization_id: str
+    provider: str
+    page_id: str
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the provider said about one metric on one day; `value` is set exactly when `status` is "value".
+
+    no_data: a finished day without a number. pending: not published yet. unsupported: the provider has no
+    such metric (any more). `breakdown` holds the parts of a value that is a sum, ready for JSON.
+    `source_end_time` is the provider's own timestamp of the day, the proof that `day` is right.
+    """
+
+    metric: str
+    day: date
+    status: Status
+    value: Decimal | None = None
+    breakdown: dict[str, Any] | None = None
+    source_end_time: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if (self.status == "value") != (self.value is not None):
+            raise ValueError(f"{self.metric} on {self.day}: {self.status} with value {self.value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A provider's request to leave it alone for `blocked_for` seconds.
+
+    `key` says whom it concerns: for scope "app" the provider's name, for "page" the page id, for "user" the
+    integration id (the person behind a page token is not known, so such a gate reaches no other page).
+    `source` is the header or error code it came from.
+    """
+
+    scope: Scope
+    key: str
+    blocked_for: float
+    usage_pct: float | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One reading for every asked metric and day, the moment of asking (UTC), and what it cost."""
+
+    readings: tuple[Reading, ...]
+    fetched_at: datetime
+    gates: tuple[Gate, ...] = ()
+    calls: int = 0
+
+
+class ProviderError(Exception):
+    """A page that could not be read.
+
+    `reason` is a short machine word; `detail` one line for people, at most 2 kB, without control characters.
+    The provider that raises it has taken every secret out. `needs_reconnect` means that only the owner of
+    the page can help: by connecting it anew, or by giving a right back.
+    """
+
+    def __init__(
+        self,
+        error_class: ErrorClass,
+        reason: str,
+        detail: str = "",
+        *,
+        code: int | None = None,
+        subcode: int | None = None,
+        http_status: int | None = None,
+        trace_id: str | None = None,
+        needs_reconnect: bool = False,
+        gates: tuple[Gate, ...] = (),
+    ) -> None:
+        self.error_class: ErrorClass = error_class
+        self.reason = reason
+        self.detail = printable(detail)
+        self.code = code
+        self.subcode = subcode
+        self.http_status = http_status
+        self.trace_id = printable(trace_id) if trace_id else None
+        self.needs_reconnect = needs_reconnect
+        self.gates = gates
+        super().__init__(f"{error_class}/{reason}: {self.detail}".removesuffix(": "))
+
+
+class Provider(Protocol):
+    """Reads pages. One object serves all slots of a worker at the same time."""
+
+    name: str
+    day_zone: ZoneInfo
+
+    def read(self, page: Page, days: Sequence[date], metrics: Sequence[Metric]) -> Answer:
+        """Return one reading for each metric and day (days of `day_zone`), or raise ProviderError."""
+
+    def close(self) -> None:
+        """Let go of connections; a second call does nothing."""
+
+
+def printable(text: str) -> str:
+    """Return `text` as one line without escape sequences or control characters, at most 2 kB of UTF-8."""
+    line = " ".join(_UNPRINTABLE.sub(" ", _ESCAPE.sub("", text)).split())
+    return line.encode()[:_DETAIL_BYTES].decode(errors="ignore")

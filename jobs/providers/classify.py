@@ -1,0 +1,172 @@
+"""Judges one exchange with the Graph API: by the body first, by the HTTP status last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from jobs.providers.base import ErrorClass
+
+RATE_LIMITS = frozenset({4, 17, 32, 341, 613, *range(80000, 80015)})
+POLICY_BLOCK = 368
+REDUCE_REQUEST = (100, 1487534)
+OBJECT_NOT_FOUND = (100, 33)
+
+_SERVICE = frozenset({1, 2})
+_CONNECTION = frozenset({104, 960})
+_TOKEN = frozenset({102, 190})
+_PERMISSION = frozenset({10, *range(200, 300)})
+_REQUEST = frozenset({100, 803, 2500, 3001})
+_TOKEN_REASONS = {
+    458: "token_app_removed",
+    459: "token_checkpoint",
+    460: "token_password_changed",
+    463: "token_expired",
+    464: "token_unconfirmed",
+    467: "token_invalid",
+    492: "no_page_role",
+    493: "data_access_expired",
+}
+
+Document = dict[str, Any]
+
+
+class UnusableBody(Exception):
+    """An answer whose body is too large or does not decode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an exchange gave no data, and its class. `detail` is the provider's own text, not yet redacted."""
+
+    error_class: ErrorClass
+    reason: str
+    detail: str
+    code: int | None = None
+    subcode: int | None = None
+    http_status: int | None = None
+    trace_id: str | None = None
+
+    @property
+    def needs_reconnect(self) -> bool:
+        """Tell whether only the owner of the page can help."""
+        return self.code in _TOKEN | _PERMISSION and self.error_class == "permanent"
+
+
+def classify(
+    status: int | None, headers: Mapping[str, str], body: bytes, exception: Exception | None
+) -> Failure | Document:
+    """Return the answer's JSON object when it holds data, else the failure.
+
+    `exception` is what the transport raised, with `status` None when no answer began. The HTTP status does not
+    carry the class (code 2 comes under 200, 400, 401 and 500) and texts may be translated: a known code
+    decides alone.
+    """
+    if exception is not None:
+        reason = "malformed" if isinstance(exception, UnusableBody) else "network"
+        detail = f"{type(exception).__name__}: {exception}".removesuffix(": ")
+        return Failure("transient", reason, detail, http_status=status)
+    document = _parse(body)
+    error = document.get("error")
+    if isinstance(error, dict):
+        return _by_code(status or 0, error)
+    if status == 200 and isinstance(document.get("data"), list):
+        return document
+    return _by_status(status or 0, headers, len(body))
+
+
+def _parse(body: bytes) -> Document:
+    """Return the JSON object in `body`, numbers exact; empty when it holds none."""
+    try:
+        document = json.loads(body.decode("utf-8-sig"), parse_float=Decimal, parse_constant=_refuse)
+    except (ValueError, ArithmeticError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _by_code(status: int, error: Document) -> Failure:
+    code, subcode = _integer(error.get("code")), _integer(error.get("error_subcode"))
+    message = str(error.get("message") or "")
+    error_class, reason = _verdict(status, code, subcode, message, error.get("is_transient") is True)
+    trace_id = error.get("fbtrace_id")
+    return Failure(
+        error_class,
+        reason,
+        message or f"error {code} without a message",
+        code=code,
+        subcode=subcode,
+        http_status=status,
+        trace_id=trace_id if isinstance(trace_id, str) else None,
+    )
+
+
+def _verdict(
+    status: int, code: int | None, subcode: int | None, message: str, is_transient: bool
+) -> tuple[ErrorClass, str]:
+    """Return class and reason of an error object. The order of the cases is the precedence.
+
+    The text decides between reasons of one class only, never between classes.
+    """
+    if code in RATE_LIMITS:
+        return "rate_limited", "rate_limited"
+    if code == POLICY_BLOCK:
+        return "rate_limited", "policy_block"
+    if (code, subcode) == REDUCE_REQUEST:
+        return "transient", "reduce_request"
+    if is_transient or code in _SERVICE or subcode == 99:
+        return "transient", "reduce_request" if "reduce the amount of data" in message else "server"
+    if code in _CONNECTION:
+        return "transient", "network"
+    if code in _TOKEN:
+        return "permanent", _TOKEN_REASONS.get(subcode or 0, "token_invalid")
+    if code in _PERMISSION:
+        return "permanent", "permission"
+    if code == 3:
+        return "permanent", "app"
+    if (code, subcode) == OBJECT_NOT_FOUND:
+        return "permanent", "object_not_found"
+    if code == 100 and "insights metric" in message:
+        return "permanent", "invalid_metric"
+    if code in _REQUEST:
+        return "permanent", "request"
+    # An unknown code: here alone the status counts.
+    if status == 429:
+        return "rate_limited", "rate_limited"
+    return ("transient", "server") if status >= 500 else ("permanent", "unclassified")
+
+
+def _by_status(status: int, headers: Mapping[str, str], size: int) -> Failure:
+    """Judge an answer that holds neither data nor an error object: a proxy's page, an empty or a broken body.
+
+    Such a 401 or 403 says nothing about the token. A redirect leads to a portal or a wrong address, and that
+    passes.
+    """
+    error_class: ErrorClass
+    match status:
+        case 429:
+            error_class, reason = "rate_limited", "rate_limited"
+        case 408 | 425:
+            error_class, reason = "transient", "server"
+        case _ if status < 400 or status in (401, 403):
+            error_class, reason = "transient", "malformed"
+        case _ if status < 500:
+            error_class, reason = "permanent", "unclassified"
+        case _:
+            error_class, reason = "transient", "malformed"
+    kind = headers.get("content-type", "unknown type")
+    detail = f"HTTP {status} with neither data nor an error ({kind}, {size} bytes)"
+    return Failure(error_class, reason, detail, http_status=status, trace_id=headers.get("x-fb-trace-id"))
+
+
+def _integer(value: object) -> int | None:
+    """Return a code as a number; some errors carry it as a string of digits."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

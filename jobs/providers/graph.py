@@ -1,0 +1,133 @@
+"""Speaks HTTP with the Graph API: one GET in, one exchange out, bounded in time and size."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import httpx
+
+from jobs.providers.classify import UnusableBody
+from jobs.providers.deadline import DeadlineTransport
+
+_CONNECT_TIMEOUT = 10.0
+_NAMED_SECRET = re.compile(r"(access_token|appsecret_proof|input_token)=[^&\s\"'<>]+", re.IGNORECASE)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What one call came to: an answer, or the exception that took its place (`status` None: no answer began)."""
+
+    status: int | None
+    headers: Mapping[str, str]
+    body: bytes
+    exception: Exception | None = None
+
+
+class Graph:
+    """A thread-safe client that shares its connections, follows no redirect and keeps the token out of URLs."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        version: str,
+        app_secret: str | None,
+        total_deadline: float,
+        max_body: int,
+        max_connections: int,
+    ) -> None:
+        self._base_url = f"{base_url.rstrip('/')}/{version}"
+        self._version = version
+        self._served: str | None = version
+        self._app_secret = app_secret
+        self._total_deadline = total_deadline
+        self._max_body = max_body
+        self._transport = DeadlineTransport(max_connections=max_connections)
+        self._client = httpx.Client(
+            transport=self._transport,
+            timeout=httpx.Timeout(total_deadline, connect=min(_CONNECT_TIMEOUT, total_deadline)),
+            headers={"Accept": "application/json", "Accept-Encoding": "gzip"},
+            # A proxy from the environment would take the calls around the transport with the deadline.
+            trust_env=False,
+        )
+        # httpx logs every URL at INFO, and ours carry the proof.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+
+    def get(self, path: str, params: Mapping[str, str], token: str) -> Exchange:
+        """Return what came of GET `path`; failures of the transport are part of it and not raised."""
+        if self._app_secret is not None:
+            params = {**params, "appsecret_proof": self._proof(token)}
+        headers = {"Authorization": f"Bearer {token}"}
+        status: int | None = None
+        try:
+            with (
+                self._transport.within(self._total_deadline),
+                self._client.stream("GET", f"{self._base_url}/{path}", params=params, headers=headers) as response,
+            ):
+                status = response.status_code
+                self._notice_version(response.headers)
+                return Exchange(status, response.headers, self._body(response))
+        except (httpx.TransportError, UnusableBody) as error:
+            return Exchange(status, {}, b"", error)
+
+    def redact(self, text: str, token: str) -> str:
+        """Return `text` without the token, its proof and the app secret, as they are or quoted for a URL."""
+        secrets = [token]
+        if self._app_secret is not None:
+            secrets += [self._app_secret, self._proof(token)]
+        for secret in secrets:
+            for form in (secret, quote(secret), quote(secret, safe="")):
+                text = text.replace(form, "***")
+        return _NAMED_SECRET.sub(r"\1=***", text)
+
+    def close(self) -> None:
+        """Close the shared connections."""
+        self._client.close()
+
+    def _proof(self, token: str) -> str:
+        secret = (self._app_secret or "").encode()
+        return hmac.new(secret, token.encode(), hashlib.sha256).hexdigest()
+
+    def _body(self, response: httpx.Response) -> bytes:
+        """Return the decoded body. Raises UnusableBody, before holding more than the limit of it."""
+        raw = bytearray()
+        for chunk in response.iter_raw():
+            raw += chunk
+            if len(raw) > self._max_body:
+                raise UnusableBody(f"larger than {self._max_body} bytes")
+        match response.headers.get("content-encoding", "identity").lower():
+            case "identity":
+                return bytes(raw)
+            case "gzip":
+                return self._unzip(bytes(raw))
+            case encoding:
+                raise UnusableBody(f"encoded as {encoding}, which was not asked for")
+
+    def _unzip(self, raw: bytes) -> bytes:
+        # Not httpx's decoder: it has no limit, and 2 MiB of gzip can hold 2 GiB.
+        decoder = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        try:
+            body = decoder.decompress(raw, self._max_body + 1)
+        except zlib.error as error:
+            raise UnusableBody(f"not gzip: {error}") from None
+        if len(body) > self._max_body:
+            raise UnusableBody(f"larger than {self._max_body} bytes")
+        if not decoder.eof:
+            raise UnusableBody("gzip cut short")
+        return body
+
+    def _notice_version(self, headers: Mapping[str, str]) -> None:
+        """Log when the API begins to serve another version than asked for, as it does once ours has expired."""
+        served = headers.get("facebook-api-version", self._version)
+        if served != self._served:
+            _log.warning("asked the Graph API for %s, served by %s", self._version, served)
+            self._served = served

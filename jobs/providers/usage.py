@@ -1,0 +1,90 @@
+"""Turns the Graph API's usage headers and rate-limit codes into gates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jobs.providers.base import Gate, Page, Scope
+from jobs.providers.classify import POLICY_BLOCK, Failure
+
+_SLOW_AT = 95.0
+_PERCENTS = ("call_count", "total_time", "total_cputime")
+_SCOPES: dict[int | None, Scope] = {4: "app", 17: "user", 341: "app", None: "app"}
+_DAY = 86400.0
+
+# The API names no delay of its own, and every call while limited prolongs the limit. A minute is what others
+# found to work for one page; an app or a user counts over a rolling hour and has many pages waiting to knock.
+_PAUSE = 60.0
+_LONG_PAUSE = 300.0
+_POLICY_PAUSE = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Usage:
+    scope: Scope
+    source: str
+    percent: float
+    wait: float
+
+
+def gates(headers: Mapping[str, str], failure: Failure | None, *, app: str, page: Page) -> tuple[Gate, ...]:
+    """Return the gates that one answer asks for: usage of 95 % and more, a given wait, or a rate limit."""
+    keys: dict[Scope, str] = {"app": app, "user": page.integration_id, "page": page.page_id}
+    near = [usage for usage in _usages(headers) if usage.percent >= _SLOW_AT or usage.wait > 0]
+    found = [
+        Gate(usage.scope, keys[usage.scope], max(usage.wait, _PAUSE), usage.percent, usage.source) for usage in near
+    ]
+    if failure is not None and failure.error_class == "rate_limited":
+        scope = _SCOPES.get(failure.code, "page")
+        source = f"code {failure.code}" if failure.code is not None else f"HTTP {failure.http_status}"
+        found.append(Gate(scope, keys[scope], _least_pause(failure.code, scope), None, source))
+    return merged(found)
+
+
+def merged(found: Iterable[Gate]) -> tuple[Gate, ...]:
+    """Return one gate for each scope and key: the one that blocks longest, with the highest usage told."""
+    longest: dict[tuple[Scope, str], Gate] = {}
+    for gate in found:
+        known = longest.get((gate.scope, gate.key), gate)
+        usage = max((one.usage_pct for one in (known, gate) if one.usage_pct is not None), default=None)
+        longer = gate if gate.blocked_for > known.blocked_for else known
+        longest[gate.scope, gate.key] = replace(longer, usage_pct=usage)
+    return tuple(longest.values())
+
+
+def _least_pause(code: int | None, scope: Scope) -> float:
+    if code == POLICY_BLOCK:
+        return _POLICY_PAUSE
+    return _PAUSE if scope == "page" else _LONG_PAUSE
+
+
+def _usages(headers: Mapping[str, str]) -> Iterator[_Usage]:
+    """Yield what the headers tell. They come only once enough calls were made; an unreadable one is ignored."""
+    yield from _usage("app", "x-app-usage", _parse(headers.get("x-app-usage")))
+    yield from _usage("page", "x-page-usage", _parse(headers.get("x-page-usage")))
+    business = _parse(headers.get("x-business-use-case-usage"))
+    for entries in business.values() if isinstance(business, dict) else ():
+        for entry in entries if isinstance(entries, list) else ():
+            yield from _usage("page", "x-business-use-case-usage", entry)
+
+
+def _usage(scope: Scope, source: str, entry: object) -> Iterator[_Usage]:
+    if isinstance(entry, dict):
+        percent = max(_number(entry.get(name)) for name in _PERCENTS)
+        # Minutes, unlike every other duration here.
+        wait = 60.0 * _number(entry.get("estimated_time_to_regain_access"))
+        yield _Usage(scope, source, percent, min(wait, _DAY))
+
+
+def _parse(header: str | None) -> Any:
+    try:
+        return json.loads(header or "null")
+    except (ValueError, RecursionError):
+        return None
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
