@@ -1,0 +1,315 @@
+"""Sums up an organization's day from the rows of its pages: never by increments, never more than they say."""
+
+import datetime as dt
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+import orjson
+from psycopg import Connection
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from jobs import ledger, payloads
+from jobs.database import Pool
+from jobs.providers.base import Additivity, Status
+from redisq import Delivery, Enqueued, Kind, Queue
+
+LOOKBACK_DAYS = 2  # a recent day is read again together with the next ones, so its sums are provisional until then
+_RUNS = 3  # how often one job starts over because a row changed under it; reconcile sees to the rest
+
+Kinds = Mapping[str, Kind[Any]]
+Queues = Callable[[str], Queue]
+Clock = Callable[[], dt.datetime]
+Outcome = Literal["value", "no_data", "pending", "failed", "unsupported"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedPage:
+    """A page that the ledger expects a day of."""
+
+    integration_id: str
+    provider: str
+    state: ledger.State
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One stored number of one page."""
+
+    integration_id: str
+    metric: str
+    status: Status
+    value: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How one metric of one provider adds up over pages."""
+
+    provider: str
+    metric: str
+    additivity: Additivity
+    numerator: str | None = None
+    denominator: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one page contributes to one metric."""
+
+    integration_id: str
+    outcome: Outcome
+    value: Decimal | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """One metric of an organization's day, with how complete it is."""
+
+    metric: str
+    additivity: Additivity
+    value: Decimal | None
+    page_max: Decimal | None
+    n_expected: int
+    n_value: int
+    n_no_data: int
+    n_pending: int
+    n_failed: int
+    n_unsupported: int
+    missing: tuple[tuple[str, str], ...]  # page and reason
+    inputs_hash: str
+
+    @property
+    def completeness(self) -> Decimal | None:
+        """Answered pages over expected ones, None when none is expected."""
+        if not self.n_expected:
+            return None
+        return (Decimal(self.n_value + self.n_no_data) / self.n_expected).quantize(Decimal("0.0001"))
+
+
+# -- the pure core ---------------------------------------------------------------------------------------------------
+
+
+def summarise(pages: Sequence[ExpectedPage], rows: Iterable[Row], catalog: Iterable[Policy]) -> list[Summary]:
+    """Return one summary per metric that a page has or owes, ordered by name.
+
+    A page that failed stays expected and adds nothing. A page that answered without this metric was never asked for
+    it and is not expected to have it; nor is one whose provider refuses the metric.
+    """
+    policies = {(policy.provider, policy.metric): policy for policy in catalog}
+    found = {(row.metric, row.integration_id): row for row in rows}
+    providers = {page.provider for page in pages}
+    local = [policy for policy in policies.values() if policy.provider in providers]
+    owed = {policy.metric for policy in local if policy.additivity != "ratio"}
+    sums: list[Summary] = []
+    cells: dict[str, list[Cell]] = {}
+    for metric in owed | {metric for metric, _ in found}:
+        shares = [
+            (page.provider, cell)
+            for page in pages
+            if (cell := _cell(page, found.get((metric, page.integration_id)), (page.provider, metric) in policies))
+        ]
+        if shares:
+            cells[metric] = [cell for _, cell in shares]
+            additivity = _additivity(metric, {provider for provider, _ in shares}, policies)
+            sums.append(_summary(metric, additivity, cells[metric]))
+    ratios = {policy.metric: policy for policy in local if policy.additivity == "ratio"}
+    sums += [summary for policy in ratios.values() if (summary := _ratio(policy, cells))]
+    return sorted(sums, key=lambda summary: summary.metric)
+
+
+def _cell(page: ExpectedPage, row: Row | None, is_named: bool) -> Cell | None:
+    """Return what the page contributes, None when it is not expected to contribute at all."""
+    id = page.integration_id
+    if row and row.status != "pending":
+        return Cell(id, row.status, row.value)
+    if not row and (page.state == "done" or not is_named):
+        return None
+    if page.state == "expected":
+        return Cell(id, "pending", reason=page.reason or "not_read_yet")
+    return Cell(id, "failed", reason=page.reason or page.state)
+
+
+def _additivity(metric: str, providers: Iterable[str], policies: Mapping[tuple[str, str], Policy]) -> Additivity:
+    """Return how the metric adds up; "none" when nobody says, or two providers say different things."""
+    kinds = {policy.additivity for provider in providers if (policy := policies.get((provider, metric)))}
+    return kinds.pop() if len(kinds) == 1 else "none"
+
+
+def _summary(metric: str, additivity: Additivity, cells: Sequence[Cell]) -> Summary:
+    values = [cell.value for cell in cells if cell.value is not None]
+    adds_up = additivity in ("sum", "level")
+    # The sum over nothing is unknown, not 0.
+    value = sum(values, Decimal(0)) if values and adds_up else None
+    return _count(metric, additivity, cells, value, max(values, default=None))
+
+
+def _ratio(policy: Policy, cells: Mapping[str, Sequence[Cell]]) -> Summary | None:
+    """Divide sum by sum over the pages that have both: the mean of the pages' ratios would be another number."""
+    above = {cell.integration_id: cell for cell in cells.get(policy.numerator or "", ())}
+    below = {cell.integration_id: cell for cell in cells.get(policy.denominator or "", ())}
+    pairs = [(above[id], below[id]) for id in sorted(above.keys() & below.keys())]
+    if not pairs:
+        return None
+    both = [(a.value, b.value) for a, b in pairs if a.value is not None and b.value is not None]
+    divisor = sum((b for _, b in both), Decimal(0))
+    value = sum((a for a, _ in both), Decimal(0)) / divisor if divisor else None
+    return _count(policy.metric, "ratio", [b if a.outcome == "value" else a for a, b in pairs], value, None)
+
+
+def _count(
+    metric: str, additivity: Additivity, cells: Sequence[Cell], value: Decimal | None, page_max: Decimal | None
+) -> Summary:
+    outcomes = [cell.outcome for cell in cells]
+    missing = sorted((c.integration_id, c.reason or c.outcome) for c in cells if c.outcome in ("pending", "failed"))
+    inputs = sorted((cell.integration_id, cell.outcome, str(cell.value), cell.reason or "") for cell in cells)
+    return Summary(
+        metric=metric,
+        additivity=additivity,
+        value=value,
+        page_max=page_max,
+        n_expected=len(cells) - outcomes.count("unsupported"),
+        n_value=outcomes.count("value"),
+        n_no_data=outcomes.count("no_data"),
+        n_pending=outcomes.count("pending"),
+        n_failed=outcomes.count("failed"),
+        n_unsupported=outcomes.count("unsupported"),
+        missing=tuple(missing),
+        inputs_hash=hashlib.sha256(orjson.dumps([additivity, str(value), inputs])).hexdigest(),
+    )
+
+
+# -- the edge --------------------------------------------------------------------------------------------------------
+
+# A page that a person took away (disabled, deleted, moved) is not expected; one that waits for its owner still is.
+_PAGES = """
+SELECT s.integration_id, i.provider, s.state, s.reason
+FROM ingest_day_state s JOIN integration i ON i.id = s.integration_id
+WHERE s.organization_id = %s AND s.day = %s AND (s.state <> 'skipped' OR s.reason = 'refresh_needed')
+ORDER BY s.integration_id
+"""
+
+_ROWS = """
+SELECT p.integration_id, p.metric, p.status, p.value
+FROM ingest_day_state s JOIN page_metric_daily p USING (integration_id, day)
+WHERE s.organization_id = %s AND s.day = %s
+"""
+
+_POLICIES = "SELECT provider, metric, additivity, numerator, denominator FROM metric_catalog WHERE supported"
+
+_STORE = """
+INSERT INTO org_metric_daily AS o (
+    organization_id, metric, day, value, page_max, additivity, n_expected, n_value, n_no_data, n_pending, n_failed,
+    n_unsupported, completeness, is_final, missing, inputs_hash, computed_at)
+VALUES (
+    %(organization_id)s, %(metric)s, %(day)s, %(value)s, %(page_max)s, %(additivity)s, %(n_expected)s, %(n_value)s,
+    %(n_no_data)s, %(n_pending)s, %(n_failed)s, %(n_unsupported)s, %(completeness)s, %(is_final)s, %(missing)s,
+    %(inputs_hash)s, %(computed_at)s)
+ON CONFLICT (organization_id, day, metric) DO UPDATE
+SET value = excluded.value, page_max = excluded.page_max, additivity = excluded.additivity,
+    n_expected = excluded.n_expected, n_value = excluded.n_value, n_no_data = excluded.n_no_data,
+    n_pending = excluded.n_pending, n_failed = excluded.n_failed, n_unsupported = excluded.n_unsupported,
+    completeness = excluded.completeness, is_final = excluded.is_final, missing = excluded.missing,
+    inputs_hash = excluded.inputs_hash, computed_at = excluded.computed_at,
+    revision = o.revision + CASE WHEN o.inputs_hash = excluded.inputs_hash THEN 0 ELSE 1 END,
+    restated_after_final = o.restated_after_final OR (o.is_final AND o.value IS DISTINCT FROM excluded.value)
+WHERE (o.inputs_hash, o.is_final) IS DISTINCT FROM (excluded.inputs_hash, excluded.is_final)
+"""
+
+
+class Aggregate:
+    """The handler of `aggregate`."""
+
+    def __init__(self, pool: Pool, clock: Clock) -> None:
+        self._pool = pool
+        self._clock = clock
+
+    def __call__(self, payload: payloads.Aggregate, delivery: Delivery) -> None:
+        """Bring the organization's day up to date, again while rows change during the run."""
+        with self._pool.connection() as connection:
+            for _ in range(_RUNS):
+                changed = aggregate(connection, payload.organizationId, payload.day, now=self._clock())
+                delivery.log.info("aggregated", extra={"changed": changed})
+                if not _is_marked(connection, payload.organizationId, payload.day):
+                    return
+
+
+def aggregate(connection: Connection[Any], organization_id: str, day: dt.date, *, now: dt.datetime) -> int:
+    """Recompute one organization's day from its rows; return how many metrics changed."""
+    with connection.transaction():
+        where = [organization_id, day]
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s || %s::text, 0))", where)
+        # Before the rows are read: a mark that is committed later than this stays, and so does what it stands for.
+        connection.execute("DELETE FROM aggregate_dirty WHERE organization_id = %s AND day = %s", where)
+        with connection.cursor(row_factory=class_row(ExpectedPage)) as cursor:
+            pages = cursor.execute(_PAGES, where).fetchall()
+        with connection.cursor(row_factory=class_row(Row)) as cursor:
+            rows = cursor.execute(_ROWS, where).fetchall()
+        with connection.cursor(row_factory=class_row(Policy)) as cursor:
+            catalog = cursor.execute(_POLICIES).fetchall()
+        return _store(connection, organization_id, day, summarise(pages, rows, catalog), now)
+
+
+def _store(
+    connection: Connection[Any], organization_id: str, day: dt.date, summaries: Sequence[Summary], now: dt.datetime
+) -> int:
+    is_old = day < settled_before(now)
+    dropped = connection.execute(
+        "DELETE FROM org_metric_daily WHERE organization_id = %s AND day = %s AND metric <> ALL(%s)",
+        [organization_id, day, [summary.metric for summary in summaries]],
+    )
+    with connection.cursor() as cursor:
+        cursor.executemany(_STORE, [_fields(organization_id, day, summary, is_old, now) for summary in summaries])
+        return dropped.rowcount + max(cursor.rowcount, 0)
+
+
+def _fields(organization_id: str, day: dt.date, summary: Summary, is_old: bool, now: dt.datetime) -> dict[str, object]:
+    own = {name: getattr(summary, name) for name in Summary.__slots__}
+    return own | {
+        "organization_id": organization_id,
+        "day": day,
+        "completeness": summary.completeness,
+        "is_final": is_old and not summary.n_pending,
+        "missing": Jsonb([{"integrationId": page, "reason": reason} for page, reason in summary.missing]),
+        "computed_at": now,
+    }
+
+
+def settled_before(now: dt.datetime) -> dt.date:
+    """Return the first day that later days' jobs still read again; sums of older days are final."""
+    return now.date() - dt.timedelta(days=LOOKBACK_DAYS + 1)
+
+
+def _is_marked(connection: Connection[Any], organization_id: str, day: dt.date) -> bool:
+    mark = connection.execute(
+        "SELECT FROM aggregate_dirty WHERE organization_id = %s AND day = %s LIMIT 1", [organization_id, day]
+    ).fetchone()
+    return mark is not None
+
+
+class FanIn:
+    """Enqueues aggregates when nothing more is to come."""
+
+    def __init__(self, queues: Queues, kinds: Kinds) -> None:
+        self._queues = queues
+        self._kinds = kinds
+
+    def enqueue_due(
+        self, connection: Connection[Any], organization_id: str, days: Sequence[dt.date], *, queue: str
+    ) -> None:
+        """Enqueue the aggregates of those `days` that changed and wait for no page. Call it after the commit."""
+        due = ledger.due_days(connection, organization_id, days)
+        self.enqueue([(organization_id, day) for day in due], queue=queue)
+
+    def enqueue(self, due: Sequence[ledger.Day], *, queue: str) -> list[Enqueued]:
+        """Enqueue the aggregates of these organizations' days."""
+        if not due:
+            return []
+        kind = self._kinds["aggregate"]
+        jobs = [kind.job(payloads.Aggregate(id, day.isoformat()), queue=queue) for id, day in due]
+        return self._queues(queue).enqueue_many(jobs)

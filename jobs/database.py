@@ -1,0 +1,121 @@
+"""Opens PostgreSQL and keeps its schema: plain numbered SQL files, each applied once."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+from psycopg_pool import ConnectionPool
+
+Pool = ConnectionPool[Connection[Any]]
+
+APPLICATION = "redisq"
+_LOCK = 0x7265646973710001  # any number that nobody else locks: "redisq" and one
+_FILE = re.compile(r"(?P<version>[0-9]{4})_[a-z0-9_]+\.sql\Z")
+# A statement of ours takes milliseconds: one that takes longer than this waits for something that is broken.
+_OPTIONS = "-c statement_timeout=60s -c lock_timeout=20s -c idle_in_transaction_session_timeout=60s"
+
+
+class SchemaError(Exception):
+    """The database has another schema than this release expects. The text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file of SQL, and what tells it from an edited one."""
+
+    version: int
+    name: str
+    sql: bytes
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.sql).hexdigest()
+
+
+def open_pool(dsn: str, *, size: int, wait: float = 10.0) -> Pool:
+    """Return a pool of up to `size` connections that commit each statement by itself; the caller closes it.
+
+    Does not wait for the server: a caller that gets no connection within `wait` seconds sees
+    `psycopg_pool.PoolTimeout`, which is a `psycopg.OperationalError`.
+    """
+    return ConnectionPool(
+        dsn,
+        kwargs={"autocommit": True, "application_name": APPLICATION, "options": _OPTIONS},
+        min_size=0,
+        max_size=size,
+        timeout=wait,
+        # Without it every connection that a restarted server left behind costs a job one of its attempts.
+        check=ConnectionPool.check_connection,
+        open=True,
+        name=APPLICATION,
+    )
+
+
+def upgrade(dsn: str) -> list[str]:
+    """Apply what is missing, in order, each file in a transaction of its own, and return the names applied.
+
+    Any number may run at once: one works, the others wait and find nothing to do. Raise `SchemaError` when an
+    applied file was edited since, or the database is newer than this release.
+    """
+    with psycopg.connect(dsn, autocommit=True, application_name=APPLICATION) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])  # gone with the connection, however it ends
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_migrations ("
+            " version integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,"
+            " applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        return [_apply(connection, migration) for migration in _missing(connection)]
+
+
+def schema_version(connection: Connection[Any]) -> int:
+    """Return the version of the last file applied, 0 for a database without the schema."""
+    found = connection.execute("SELECT to_regclass('schema_migrations')").fetchone()
+    if not found or found[0] is None:
+        return 0
+    newest = connection.execute("SELECT coalesce(max(version), 0) FROM schema_migrations").fetchone()
+    return int(newest[0]) if newest else 0
+
+
+def latest_version() -> int:
+    """Return the schema version that this release needs."""
+    return max(migration.version for migration in migrations())
+
+
+def migrations() -> list[Migration]:
+    """Return the files of this release in order; raise `SchemaError` when they are not numbered 1, 2, 3 …"""
+    found = sorted(_files(), key=lambda migration: migration.version)
+    if [migration.version for migration in found] != list(range(1, len(found) + 1)):
+        raise SchemaError(f"the migrations are not numbered one by one: {', '.join(file.name for file in found)}")
+    return found
+
+
+def _files() -> Iterator[Migration]:
+    for file in resources.files("jobs.migrations").iterdir():
+        if match := _FILE.match(file.name):
+            yield Migration(int(match["version"]), file.name, file.read_bytes())
+
+
+def _missing(connection: Connection[Any]) -> list[Migration]:
+    applied: dict[int, str] = dict(connection.execute("SELECT version, checksum FROM schema_migrations").fetchall())
+    known = migrations()
+    if max(applied, default=0) > len(known):
+        raise SchemaError(f"the database has schema {max(applied)}, this release knows {len(known)}: upgrade it")
+    for migration in known:
+        if applied.get(migration.version, migration.checksum) != migration.checksum:
+            raise SchemaError(f"{migration.name} was edited after it was applied: restore it, add a new file instead")
+    return [migration for migration in known if migration.version not in applied]
+
+
+def _apply(connection: Connection[Any], migration: Migration) -> str:
+    with connection.transaction():
+        connection.execute(migration.sql)
+        connection.execute(
+            "INSERT INTO schema_migrations (version, name, checksum) VALUES (%s, %s, %s)",
+            [migration.version, migration.name, migration.checksum],
+        )
+    return migration.name

@@ -1,0 +1,250 @@
+"""Reads one page's numbers of one day, and settles what the ledger knows of it."""
+
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from psycopg import Connection
+
+from jobs import integrations, ledger, payloads
+from jobs.aggregate import LOOKBACK_DAYS, Clock, FanIn
+from jobs.database import Pool
+from jobs.integrations import Integration
+from jobs.ledger import Entry
+from jobs.providers.base import Answer, Gate, Metric, Page, Provider, ProviderError
+from jobs.vault import Vault, VaultError
+from redisq import Defer, Delivery, Permanent, Retry
+
+# Of a date older than this the provider's numbers have settled: it is a backfill, read alone.
+RECENT_DAYS = 3
+PENDING_WAIT = 3600.0  # seconds; most metrics are refreshed once a day, some several times
+NOT_YET = "not_yet_published"
+KEY_WAIT = 300.0  # seconds in which an operator may put a missing key back
+
+
+# -- the pure core ---------------------------------------------------------------------------------------------------
+
+
+def days_to_read(day: dt.date, today: dt.date) -> list[dt.date]:
+    """Return `day`, and for a recent one the days before it that the provider may still correct, oldest first."""
+    lookback = LOOKBACK_DAYS if (today - day).days <= RECENT_DAYS else 0
+    return [day - dt.timedelta(days=back) for back in range(lookback, -1, -1)]
+
+
+def tidy(answer: Answer, days: Iterable[dt.date], metrics: Iterable[Metric]) -> Answer:
+    """Return the answer with each asked (metric, day) at most once, the last one counting, in a fixed order.
+
+    One key twice in a statement is an error in PostgreSQL, and two workers that write the same keys in different
+    orders would wait for each other.
+    """
+    wanted = set(days)
+    names = {metric.name for metric in metrics}
+    kept = {
+        (reading.day, reading.metric): reading
+        for reading in answer.readings
+        if reading.day in wanted and reading.metric in names
+    }
+    return replace(answer, readings=tuple(kept[key] for key in sorted(kept)))
+
+
+def seconds_until_over(day: dt.date, provider: Provider, now: dt.datetime) -> float:
+    """Return how long the provider's `day` still lasts, 0.0 when it is over."""
+    end = dt.datetime.combine(day + dt.timedelta(days=1), dt.time(), provider.day_zone)
+    return max(0.0, (end.astimezone(dt.UTC) - now).total_seconds())
+
+
+Ask = Defer | Permanent | Retry
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a run ends: what the ledger is told, what the queue is asked, who must wait or connect again."""
+
+    entry: Entry
+    ask: Ask | None = None
+    answer: Answer | None = None
+    gates: tuple[Gate, ...] = ()
+    needs_reconnect: bool = False
+
+
+def skipped(entry: Entry, reason: str) -> Verdict:
+    """The page is not to be read any more; the job is done without a call."""
+    return Verdict(replace(entry, state="skipped", reason=reason))
+
+
+def out_of_range(entry: Entry, max_age_days: int) -> Verdict:
+    """The provider has forgotten the day."""
+    detail = f"{entry.day} is more than the {max_age_days} days ago that the provider keeps"
+    dead = replace(entry, state="dead", error_class="permanent", reason="out_of_range", detail=detail)
+    return Verdict(dead, Permanent("out_of_range", detail))
+
+
+def put_off(entry: Entry, seconds: float, reason: str, detail: str, now: dt.datetime) -> Verdict:
+    """The day is not to be had yet, which costs no attempt."""
+    waiting = replace(
+        entry,
+        deferrals=1,
+        error_class="defer",
+        reason=reason,
+        detail=detail,
+        next_attempt_at=now + dt.timedelta(seconds=seconds),
+    )
+    return Verdict(waiting, Defer(seconds, reason, detail))
+
+
+def answered(entry: Entry, answer: Answer, now: dt.datetime) -> Verdict:
+    """The provider answered: the day is done, or not published yet."""
+    if entry.day in ledger.answered_days(answer):
+        done = replace(entry, state="done", attempts_used=entry.attempts_used + 1, last_success_at=answer.fetched_at)
+        return Verdict(done, answer=answer, gates=answer.gates)
+    late = put_off(entry, PENDING_WAIT, NOT_YET, f"the provider has not published all of {entry.day}", now)
+    return replace(late, answer=answer, gates=answer.gates)
+
+
+def refused(entry: Entry, error: ProviderError, now: dt.datetime, *, is_last_attempt: bool) -> Verdict:
+    """The provider did not answer: wait, try again, or give up, as the class of its error says."""
+    known = replace(
+        entry,
+        provider_code=error.code,
+        provider_subcode=error.subcode,
+        http_status=error.http_status,
+        fbtrace_id=error.trace_id,
+    )
+    if error.error_class == "rate_limited":
+        wait = max((ledger.wait_of(gate) for gate in error.gates), default=ledger.SHORTEST_BLOCK)
+        late = put_off(known, max(wait, ledger.SHORTEST_BLOCK), error.reason, error.detail, now)
+        return replace(late, entry=replace(late.entry, error_class="rate_limited"), gates=error.gates)
+    is_permanent = error.error_class == "permanent"
+    ended = replace(
+        known,
+        state="dead" if is_permanent or is_last_attempt else "expected",
+        attempts_used=entry.attempts_used + 1,
+        error_class=error.error_class,
+        reason=error.reason,
+        detail=error.detail,
+    )
+    ask = Permanent(error.reason, error.detail) if is_permanent else Retry(error.reason, error.detail)
+    return Verdict(ended, ask, gates=error.gates, needs_reconnect=is_permanent and error.needs_reconnect)
+
+
+# -- the edge --------------------------------------------------------------------------------------------------------
+
+
+class Ingest:
+    """The handler of `ingest`."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        vault: Vault,
+        providers: Mapping[str, Provider],
+        fan_in: FanIn,
+        clock: Clock,
+        *,
+        max_age_days: int,
+    ) -> None:
+        self._pool = pool
+        self._vault = vault
+        self._providers = providers
+        self._fan_in = fan_in
+        self._clock = clock
+        self._max_age_days = max_age_days
+
+    def __call__(self, payload: payloads.Ingest, delivery: Delivery) -> None:
+        """Read the page and store what it says; running it again changes nothing unless the numbers changed.
+
+        No connection is held while the provider is asked, which takes longer than all the rest.
+        """
+        now = self._clock()
+        entry = _blank(payload, delivery)
+        with self._pool.connection() as connection:
+            integration = _owned(connection, payload)
+            verdict = self._without_a_call(connection, integration, entry, now)
+            if verdict:
+                return self._settle(connection, integration, verdict, now)
+            metrics = ledger.metrics_of(connection, integration.provider)
+        verdict = self._ask(integration, metrics, entry, now, is_last_attempt=delivery.is_last_attempt)
+        if not delivery.lease_holds():
+            raise Retry("lease_lost", "another worker may have this job by now; nothing was stored")
+        with self._pool.connection() as connection:
+            return self._settle(connection, integration, verdict, now)
+
+    def _without_a_call(
+        self, connection: Connection[Any], integration: Integration, entry: Entry, now: dt.datetime
+    ) -> Verdict | None:
+        """Return the verdict on a day that the provider must not be asked for, None when it may be."""
+        moved = integration.organization_id != entry.organization_id
+        if why_not := "moved" if moved else integration.why_not():
+            return skipped(entry, why_not)
+        if (now.date() - entry.day).days > self._max_age_days:
+            return out_of_range(entry, self._max_age_days)
+        provider = self._provider(integration)
+        if wait := seconds_until_over(entry.day, provider, now):
+            return put_off(entry, wait, NOT_YET, f"{entry.day} is not over in {provider.day_zone}", now)
+        if wait := ledger.blocked_for(connection, integration, now):
+            wait = max(wait, ledger.SHORTEST_BLOCK)
+            return put_off(entry, wait, "rate_limited", "the provider asked for a pause", now)
+        return None
+
+    def _ask(
+        self, integration: Integration, metrics: list[Metric], entry: Entry, now: dt.datetime, *, is_last_attempt: bool
+    ) -> Verdict:
+        provider = self._provider(integration)
+        days = days_to_read(entry.day, now.astimezone(provider.day_zone).date())
+        try:
+            answer = provider.read(self._page(integration), days, metrics)
+        except ProviderError as error:
+            return refused(entry, error, now, is_last_attempt=is_last_attempt)
+        return answered(entry, tidy(answer, days, metrics), now)
+
+    def _settle(
+        self, connection: Connection[Any], integration: Integration, verdict: Verdict, now: dt.datetime
+    ) -> None:
+        """Write the verdict, see whether it was the last one its organization waited for, and tell the queue."""
+        entry, answer = verdict.entry, verdict.answer
+        ledger.close_gates(connection, integration.provider, verdict.gates, now)
+        if verdict.needs_reconnect and not integrations.set_refresh_needed(connection, integration, entry.reason or ""):
+            raise Defer(0.0, "token_changed", "the page was connected again while its old token was refused")
+        state = ledger.record(connection, entry, integration.provider, answer)
+        days = {entry.day} | {reading.day for reading in answer.readings} if answer else {entry.day}
+        self._fan_in.enqueue_due(connection, entry.organization_id, sorted(days), queue=entry.queue)
+        if verdict.ask and not (state == "done" and entry.reason == NOT_YET):  # it was published before
+            raise verdict.ask
+
+    def _provider(self, integration: Integration) -> Provider:
+        try:
+            return self._providers[integration.provider]
+        except KeyError:
+            raise Retry("unknown_provider", f"this worker has no provider {integration.provider!r}") from None
+
+    def _page(self, integration: Integration) -> Page:
+        try:
+            token = self._vault.decrypt(integration.token)
+        except VaultError as error:
+            # The operator's to mend and not the page owner's: it costs no attempt and asks nobody to connect again.
+            raise Defer(KEY_WAIT, "token_unreadable", str(error)) from None
+        return Page(integration.id, integration.organization_id, integration.provider, integration.internal_id, token)
+
+
+def _blank(payload: payloads.Ingest, delivery: Delivery) -> Entry:
+    return Entry(
+        integration_id=payload.integrationId,
+        organization_id=payload.organizationId,
+        day=payload.day,
+        queue=delivery.job.queue,
+        run_id=delivery.worker,
+        state="expected",
+        attempts_used=delivery.attempt - 1,
+    )
+
+
+def _owned(connection: Connection[Any], payload: payloads.Ingest) -> Integration:
+    """Return the integration if it is the organization's, or was when the day was planned; else refuse the payload."""
+    integration = integrations.find(connection, payload.integrationId)
+    if integration is None:
+        raise Permanent("bad_payload", f"there is no integration {payload.integrationId}")
+    owners = (integration.organization_id, ledger.organization_of(connection, integration.id, payload.day))
+    if payload.organizationId not in owners:
+        raise Permanent("bad_payload", f"integration {integration.id} is not of organization {payload.organizationId}")
+    return integration

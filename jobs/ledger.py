@@ -1,0 +1,417 @@
+"""The SQL of the ledger: what became of each (integration, day), its numbers, and what is due because of them."""
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from psycopg import Connection
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from jobs.integrations import Integration
+from jobs.providers.base import Answer, Gate, Metric
+
+State = Literal["expected", "done", "dead", "skipped", "abandoned"]
+Day = tuple[str, dt.date]  # an organization's
+
+# At this share of an allowance a provider is close to refusing, and every further call lengthens the block.
+NEAR_LIMIT_PCT = 95.0
+SHORTEST_BLOCK = 60.0  # seconds: limits come without a waiting time as often as with one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What one run has to say about its (integration, day)."""
+
+    integration_id: str
+    organization_id: str
+    day: dt.date
+    queue: str
+    run_id: str
+    state: State
+    attempts_used: int = 0
+    deferrals: int = 0  # added to those before
+    error_class: str | None = None
+    reason: str | None = None
+    detail: str | None = None
+    provider_code: int | None = None
+    provider_subcode: int | None = None
+    http_status: int | None = None
+    fbtrace_id: str | None = None
+    next_attempt_at: dt.datetime | None = None
+    last_success_at: dt.datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A row of the ledger that has not ended well, with the queue its job belongs to."""
+
+    integration_id: str
+    organization_id: str
+    day: dt.date
+    queue: str
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """One cell of the grid of days: a state of the ledger, or "missing" where it has no row."""
+
+    integration_id: str
+    name: str
+    day: dt.date
+    state: str
+    reason: str | None
+
+
+# -- planning --------------------------------------------------------------------------------------------------------
+
+_EXPECT = """
+WITH eligible AS (
+    SELECT i.id, i.organization_id, i.refresh_needed
+    FROM integration i JOIN organization o ON o.id = i.organization_id
+    WHERE i.deleted_at IS NULL AND o.deleted_at IS NULL AND NOT i.disabled AND NOT i.in_between_steps
+      AND EXISTS (SELECT FROM metric_catalog c WHERE c.provider = i.provider AND c.supported)
+      AND (%(organization)s::text IS NULL OR i.organization_id = %(organization)s)
+), expected AS (
+    INSERT INTO ingest_day_state AS s (integration_id, day, organization_id, queue, state, reason)
+    SELECT id, %(day)s, organization_id, %(queue)s,
+           CASE WHEN refresh_needed THEN 'skipped' ELSE 'expected' END,
+           CASE WHEN refresh_needed THEN 'refresh_needed' END
+    FROM eligible ORDER BY id
+    -- A page that was skipped and can be read again is expected again, by whoever owns it now.
+    ON CONFLICT (integration_id, day) DO UPDATE
+    SET state = 'expected', reason = NULL, detail = NULL, organization_id = excluded.organization_id,
+        queue = excluded.queue, updated_at = now()
+    WHERE s.state = 'skipped' AND excluded.state = 'expected'
+    RETURNING organization_id, state
+), marked AS (
+    INSERT INTO aggregate_dirty (organization_id, day, reason)
+    SELECT DISTINCT organization_id, %(day)s::date, 'planned' FROM expected
+)
+SELECT count(*) FILTER (WHERE state = 'expected'), count(*) FILTER (WHERE state = 'skipped') FROM expected
+"""
+
+
+def expect(
+    connection: Connection[Any], day: dt.date, *, queue: str, organization_id: str | None = None
+) -> tuple[int, int]:
+    """Write the ledger rows of every eligible page for `day`; return how many became expected and skipped.
+
+    Rows that are there stay as they are, on the queue they are on, but for skipped ones whose reason is gone. Each
+    organization's day is marked, so that its aggregate comes at the deadline even when no page ever answers.
+    """
+    row = connection.execute(_EXPECT, {"day": day, "queue": queue, "organization": organization_id}).fetchone()
+    return (row[0], row[1]) if row else (0, 0)
+
+
+def open_days(connection: Connection[Any]) -> list[dt.date]:
+    """Return the days that have rows expected or dead, newest first."""
+    rows = connection.execute(
+        "SELECT DISTINCT day FROM ingest_day_state WHERE state IN ('expected', 'dead') ORDER BY day DESC"
+    )
+    return [day for (day,) in rows]
+
+
+_OPEN = """
+SELECT integration_id, organization_id, day, queue, state FROM ingest_day_state
+WHERE day = %(day)s AND state IN ('expected', 'dead')
+  AND (%(organization)s::text IS NULL OR organization_id = %(organization)s)
+ORDER BY row_number() OVER (PARTITION BY organization_id ORDER BY integration_id), organization_id
+"""
+
+_STILL_OPEN = """
+SELECT integration_id FROM ingest_day_state
+WHERE day = %s AND integration_id = ANY(%s) AND state IN ('expected', 'dead')
+"""
+
+
+def open_rows(
+    connection: Connection[Any], day: dt.date, *, chunk: int, organization_id: str | None = None
+) -> Iterator[list[Open]]:
+    """Yield the rows of `day` that are expected or dead, in chunks, the organizations taking turns.
+
+    The list stays on the server. A row that ended while earlier chunks were at work is left out: its job would
+    call the provider once more for nothing.
+    """
+    with connection.cursor("open_rows", row_factory=class_row(Open), withhold=True) as cursor:
+        cursor.execute(_OPEN, {"day": day, "organization": organization_id})
+        while rows := cursor.fetchmany(chunk):
+            ids = [row.integration_id for row in rows]
+            still_open = {id for (id,) in connection.execute(_STILL_OPEN, [day, ids])}
+            yield [row for row in rows if row.integration_id in still_open]
+
+
+def mark_dead(connection: Connection[Any], row: Open, *, error_class: str, reason: str, detail: str) -> bool:
+    """Note that a job ended in the dead letters without saying so itself: a crash, a timeout, a deferral too long."""
+    return _end(connection, row.integration_id, row.day, "dead", ("expected",), error_class, reason, detail)
+
+
+def mark_abandoned(connection: Connection[Any], integration_id: str, day: dt.date) -> bool:
+    """Note that a person gave this day up, before its dead letter is removed; False when it is not open.
+
+    The day stays visible as missing and no plan brings it back.
+    """
+    return _end(connection, integration_id, day, "abandoned", ("expected", "dead"))
+
+
+_END = """
+WITH ended AS (
+    UPDATE ingest_day_state
+    SET state = %(state)s, error_class = coalesce(%(error_class)s, error_class), reason = coalesce(%(reason)s, reason),
+        detail = coalesce(%(detail)s, detail), next_attempt_at = NULL, updated_at = now()
+    WHERE integration_id = %(integration)s AND day = %(day)s AND state = ANY(%(before)s)
+    RETURNING organization_id, day, state
+)
+INSERT INTO aggregate_dirty (organization_id, day, reason) SELECT organization_id, day, state FROM ended
+"""
+
+
+def _end(
+    connection: Connection[Any],
+    integration_id: str,
+    day: dt.date,
+    state: State,
+    before: Sequence[State],
+    error_class: str | None = None,
+    reason: str | None = None,
+    detail: str | None = None,
+) -> bool:
+    ended = connection.execute(
+        _END,
+        {
+            "integration": integration_id,
+            "day": day,
+            "state": state,
+            "before": list(before),
+            "error_class": error_class,
+            "reason": reason,
+            "detail": detail,
+        },
+    )
+    return ended.rowcount == 1
+
+
+# -- ingest ----------------------------------------------------------------------------------------------------------
+
+
+def organization_of(connection: Connection[Any], integration_id: str, day: dt.date) -> str | None:
+    """Return the organization that the day was planned for, None when it was not."""
+    row = connection.execute(
+        "SELECT organization_id FROM ingest_day_state WHERE integration_id = %s AND day = %s", [integration_id, day]
+    ).fetchone()
+    return row[0] if row else None
+
+
+def metrics_of(connection: Connection[Any], provider: str) -> list[Metric]:
+    """Return what to ask of a provider. A ratio is not asked, it is computed from its parts."""
+    rows = connection.execute(
+        "SELECT metric, additivity, valid_from, valid_to FROM metric_catalog"
+        " WHERE provider = %s AND supported AND additivity <> 'ratio' ORDER BY metric",
+        [provider],
+    ).fetchall()
+    return [Metric(*row) for row in rows]
+
+
+def blocked_for(connection: Connection[Any], integration: Integration, now: dt.datetime) -> float:
+    """Return for how many seconds the provider wants no call for this page, 0.0 when it may be called."""
+    row = connection.execute(
+        "SELECT max(blocked_until) FROM provider_gate WHERE provider = %s AND blocked_until > %s"
+        " AND (scope, key) IN (('app', %s), ('page', %s), ('user', %s))",
+        [integration.provider, now, integration.provider, integration.internal_id, integration.id],
+    ).fetchone()
+    return (row[0] - now).total_seconds() if row and row[0] else 0.0
+
+
+def close_gates(connection: Connection[Any], provider: str, gates: Sequence[Gate], now: dt.datetime) -> None:
+    """Store which calls have to wait until when. A block is never shortened."""
+    closed = {(gate.scope, gate.key): gate for gate in gates if wait_of(gate)}
+    for (scope, key), gate in sorted(closed.items()):
+        connection.execute(
+            "INSERT INTO provider_gate AS g (provider, scope, key, blocked_until, usage_pct, source)"
+            " VALUES (%s, %s, %s, %s, %s, %s)"
+            " ON CONFLICT (provider, scope, key) DO UPDATE"
+            " SET blocked_until = greatest(g.blocked_until, excluded.blocked_until), usage_pct = excluded.usage_pct,"
+            " source = excluded.source, updated_at = now()",
+            [provider, scope, key, now + dt.timedelta(seconds=wait_of(gate)), gate.usage_pct, gate.source],
+        )
+
+
+def wait_of(gate: Gate) -> float:
+    """Return for how many seconds the gate asks for no call, 0.0 when it only reports an allowance far from spent."""
+    is_near = gate.usage_pct is not None and gate.usage_pct >= NEAR_LIMIT_PCT
+    return max(gate.blocked_for, SHORTEST_BLOCK) if is_near or gate.blocked_for > 0 else 0.0
+
+
+# One statement is one transaction and one round trip: a killed worker leaves all of it or nothing.
+_RECORD = """
+WITH incoming AS (
+    SELECT * FROM unnest(%(metrics)s::text[], %(days)s::date[], %(statuses)s::text[], %(values)s::numeric[],
+                         %(breakdowns)s::jsonb[], %(end_times)s::timestamptz[])
+        AS r (metric, day, status, value, breakdown, source_end_time)
+    -- Days before the page was connected are nobody's: they would come as numbers without a ledger row.
+    WHERE day = %(day)s OR EXISTS (
+        SELECT FROM ingest_day_state s WHERE s.integration_id = %(integration_id)s AND s.day = r.day)
+), stored AS (
+    INSERT INTO page_metric_daily AS p (
+        integration_id, metric, day, organization_id, provider, value, breakdown, status, source_end_time,
+        fetched_at, first_seen_at, last_changed_at, run_id)
+    SELECT %(integration_id)s, metric, day, %(organization_id)s, %(provider)s, value, breakdown, status,
+           source_end_time, %(fetched_at)s, %(fetched_at)s, %(fetched_at)s, %(run_id)s
+    FROM incoming
+    ON CONFLICT (integration_id, day, metric) DO UPDATE
+    SET value = excluded.value, breakdown = excluded.breakdown, status = excluded.status,
+        source_end_time = excluded.source_end_time, fetched_at = excluded.fetched_at, run_id = excluded.run_id,
+        last_changed_at = excluded.last_changed_at, organization_id = excluded.organization_id,
+        -- What was pending is answered now, which restates nothing.
+        revision = p.revision + CASE p.status WHEN 'pending' THEN 0 ELSE 1 END
+    WHERE (p.value, p.breakdown, p.status) IS DISTINCT FROM (excluded.value, excluded.breakdown, excluded.status)
+      AND excluded.fetched_at >= p.fetched_at
+      -- An answer is not taken back: nothing replaces a value but a value, nothing becomes pending again.
+      AND (excluded.status = 'value' OR (p.status <> 'value' AND excluded.status <> 'pending'))
+    RETURNING day
+), anomalies AS (
+    INSERT INTO page_metric_anomaly (integration_id, metric, day, status, kept_value, first_seen_at, run_id)
+    SELECT p.integration_id, metric, day, incoming.status, p.value, %(fetched_at)s, %(run_id)s
+    FROM incoming JOIN page_metric_daily p USING (metric, day)
+    WHERE incoming.status <> 'value' AND p.status = 'value' AND p.integration_id = %(integration_id)s
+    ON CONFLICT DO NOTHING
+), written AS (
+    INSERT INTO ingest_day_state AS s (
+        integration_id, day, organization_id, queue, state, attempts_used, deferrals, error_class, reason, detail,
+        provider_code, provider_subcode, http_status, fbtrace_id, next_attempt_at, last_success_at, run_id)
+    VALUES (
+        %(integration_id)s, %(day)s, %(organization_id)s, %(queue)s, %(state)s, %(attempts_used)s, %(deferrals)s,
+        %(error_class)s, %(reason)s, %(detail)s, %(provider_code)s, %(provider_subcode)s, %(http_status)s,
+        %(fbtrace_id)s, %(next_attempt_at)s, %(last_success_at)s, %(run_id)s)
+    ON CONFLICT (integration_id, day) DO UPDATE
+    SET state = excluded.state, organization_id = excluded.organization_id, run_id = excluded.run_id,
+        attempts_used = excluded.attempts_used, deferrals = s.deferrals + excluded.deferrals,
+        error_class = excluded.error_class, reason = excluded.reason, detail = excluded.detail,
+        provider_code = excluded.provider_code, provider_subcode = excluded.provider_subcode,
+        http_status = excluded.http_status, fbtrace_id = excluded.fbtrace_id,
+        next_attempt_at = excluded.next_attempt_at, updated_at = now(),
+        last_success_at = coalesce(excluded.last_success_at, s.last_success_at)
+    -- A day that was answered stays answered, whatever becomes of a later reading.
+    WHERE s.state <> 'done'
+    RETURNING s.day, s.state
+), healed AS (
+    -- A later day's window brought what this day's own job could not.
+    UPDATE ingest_day_state
+    SET state = 'done', error_class = NULL, reason = 'read_with_later_day', detail = NULL, next_attempt_at = NULL,
+        last_success_at = %(fetched_at)s, run_id = %(run_id)s, updated_at = now()
+    WHERE integration_id = %(integration_id)s AND day = ANY(%(answered)s) AND day <> %(day)s
+      AND state IN ('expected', 'dead')
+    RETURNING day
+), marked AS (
+    INSERT INTO aggregate_dirty (organization_id, day, reason)
+    SELECT %(organization_id)s, day, 'ingest' FROM (
+        SELECT day FROM stored UNION SELECT day FROM written WHERE state <> 'expected' UNION SELECT day FROM healed
+    ) AS changed
+)
+SELECT coalesce((SELECT state FROM written), 'done')
+"""
+
+
+def record(connection: Connection[Any], entry: Entry, provider: str, answer: Answer | None = None) -> State:
+    """Write the answer, the ledger row and the marks of what they change, all or nothing; return the row's state.
+
+    Doing it again with the same numbers changes nothing. `answer` must hold each (metric, day) once.
+    """
+    readings = answer.readings if answer else ()
+    row = connection.execute(
+        _RECORD,
+        {
+            **{name: getattr(entry, name) for name in Entry.__slots__},
+            "provider": provider,
+            "fetched_at": answer.fetched_at if answer else None,
+            "metrics": [reading.metric for reading in readings],
+            "days": [reading.day for reading in readings],
+            "statuses": [reading.status for reading in readings],
+            "values": [reading.value for reading in readings],
+            "breakdowns": [Jsonb(reading.breakdown) if reading.breakdown else None for reading in readings],
+            "end_times": [reading.source_end_time for reading in readings],
+            "answered": answered_days(answer) if answer else [],
+        },
+    ).fetchone()
+    return row[0] if row else entry.state
+
+
+def answered_days(answer: Answer) -> list[dt.date]:
+    """Return the days of which no reading is pending."""
+    pending = {reading.day for reading in answer.readings if reading.status == "pending"}
+    return sorted({reading.day for reading in answer.readings} - pending)
+
+
+# -- what is due -----------------------------------------------------------------------------------------------------
+
+_NOTHING_EXPECTED = """
+NOT EXISTS (SELECT FROM ingest_day_state s
+            WHERE s.organization_id = d.organization_id AND s.day = d.day AND s.state = 'expected')
+"""
+
+
+def due_days(connection: Connection[Any], organization_id: str, days: Sequence[dt.date]) -> list[dt.date]:
+    """Return which of `days` have changed and wait for no further page. Ask after the commit of the change.
+
+    Of two ingests that end together the later commit sees both, so that one of them finds the day due.
+    """
+    rows = connection.execute(
+        "SELECT d.day FROM (SELECT %s::text AS organization_id, unnest(%s::date[]) AS day) AS d"
+        " WHERE EXISTS (SELECT FROM aggregate_dirty m WHERE m.organization_id = d.organization_id AND m.day = d.day)"
+        f" AND {_NOTHING_EXPECTED} ORDER BY d.day",
+        [organization_id, list(days)],
+    )
+    return [day for (day,) in rows]
+
+
+_DUE = f"""
+SELECT d.organization_id, d.day,
+       coalesce((SELECT s.queue FROM ingest_day_state s
+                 WHERE s.organization_id = d.organization_id AND s.day = d.day LIMIT 1), 'default')
+FROM (SELECT DISTINCT organization_id, day FROM aggregate_dirty) AS d
+WHERE {_NOTHING_EXPECTED}
+   OR EXISTS (SELECT FROM ingest_day_state s
+              WHERE s.organization_id = d.organization_id AND s.day = d.day AND s.created_at < %s)
+ORDER BY d.day DESC, d.organization_id
+"""
+
+
+def due_everywhere(
+    connection: Connection[Any], planned_before: dt.datetime, *, chunk: int
+) -> Iterator[list[tuple[str, dt.date, str]]]:
+    """Yield chunks of (organization, day, queue) that changed and wait for no page, or were planned too long ago."""
+    with connection.cursor("due_everywhere", withhold=True) as cursor:
+        cursor.execute(_DUE, [planned_before])
+        while rows := cursor.fetchmany(chunk):
+            yield rows
+
+
+def mark_settled(connection: Connection[Any], before: dt.date) -> int:
+    """Mark the days before `before` whose sums can become final now; return how many."""
+    marked = connection.execute(
+        "INSERT INTO aggregate_dirty (organization_id, day, reason)"
+        " SELECT DISTINCT organization_id, day, 'final' FROM org_metric_daily"
+        " WHERE NOT is_final AND n_pending = 0 AND day < %s",
+        [before],
+    )
+    return marked.rowcount
+
+
+# -- for people ------------------------------------------------------------------------------------------------------
+
+_COVERAGE = """
+SELECT i.id AS integration_id, i.name, d.day::date AS day, coalesce(s.state, 'missing') AS state, s.reason
+FROM integration i CROSS JOIN generate_series(%(first)s::date, %(last)s::date, interval '1 day') AS d (day)
+LEFT JOIN ingest_day_state s
+       ON s.integration_id = i.id AND s.day = d.day::date AND s.organization_id = i.organization_id
+WHERE i.organization_id = %(organization)s AND (i.deleted_at IS NULL OR s.state IS NOT NULL)
+ORDER BY i.id, d.day
+"""
+
+
+def coverage(connection: Connection[Any], organization_id: str, first: dt.date, last: dt.date) -> list[Coverage]:
+    """Return the state of every page of the organization on every day from `first` to `last`, both included."""
+    with connection.cursor(row_factory=class_row(Coverage)) as cursor:
+        return cursor.execute(_COVERAGE, {"organization": organization_id, "first": first, "last": last}).fetchall()

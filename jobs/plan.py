@@ -1,0 +1,137 @@
+"""Puts into the queue what the ledger expects: of one day when it is planned, of every day when it is reconciled."""
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from psycopg import Connection
+
+from jobs import ledger, payloads
+from jobs.aggregate import Clock, FanIn, Kinds, Queues, settled_before
+from jobs.database import Pool
+from jobs.ledger import Open
+from redisq import Delivery, Enqueued
+
+# One script's worth of jobs: the memory of a plan stays the same however many pages there are.
+CHUNK = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a plan did: rows that became expected or skipped, jobs put in, jobs that were there, dead ones."""
+
+    expected: int = 0
+    skipped: int = 0
+    enqueued: int = 0
+    live: int = 0
+    dead: int = 0
+
+    def __add__(self, other: "Planned") -> "Planned":
+        return Planned(
+            self.expected + other.expected,
+            self.skipped + other.skipped,
+            self.enqueued + other.enqueued,
+            self.live + other.live,
+            self.dead + other.dead,
+        )
+
+
+class Plan:
+    """The handler of `plan`, and the way to plan a day without a job."""
+
+    def __init__(self, pool: Pool, queues: Queues, kinds: Kinds, fan_in: FanIn) -> None:
+        self._pool = pool
+        self._queues = queues
+        self._kinds = kinds
+        self._fan_in = fan_in
+
+    def __call__(self, payload: payloads.Plan, delivery: Delivery) -> None:
+        """Plan the payload's day for every page."""
+        planned = self.plan(payload.day)
+        delivery.log.info("planned", extra={"enqueued": planned.enqueued, "dead": planned.dead})
+
+    def plan(self, day: dt.date, *, queue: str = "default", organization_id: str | None = None) -> Planned:
+        """Expect `day` of every eligible page, of one organization or of all, and enqueue what has not ended well.
+
+        Running it again enqueues exactly what is not done and has no job, which is everything after a flush.
+        A backfill plans each of its days, newest first, on a queue of its own.
+        """
+        with self._pool.connection() as connection:
+            expected, skipped = ledger.expect(connection, day, queue=queue, organization_id=organization_id)
+        return Planned(expected, skipped) + self.enqueue_open(day, organization_id=organization_id)
+
+    def enqueue_open(self, day: dt.date, *, organization_id: str | None = None) -> Planned:
+        """Enqueue the rows of `day` that are expected or dead, the organizations taking turns.
+
+        A dead row whose letter is still there stays dead; it is the operator's to requeue.
+        """
+        total = Planned()
+        with self._pool.connection() as connection:
+            for rows in ledger.open_rows(connection, day, chunk=CHUNK, organization_id=organization_id):
+                # A queue keeps the order within it; rows of one day are rarely on two.
+                for queue, group in groupby(sorted(rows, key=_queue_of), key=_queue_of):
+                    total += self._enqueue(connection, list(group), queue)
+        return total
+
+    def _enqueue(self, connection: Connection[Any], rows: Sequence[Open], queue: str) -> Planned:
+        kind = self._kinds["ingest"]
+        jobs = [
+            kind.job(payloads.Ingest(row.organization_id, row.integration_id, row.day.isoformat()), queue=queue)
+            for row in rows
+        ]
+        answers = self._queues(queue).enqueue_many(jobs)
+        dead = [(row, answer) for row, answer in zip(rows, answers, strict=True) if answer.state == "dead"]
+        for row, answer in dead:
+            if row.state == "expected":
+                self._note_dead(connection, row, answer)
+        created = sum(answer.created for answer in answers)
+        return Planned(enqueued=created, dead=len(dead), live=len(rows) - created - len(dead))
+
+    def _note_dead(self, connection: Connection[Any], row: Open, answer: Enqueued) -> None:
+        """Tell the ledger of a job that could not do so itself: it crashed, timed out or was deferred too long."""
+        letter = self._queues(row.queue).dead_letter(answer.id)
+        if letter is None:
+            return  # requeued or removed this moment
+        ledger.mark_dead(connection, row, error_class=letter.error_class, reason=letter.reason, detail=letter.detail)
+        self._fan_in.enqueue_due(connection, row.organization_id, [row.day], queue=row.queue)
+
+
+class Reconcile:
+    """The handler of `reconcile`: the ledger outlives the queue, and this is how."""
+
+    def __init__(self, pool: Pool, plan: Plan, fan_in: FanIn, clock: Clock, *, deadline: dt.timedelta) -> None:
+        self._pool = pool
+        self._plan = plan
+        self._fan_in = fan_in
+        self._clock = clock
+        self._deadline = deadline
+
+    def __call__(self, _payload: payloads.Reconcile, delivery: Delivery) -> None:
+        """Put back what the queue lost."""
+        planned, aggregates = self.reconcile()
+        delivery.log.info("reconciled", extra={"enqueued": planned.enqueued, "aggregates": aggregates})
+
+    def reconcile(self) -> tuple[Planned, int]:
+        """Enqueue what has not ended well of every day, and the aggregates that are due; return what was done.
+
+        An aggregate is due when its day changed and waits for no page, or was planned longer ago than the deadline:
+        then it says itself how incomplete it is.
+        """
+        now = self._clock()
+        with self._pool.connection() as connection:
+            days = ledger.open_days(connection)
+        planned = sum((self._plan.enqueue_open(day) for day in days), Planned())
+        created = 0
+        with self._pool.connection() as connection:
+            ledger.mark_settled(connection, settled_before(now))
+            for chunk in ledger.due_everywhere(connection, now - self._deadline, chunk=CHUNK):
+                for queue, group in groupby(sorted(chunk, key=lambda due: due[2]), key=lambda due: due[2]):
+                    answers = self._fan_in.enqueue([(id, day) for id, day, _ in group], queue=queue)
+                    created += sum(answer.created for answer in answers)
+        return planned, created
+
+
+def _queue_of(row: Open) -> str:
+    return row.queue

@@ -1,0 +1,310 @@
+"""Sums that are recomputed from rows, say how complete they are, and invent nothing."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis import Redis
+
+from jobs import ledger
+from jobs.aggregate import ExpectedPage, Policy, Row, Summary, aggregate, summarise
+from jobs.providers.base import Status
+from redisq import Permanent
+from tests.pages import DAY, FOLLOWS, NOW, REACH, VIEWS, World, a_world
+from tests.test_ingest import EXPIRED
+from tests.waiting import eventually
+
+SUM, LEVEL, NONE = (
+    Policy("facebook", "views", "sum"),
+    Policy("facebook", "follows", "level"),
+    Policy("facebook", "reach", "none"),
+)
+RATIO = Policy("facebook", "rate", "ratio", "engagements", "views")
+SETTLED = ("org_metric_daily", "aggregate_dirty")
+
+
+@pytest.fixture
+def world(database: str, redis: Redis) -> Iterator[World]:
+    with a_world(database, redis) as world:
+        world.connect("org", "a", "b")
+        yield world
+
+
+def page(id: str, state: ledger.State = "done", reason: str | None = None, provider: str = "facebook") -> ExpectedPage:
+    return ExpectedPage(id, provider, state, reason)
+
+
+def row(page: str, number: int | None, metric: str = "views", status: Status = "value") -> Row:
+    return Row(page, metric, status, None if number is None else Decimal(number))
+
+
+def only(summaries: list[Summary]) -> Summary:
+    (summary,) = summaries
+    return summary
+
+
+def counts(summary: Summary) -> tuple[int, ...]:
+    """Expected, value, no data, pending, failed, unsupported."""
+    return (
+        summary.n_expected,
+        summary.n_value,
+        summary.n_no_data,
+        summary.n_pending,
+        summary.n_failed,
+        summary.n_unsupported,
+    )
+
+
+# -- the pure core
+
+
+@pytest.mark.parametrize(
+    ("policy", "value"),
+    [(SUM, Decimal(7)), (LEVEL, Decimal(7)), (NONE, None), (Policy("facebook", "new", "none"), None)],
+)
+def test_only_what_adds_up_is_added_up(policy: Policy, value: Decimal | None) -> None:
+    """People who saw two pages are counted once by each: their sum is a number of nobody."""
+    rows = [row("a", 3, policy.metric), row("b", 4, policy.metric)]
+    summary = only(summarise([page("a"), page("b")], rows, [policy]))
+    assert (summary.value, summary.page_max) == (value, Decimal(4))
+
+
+def test_a_ratio_is_computed_from_sums() -> None:
+    """The mean of 1/2 and 9/10 is not the rate of 10 in 12."""
+    rows = [row("a", 2), row("b", 10), row("a", 1, "engagements"), row("b", 9, "engagements"), row("c", 99)]
+    policies = [SUM, Policy("facebook", "engagements", "sum"), RATIO]
+    found = {s.metric: s for s in summarise([page("a"), page("b"), page("c")], rows, policies)}
+    assert found["rate"].value == Decimal(10) / Decimal(12)
+    assert counts(found["rate"]) == (2, 2, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("views", [0, None])
+def test_a_ratio_over_nothing_is_unknown(views: int | None) -> None:
+    """Neither zero nor an error."""
+    rows = [row("a", views, status="value" if views == 0 else "no_data"), row("a", 1, "engagements")]
+    policies = [SUM, Policy("facebook", "engagements", "sum"), RATIO]
+    found = {s.metric: s for s in summarise([page("a")], rows, policies)}
+    assert found["rate"].value is None
+
+
+def test_a_dead_page_stays_expected_and_is_no_zero() -> None:
+    """The figure is honest until a person takes the page away."""
+    pages = [
+        page("a"),
+        page("b", "dead", "token_expired"),
+        page("c", "skipped", "refresh_needed"),
+        page("d", "expected"),
+    ]
+    summary = only(summarise(pages, [row("a", 5)], [SUM]))
+    assert summary.value == 5
+    assert counts(summary) == (4, 1, 0, 1, 2, 0)
+    assert summary.completeness == Decimal("0.25")
+    assert summary.missing == (("b", "token_expired"), ("c", "refresh_needed"), ("d", "not_read_yet"))
+
+
+def test_a_sum_over_nothing_is_unknown() -> None:
+    """A chart may draw a gap, never a zero."""
+    summary = only(summarise([page("a"), page("b", "dead", "app")], [row("a", None, status="no_data")], [SUM]))
+    assert summary.value is None
+    assert counts(summary) == (2, 0, 1, 0, 1, 0)
+
+
+def test_zero_is_a_value() -> None:
+    """Zero visits is news, no answer is not."""
+    assert only(summarise([page("a")], [row("a", 0)], [SUM])).value == 0
+
+
+def test_a_refused_metric_is_not_expected() -> None:
+    """A metric that died for all would otherwise keep every day incomplete for ever."""
+    rows = [row("a", None, status="unsupported"), row("b", 3)]
+    summary = only(summarise([page("a"), page("b")], rows, [SUM]))
+    assert counts(summary) == (1, 1, 0, 0, 0, 1)
+    assert summary.completeness == 1
+    nobody = only(summarise([page("a")], rows[:1], [SUM]))
+    assert (nobody.n_expected, nobody.completeness) == (0, None)
+
+
+def test_a_page_that_ended_before_it_was_published_has_failed() -> None:
+    """Nobody waits for it any more: counting it as pending would keep the day provisional for ever."""
+    rows = [row("a", None, status="pending")]
+    assert counts(only(summarise([page("a", "expected")], rows, [SUM]))) == (1, 0, 0, 1, 0, 0)
+    assert counts(only(summarise([page("a", "dead", "too_long")], rows, [SUM]))) == (1, 0, 0, 0, 1, 0)
+
+
+def test_no_page_no_row() -> None:
+    """Nought of nought is not a hundred per cent."""
+    assert summarise([], [], [SUM]) == []
+
+
+def test_a_page_is_expected_to_have_only_what_its_provider_knows() -> None:
+    """A metric of one provider is not missing from the pages of another."""
+    pages = [page("a"), page("b", "dead", "app", provider="csv")]
+    summary = only(summarise(pages, [row("a", 5)], [SUM]))
+    assert counts(summary) == (1, 1, 0, 0, 0, 0)
+
+
+def test_providers_that_disagree_are_not_added_up() -> None:
+    """The cautious reading wins."""
+    pages = [page("a"), page("b", provider="csv")]
+    summary = only(summarise(pages, [row("a", 5), row("b", 6)], [SUM, Policy("csv", "views", "none")]))
+    assert (summary.additivity, summary.value, summary.page_max) == ("none", None, Decimal(6))
+
+
+OUTCOMES: st.SearchStrategy[tuple[ledger.State, tuple[Status, int | None] | None]] = st.tuples(
+    st.sampled_from(["expected", "done", "dead", "skipped", "abandoned"]),
+    st.one_of(
+        st.none(),
+        st.tuples(st.just("value"), st.integers(0, 10**12)),
+        st.tuples(st.sampled_from(["no_data", "pending", "unsupported"]), st.none()),
+    ),
+)
+
+
+@given(st.lists(OUTCOMES, max_size=12), st.randoms())
+def test_every_expected_page_is_counted_once_in_any_order(outcomes: list[Any], random: Any) -> None:
+    """The parts make the whole, and the same rows make the same hash however they come."""
+    pages = [page(f"p{n}", state) for n, (state, _) in enumerate(outcomes)]
+    rows = [row(f"p{n}", found[1], status=found[0]) for n, (_, found) in enumerate(outcomes) if found]
+    summaries = summarise(pages, rows, [SUM])
+    for summary in summaries:
+        expected, *parts, _ = counts(summary)
+        assert expected == sum(parts)
+        assert len(summary.missing) == summary.n_pending + summary.n_failed
+    random.shuffle(pages)
+    random.shuffle(rows)
+    assert summarise(pages, rows, [SUM]) == summaries
+
+
+# -- the edge
+
+
+def stored(world: World, metric: str = VIEWS, organization: str = "org") -> Any:
+    (found,) = world.fetch(
+        "SELECT value, n_value, n_expected, completeness, is_final, revision FROM org_metric_daily"
+        " WHERE organization_id = %s AND day = %s AND metric = %s",
+        organization,
+        DAY,
+        metric,
+    )
+    return found
+
+
+def test_an_organizations_day_is_summed_up_with_its_completeness(world: World) -> None:
+    """The figure of the morning: total, and over how many pages."""
+    world.provider.answers |= {("a", DAY): {VIEWS: 10, FOLLOWS: 100, REACH: 7}, ("b", DAY): EXPIRED}
+    world.plans.plan(DAY)
+    world.ingest("org", "a")
+    with pytest.raises(Permanent):
+        world.ingest("org", "b")
+    world.aggregate("org")
+    assert stored(world) == (10, 1, 2, Decimal("0.5"), True, 1)
+    assert stored(world, REACH)[0] is None
+    assert world.fetch("SELECT page_max, missing FROM org_metric_daily WHERE metric = %s", REACH) == [
+        (7, [{"integrationId": "b", "reason": "token_expired"}])
+    ]
+
+
+def test_aggregating_again_changes_nothing(world: World) -> None:
+    """It runs at least once, and after every ingest that changed nothing."""
+    world.provider.answers |= {("a", DAY): {VIEWS: 10}, ("b", DAY): {VIEWS: 5}}
+    world.ingest("org", "a")
+    world.ingest("org", "b")
+    world.aggregate("org")
+    before = world.snapshot(SETTLED)
+    world.aggregate("org")
+    assert world.snapshot(SETTLED) == before
+    assert before["aggregate_dirty"] == []
+
+
+def test_a_restated_row_is_a_new_revision_and_flagged_when_it_was_final(world: World) -> None:
+    """Somebody may have reported the old figure."""
+    world.provider.answers["a", DAY] = {VIEWS: 10}
+    world.ingest("org", "a")
+    world.aggregate("org")
+    world.provider.answers["a", DAY] = {VIEWS: 11}
+    world.provider.fetched_at += dt.timedelta(days=1)
+    world.ingest("org", "a")
+    world.aggregate("org")
+    assert stored(world) == (11, 1, 1, 1, True, 2)
+    assert world.fetch("SELECT metric FROM org_metric_daily WHERE restated_after_final") == [VIEWS]
+
+
+def test_a_page_that_a_person_took_away_is_not_expected(world: World) -> None:
+    """Disabling it is how an operator says so. One that waits for its owner is still missed."""
+    world.connect("org", "c")
+    world.db.execute("UPDATE integration SET refresh_needed = true WHERE id = 'c'")
+    world.provider.answers["a", DAY] = {VIEWS: 10}
+    world.plans.plan(DAY)
+    world.ingest("org", "a")
+    world.db.execute("UPDATE integration SET disabled = true WHERE id = 'b'")
+    world.ingest("org", "b")
+    world.aggregate("org")
+    assert stored(world)[1:4] == (1, 2, Decimal("0.5"))
+
+
+def test_a_recent_day_is_provisional(world: World) -> None:
+    """Later days' jobs still read it again."""
+    world.now = dt.datetime(2026, 3, 10, 13, tzinfo=dt.UTC)
+    world.provider.answers["a", DAY] = {VIEWS: 10}
+    world.ingest("org", "a")
+    world.aggregate("org")
+    assert stored(world)[4] is False
+
+
+def test_a_mark_that_comes_during_the_run_is_not_lost(world: World) -> None:
+    """A page that answers while the sum is made must be in it, or in the next one: without a new job."""
+    world.provider.answers |= {("a", DAY): {VIEWS: 10}, ("b", DAY): {VIEWS: 5}}
+    world.plans.plan(DAY)
+    world.ingest("org", "a")
+    locked, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        """Stop the run before it stores, when it has taken the marks and read the rows."""
+        with world.pool.connection() as connection, connection.transaction():
+            connection.execute("LOCK TABLE org_metric_daily IN EXCLUSIVE MODE")
+            locked.set()
+            release.wait(10)
+
+    with ThreadPoolExecutor(2) as threads:
+        holder = threads.submit(hold)
+        locked.wait(10)
+        run = threads.submit(world.aggregate, "org")
+        waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'org_metric_daily'::regclass"
+        eventually(lambda: world.fetch(waits), 10)
+        world.ingest("org", "b")
+        release.set()
+        holder.result(10)
+        run.result(10)
+    assert stored(world)[:3] == (15, 2, 2)
+    assert world.fetch("SELECT * FROM aggregate_dirty") == []
+
+
+def test_two_aggregates_of_one_day_take_turns(world: World) -> None:
+    """Side by side, the one with the older view could store last."""
+    world.provider.answers["a", DAY] = {VIEWS: 10}
+    world.ingest("org", "a")
+    with ThreadPoolExecutor(1) as threads, world.pool.connection() as connection:
+        with connection.transaction():
+            aggregate(connection, "org", DAY, now=NOW)
+            second = threads.submit(world.aggregate, "org")
+            eventually(lambda: world.fetch("SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"), 10)
+        second.result(10)
+    assert stored(world) == (10, 1, 1, 1, True, 1)
+
+
+def test_a_killed_aggregate_leaves_its_marks(world: World) -> None:
+    """Otherwise nobody would know that the day has to be summed up."""
+    world.provider.answers["a", DAY] = {VIEWS: 10}
+    world.ingest("org", "a")
+    with world.pool.connection() as connection, connection.transaction(force_rollback=True):
+        assert aggregate(connection, "org", DAY, now=NOW)
+    assert world.fetch("SELECT * FROM org_metric_daily") == []
+    assert ledger.due_days(world.db, "org", [DAY]) == [DAY]

@@ -1,0 +1,465 @@
+"""One page's day, from the provider's answer to the ledger: what is stored, who is called, what the queue is asked."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from jobs import integrations
+from jobs.ingest import Ingest, days_to_read, seconds_until_over, tidy
+from jobs.providers.base import Answer, Gate, Metric, ProviderError, Reading
+from jobs.providers.facebook import FacebookProvider
+from jobs.simulator import Simulator
+from jobs.vault import Vault
+from redisq import Defer, Permanent, Retry
+from tests.pages import DAY, FOLLOWS, NOW, VIEWS, Told, ToldProvider, World, a_world
+
+AGGREGATE = f"aggregate:org:{DAY}"
+EXPIRED = ProviderError(
+    "permanent", "token_expired", "Session has expired", code=190, subcode=463, needs_reconnect=True
+)
+SERVER = ProviderError("transient", "server", "try later", code=2, http_status=500, trace_id="Abc")
+WRITTEN = ("page_metric_daily", "page_metric_history", "ingest_day_state", "aggregate_dirty", "integration")
+
+
+@pytest.fixture
+def world(database: str, redis: Redis) -> Iterator[World]:
+    with a_world(database, redis) as world:
+        world.connect("org", "page", "second")
+        yield world
+
+
+def values(world: World, page: str = "page", day: dt.date = DAY) -> dict[str, Decimal]:
+    rows = world.fetch(
+        "SELECT metric, value FROM page_metric_daily WHERE integration_id = %s AND day = %s AND status = 'value'",
+        page,
+        day,
+    )
+    return dict(rows)
+
+
+def refresh_needed(world: World, page: str = "page") -> bool:
+    found = integrations.find(world.db, page)
+    assert found
+    return found.refresh_needed
+
+
+# -- the pure core
+
+
+def test_a_recent_day_is_read_together_with_the_two_before_it() -> None:
+    """Providers correct their numbers for two days, and one call can carry them all."""
+    assert days_to_read(DAY, DAY + dt.timedelta(days=3)) == [dt.date(2026, 3, 5), dt.date(2026, 3, 6), DAY]
+    assert days_to_read(DAY, DAY + dt.timedelta(days=4)) == [DAY]
+
+
+def test_an_answer_is_tidied_before_it_is_stored() -> None:
+    """One key twice in a statement is refused by PostgreSQL; what was not asked for has no place under this page."""
+    other = DAY + dt.timedelta(days=1)
+    kept = Reading(VIEWS, DAY, "value", Decimal(2))
+    readings = (
+        Reading(VIEWS, DAY, "value", Decimal(1)),
+        Reading(FOLLOWS, DAY, "no_data"),
+        Reading(VIEWS, other, "value", Decimal(9)),
+        Reading("unasked", DAY, "no_data"),
+        kept,
+    )
+    metrics = [Metric(VIEWS, "sum"), Metric(FOLLOWS, "level")]
+    assert tidy(Answer(readings, NOW), [DAY], metrics).readings == (Reading(FOLLOWS, DAY, "no_data"), kept)
+
+
+@pytest.mark.parametrize(
+    ("day", "hours"), [(dt.date(2026, 3, 7), 24), (dt.date(2026, 3, 8), 23), (dt.date(2026, 11, 1), 25)]
+)
+def test_a_providers_day_ends_at_its_own_midnight(day: dt.date, hours: int) -> None:
+    """Twice a year a Pacific day does not have 24 hours."""
+    provider = ToldProvider()
+    midnight = dt.datetime.combine(day, dt.time(), provider.day_zone).astimezone(dt.UTC)
+    assert seconds_until_over(day, provider, midnight) == hours * 3600
+    assert seconds_until_over(day, provider, midnight + dt.timedelta(hours=hours)) == 0
+
+
+# -- answers
+
+
+def test_an_answered_day_is_done(world: World) -> None:
+    """The plain case: numbers stored, the day done, its aggregate enqueued."""
+    world.provider.answers["page", DAY] = {VIEWS: 12, FOLLOWS: 0}
+    world.ingest("org", "page", attempt=2)
+    assert values(world) == {VIEWS: 12, FOLLOWS: 0}
+    assert world.states() == {"page": ("done", None)}
+    assert world.fetch("SELECT attempts_used, last_success_at, run_id FROM ingest_day_state") == [(2, NOW, "worker-1")]
+    assert world.ready() == [AGGREGATE]
+
+
+def test_running_an_ingest_again_changes_nothing(world: World) -> None:
+    """A worker that dies between the commit and the ack has its job run once more."""
+    world.provider.answers["page", DAY] = {VIEWS: 12}
+    world.ingest("org", "page")
+    before = world.snapshot(WRITTEN)
+    world.ingest("org", "page")
+    assert world.snapshot(WRITTEN) == before
+    assert world.ready() == [AGGREGATE]
+
+
+def test_a_run_that_lost_its_lease_stores_nothing(world: World) -> None:
+    """Somebody else has the job, perhaps with newer numbers."""
+    world.provider.answers["page", DAY] = {VIEWS: 12}
+    with pytest.raises(Retry, match="lease_lost"):
+        world.ingest("org", "page", holds=False)
+    assert world.fetch("SELECT * FROM page_metric_daily") == []
+
+
+def test_no_connection_is_held_while_the_provider_is_asked(world: World) -> None:
+    """A call takes up to a minute: eight slots would hold eight connections for nothing."""
+    idle: list[int] = []
+    world.provider.during = lambda: idle.append(world.pool.get_stats()["pool_available"])
+    world.ingest("org", "page")
+    assert idle == [world.pool.get_stats()["pool_size"]]
+
+
+def test_a_day_that_is_not_published_yet_waits_without_an_attempt(world: World) -> None:
+    """Late is not failed: part of the day is stored, the rest is asked for an hour later."""
+    world.provider.answers["page", DAY] = {VIEWS: 12, FOLLOWS: "pending"}
+    with pytest.raises(Defer, match="not_yet_published") as asked:
+        world.ingest("org", "page")
+    assert asked.value.after == 3600
+    assert values(world) == {VIEWS: 12}
+    assert world.states() == {"page": ("expected", "not_yet_published")}
+    assert world.fetch("SELECT attempts_used, deferrals, next_attempt_at FROM ingest_day_state") == [
+        (0, 1, NOW + dt.timedelta(hours=1))
+    ]
+    assert world.ready() == []
+
+    world.provider.answers["page", DAY] = {VIEWS: 12, FOLLOWS: 3}
+    world.ingest("org", "page")
+    assert world.states() == {"page": ("done", None)}
+    assert world.ready() == [AGGREGATE]
+
+
+def test_a_done_day_does_not_wait_for_what_it_has(world: World) -> None:
+    """The provider takes a day back for a moment; a job for it would wait a day and then be a dead letter."""
+    world.provider.answers["page", DAY] = {VIEWS: 12}
+    world.ingest("org", "page")
+    world.provider.answers["page", DAY] = {VIEWS: "pending"}
+    world.ingest("org", "page")
+    assert values(world) == {VIEWS: 12}
+
+
+def test_a_corrected_day_before_is_summed_up_again(world: World) -> None:
+    """A restatement of yesterday arrives with today's call, and nobody asks for it otherwise."""
+    yesterday = DAY - dt.timedelta(days=1)
+    world.now = dt.datetime(2026, 3, 8, 13, tzinfo=dt.UTC)
+    world.provider.answers |= {("page", yesterday): {VIEWS: 5}, ("page", DAY): {VIEWS: 6}}
+    world.ingest("org", "page", yesterday)
+    world.aggregate("org", yesterday)
+    world.redis.flushall()
+
+    world.provider.answers["page", yesterday] = {VIEWS: 7}
+    world.ingest("org", "page")
+
+    assert world.provider.asked[-1] == ("page", (DAY - dt.timedelta(days=2), yesterday, DAY))
+    assert values(world, day=yesterday) == {VIEWS: 7}
+    assert AGGREGATE in world.ready()
+    assert f"aggregate:org:{yesterday}" in world.ready()
+
+
+def test_the_aggregate_waits_for_the_last_page(world: World) -> None:
+    """Otherwise it runs once per page."""
+    world.plans.plan(DAY)
+    world.redis.flushall()
+    world.ingest("org", "page")
+    assert world.ready() == []
+    world.ingest("org", "second")
+    assert world.ready() == [AGGREGATE]
+
+
+def test_two_last_pages_together_leave_one_aggregate(world: World) -> None:
+    """Each could believe that the other is still to come, and the sum would never be made."""
+    pages = [f"page-{n}" for n in range(8)]
+    world.connect("many", *pages)
+    for n in range(5):
+        day = DAY - dt.timedelta(days=n)
+        world.plans.plan(day, organization_id="many")
+        world.redis.flushall()
+        with ThreadPoolExecutor(8) as threads:
+            runs = [threads.submit(world.ingest, "many", page, day) for page in pages]
+        assert [run.exception() for run in runs] == [None] * 8
+        assert world.ready() == [f"aggregate:many:{day}"]
+
+
+def test_a_backfilled_page_is_summed_up_on_the_backfill_queue(world: World) -> None:
+    """Two years of sums must not stand before today's."""
+    world.ingest("org", "page", queue="backfill")
+    assert world.ready("backfill") == [AGGREGATE]
+    assert world.ready() == []
+
+
+# -- refusals
+
+
+def test_a_transient_error_asks_for_a_retry_and_tells_the_ledger(world: World) -> None:
+    """The grid shows why a day is late before it is lost."""
+    world.provider.answers["page", DAY] = SERVER
+    with pytest.raises(Retry, match="server: try later"):
+        world.ingest("org", "page", attempt=2)
+    assert world.states() == {"page": ("expected", "server")}
+    assert world.fetch(
+        "SELECT attempts_used, error_class, detail, provider_code, http_status, fbtrace_id FROM ingest_day_state"
+    ) == [(2, "transient", "try later", 2, 500, "Abc")]
+    assert not refresh_needed(world)
+    assert world.ready() == []
+
+
+def test_the_last_attempt_ends_the_day_and_lets_the_aggregate_go(world: World) -> None:
+    """A dead page never blocks its organization."""
+    world.provider.answers["page", DAY] = SERVER
+    with pytest.raises(Retry):
+        world.ingest("org", "page", attempt=3, is_last_attempt=True)
+    assert world.states() == {"page": ("dead", "server")}
+    assert world.ready() == [AGGREGATE]
+
+
+def test_a_dead_token_stops_at_once_and_asks_for_a_person(world: World) -> None:
+    """Further attempts cannot help, and the provider counts them."""
+    world.provider.answers["page", DAY] = EXPIRED
+    with pytest.raises(Permanent, match="token_expired"):
+        world.ingest("org", "page")
+    assert world.states() == {"page": ("dead", "token_expired")}
+    assert world.fetch("SELECT provider_code, provider_subcode FROM ingest_day_state") == [(190, 463)]
+    assert refresh_needed(world)
+    assert not refresh_needed(world, "second")
+    assert world.ready() == [AGGREGATE]
+
+
+def test_one_dead_token_is_one_dead_letter(world: World) -> None:
+    """The other days of the page are skipped without a call: thirty of them must not be thirty alarms."""
+    world.provider.answers["page", DAY] = EXPIRED
+    with pytest.raises(Permanent):
+        world.ingest("org", "page")
+    world.ingest("org", "page", DAY - dt.timedelta(days=1))
+    assert len(world.provider.asked) == 1
+    assert world.fetch("SELECT state, reason FROM ingest_day_state ORDER BY day") == [
+        ("skipped", "refresh_needed"),
+        ("dead", "token_expired"),
+    ]
+
+
+def test_a_fault_of_ours_does_not_ask_the_owner_to_reconnect(world: World) -> None:
+    """The most expensive mistake of this trade: every customer connects again because of our bad parameter."""
+    world.provider.answers["page", DAY] = ProviderError("permanent", "request", code=100)
+    with pytest.raises(Permanent, match="request"):
+        world.ingest("org", "page")
+    assert not refresh_needed(world)
+
+
+def test_a_token_that_was_replaced_during_the_call_is_tried_again(world: World) -> None:
+    """The refusal was for the old one."""
+    world.provider.answers["page", DAY] = EXPIRED
+    world.provider.during = lambda: integrations.reconnect(world.db, world.vault, "page", "a fresh token")
+    with pytest.raises(Defer, match="token_changed"):
+        world.ingest("org", "page")
+    assert not refresh_needed(world)
+
+    world.provider.answers["page", DAY] = {VIEWS: 1}
+    world.ingest("org", "page")
+    assert world.provider.tokens == ["a token", "a fresh token"]
+    assert world.states() == {"page": ("done", None)}
+
+
+def test_a_rate_limit_holds_back_the_whole_app_and_costs_nothing(world: World) -> None:
+    """Every further call would lengthen the block."""
+    gate = Gate("app", "facebook", 420.0, 100.0, "x-app-usage")
+    world.provider.answers["page", DAY] = ProviderError("rate_limited", "rate_limited", code=4, gates=(gate,))
+    for page in ("page", "second"):
+        with pytest.raises(Defer, match="rate_limited") as asked:
+            world.ingest("org", page)
+        assert asked.value.after == 420.0
+    assert world.provider.asked == [("page", (DAY,))]
+    assert world.fetch("SELECT state, attempts_used, deferrals FROM ingest_day_state") == [("expected", 0, 1)] * 2
+
+    world.now += dt.timedelta(seconds=421)
+    world.ingest("org", "second")
+    assert world.states()["second"] == ("done", None)
+
+
+def test_a_rate_limit_without_a_time_waits_a_minute(world: World) -> None:
+    """Limits come without any header; asking again at once is a hot loop."""
+    world.provider.answers["page", DAY] = ProviderError("rate_limited", "rate_limited", code=32)
+    with pytest.raises(Defer) as asked:
+        world.ingest("org", "page")
+    assert asked.value.after == 60.0
+
+
+def test_an_answer_near_the_limit_slows_the_next_call_down(world: World) -> None:
+    """The answer counts, and the provider said that it will refuse soon."""
+    world.provider.gates = (Gate("page", "page", 0.0, 96.0, "x-business-use-case-usage"),)
+    world.provider.answers["page", DAY] = {VIEWS: 12}
+    world.ingest("org", "page")
+    assert values(world) == {VIEWS: 12}
+    with pytest.raises(Defer, match="rate_limited"):
+        world.ingest("org", "page")
+    world.ingest("org", "second")
+
+
+# -- without a call
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("UPDATE integration SET disabled = true WHERE id = 'page'", "disabled"),
+        ("UPDATE integration SET deleted_at = now() WHERE id = 'page'", "deleted"),
+        ("UPDATE organization SET deleted_at = now() WHERE id = 'org'", "deleted"),
+        ("UPDATE integration SET in_between_steps = true WHERE id = 'page'", "in_between_steps"),
+        ("UPDATE integration SET refresh_needed = true WHERE id = 'page'", "refresh_needed"),
+        ("UPDATE integration SET organization_id = 'other' WHERE id = 'page'", "moved"),
+    ],
+)
+def test_a_page_that_changed_since_it_was_planned_is_skipped(world: World, change: str, reason: str) -> None:
+    """Hours lie between the plan and the run; nobody may be called who was taken away."""
+    world.connect("other", "elsewhere")
+    world.plans.plan(DAY)
+    world.redis.flushall()
+    world.db.execute(change.encode())
+    world.ingest("org", "page")
+    assert world.provider.asked == []
+    assert world.states()["page"] == ("skipped", reason)
+
+
+@pytest.mark.parametrize(("organization", "page"), [("other", "page"), ("org", "nobody")])
+def test_a_payload_that_crosses_tenants_is_refused(world: World, organization: str, page: str) -> None:
+    """One organization's job must never read, or write, another's page."""
+    world.connect("other", "elsewhere")
+    before = world.snapshot(WRITTEN)
+    with pytest.raises(Permanent, match="bad_payload"):
+        world.ingest(organization, page)
+    assert world.provider.asked == []
+    assert world.snapshot(WRITTEN) == before
+
+
+def test_a_day_that_the_provider_has_forgotten_is_not_asked_for(world: World) -> None:
+    """It would answer nothing, which looks like a day without numbers."""
+    with pytest.raises(Permanent, match="out_of_range"):
+        world.ingest("org", "page", DAY - dt.timedelta(days=731))
+    assert world.provider.asked == []
+    assert world.fetch("SELECT state, reason FROM ingest_day_state") == [("dead", "out_of_range")]
+
+
+def test_a_day_that_is_not_over_is_not_asked_for(world: World) -> None:
+    """Half a day's numbers would be stored as the day's."""
+    world.now = dt.datetime(2026, 3, 8, 7, 30, tzinfo=dt.UTC)  # 23:30 of DAY in California
+    with pytest.raises(Defer, match="not_yet_published") as asked:
+        world.ingest("org", "page")
+    assert asked.value.after == 1800
+    assert world.provider.asked == []
+
+
+def test_a_token_that_no_key_opens_waits_for_the_operator(world: World) -> None:
+    """A wrong key file concerns every page at once; it must not use up their attempts, nor bother their owners."""
+    world.db.execute("UPDATE integration SET token = %s", [Vault([Vault.new_key()]).encrypt("t")])
+    with pytest.raises(Defer, match="token_unreadable"):
+        world.ingest("org", "page")
+    assert world.provider.asked == []
+    assert not refresh_needed(world)
+
+
+def test_no_text_of_the_database_holds_the_token(world: World) -> None:
+    """Dumps travel."""
+    canary = "EAAcanary"
+    integrations.reconnect(world.db, world.vault, "page", canary)
+    answers: list[Told | Exception] = [{VIEWS: 1}, SERVER, EXPIRED]
+    for n, told in enumerate(answers):
+        world.provider.answers["page", DAY - dt.timedelta(days=n)] = told
+    for n in range(3):
+        try:
+            world.ingest("org", "page", DAY - dt.timedelta(days=n))
+        except (Retry, Permanent):
+            continue
+    tables: list[Any] = world.fetch("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
+    assert canary in world.provider.tokens
+    assert canary not in str(world.snapshot(tables))
+
+
+# -- through real HTTP
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    with Simulator(pages=1) as simulator:
+        simulator.set_clock(NOW)
+        yield simulator
+
+
+@pytest.fixture
+def graph(world: World, simulator: Simulator) -> Iterator[World]:
+    """The world with the real provider and one page of the simulated Graph API, connected as `graph`."""
+    facebook = FacebookProvider(base_url=simulator.url, total_deadline=5.0, confirm_after=0.0, clock=world.clock)
+    page = simulator.pages[0]
+    assert integrations.add(
+        world.db,
+        world.vault,
+        organization_id="org",
+        integration_id="graph",
+        provider="facebook",
+        page_id=page.page_id,
+        token=page.token,
+    )
+    world.ingests = Ingest(world.pool, world.vault, {"facebook": facebook}, world.fan_in, world.clock, max_age_days=730)
+    yield world
+    facebook.close()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "asks", "ledger_row", "calls", "reconnect"),
+    [
+        ("server-error", Retry, ("expected", "transient", "server"), 1, False),
+        ("error-2@401", Retry, ("expected", "transient", "server"), 1, False),
+        ("html-503", Retry, ("expected", "transient", "server"), 1, False),
+        ("error-4@403", Defer, ("expected", "rate_limited", "rate_limited"), 1, False),
+        ("limit-page:7", Defer, ("expected", "rate_limited", "rate_limited"), 1, False),
+        ("error-368", Defer, ("expected", "rate_limited", "policy_block"), 1, False),
+        ("token-463", Permanent, ("dead", "permanent", "token_expired"), 1, True),
+        ("token-460", Permanent, ("dead", "permanent", "token_password_changed"), 1, True),
+        ("perm-200", Permanent, ("dead", "permanent", "permission"), 1, True),
+        ("error-3", Permanent, ("dead", "permanent", "app"), 1, False),
+        ("error-100-33", Permanent, ("dead", "permanent", "object_not_found"), 2, False),
+        ("error-803", Permanent, ("dead", "permanent", "request"), 1, False),
+    ],
+)
+def test_each_refusal_of_the_graph_is_booked_for_what_it_is(
+    graph: World,
+    simulator: Simulator,
+    behaviour: str,
+    asks: type[Exception],
+    ledger_row: tuple[str, ...],
+    calls: int,
+    reconnect: bool,
+) -> None:
+    """Who acts differs: nobody, the owner of the page, or we; and a wrong call costs a customer's trust."""
+    simulator.script(simulator.pages[0].page_id, behaviour, then=behaviour)
+    with pytest.raises(asks):
+        graph.ingest("org", "graph")
+    assert graph.fetch("SELECT state, error_class, reason FROM ingest_day_state") == [ledger_row]
+    assert len(simulator.log()) == calls
+    assert refresh_needed(graph, "graph") is reconnect
+    assert values(graph, "graph") == {}
+
+
+def test_a_real_answer_is_stored_once(graph: World, simulator: Simulator) -> None:
+    """The whole way: HTTP, Pacific days, PostgreSQL; a second run changes no row."""
+    graph.ingest("org", "graph")
+    assert len(values(graph, "graph")) == 12
+    assert graph.fetch("SELECT DISTINCT source_end_time FROM page_metric_daily") == [
+        dt.datetime(2026, 3, 8, 8, tzinfo=dt.UTC)
+    ]
+    before = graph.snapshot(WRITTEN)
+    graph.ingest("org", "graph")
+    assert graph.snapshot(WRITTEN) == before
+    assert len(simulator.log()) == 2

@@ -1,0 +1,263 @@
+"""What is expected is enqueued, once, in turns; what the queue loses comes back."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+
+from jobs import integrations, ledger, payloads
+from jobs.plan import Planned
+from redisq import Failure, Permanent
+from redisq.queue import Queue
+from tests.pages import DAY, NOW, VIEWS, World, a_delivery, a_world
+from tests.test_ingest import EXPIRED
+
+BEFORE = DAY - dt.timedelta(days=1)
+
+
+@pytest.fixture
+def world(database: str, redis: Redis) -> Iterator[World]:
+    with a_world(database, redis) as world:
+        yield world
+
+
+def ingest_ids(*pages: str, day: dt.date = DAY) -> list[str]:
+    return [f"ingest:{page}:{day}" for page in pages]
+
+
+def bury(world: World, *, reason: str, error_class: str = "crash") -> str:
+    """Let the next ready job end in the dead letters without its handler."""
+    queue: Queue = world.queue("default")
+    (claimed,) = queue.send([queue.claim("worker-1", 1)])[0]
+    assert queue.send([queue.bury("worker-1", claimed, Failure(error_class, reason, "the worker was gone"))])
+    return str(claimed.id)
+
+
+def test_a_plan_expects_every_eligible_page_and_enqueues_it(world: World) -> None:
+    """Whoever may be read is, and nobody else."""
+    world.connect("org", "page", "disabled", "deleted", "between", "waits")
+    world.connect("gone", "orphan")
+    for change in (
+        "UPDATE integration SET disabled = true WHERE id = 'disabled'",
+        "UPDATE integration SET deleted_at = now() WHERE id = 'deleted'",
+        "UPDATE integration SET in_between_steps = true WHERE id = 'between'",
+        "UPDATE integration SET refresh_needed = true WHERE id = 'waits'",
+        "UPDATE organization SET deleted_at = now() WHERE id = 'gone'",
+    ):
+        world.db.execute(change.encode())
+    assert world.plans.plan(DAY) == Planned(expected=1, skipped=1, enqueued=1)
+    assert world.states() == {"page": ("expected", None), "waits": ("skipped", "refresh_needed")}
+    assert world.ready() == ingest_ids("page")
+
+
+def test_planning_again_enqueues_nothing_that_is_there(world: World) -> None:
+    """The plan runs at least once, and by hand besides."""
+    world.connect("org", "a", "b")
+    world.plans.plan(DAY)
+    assert world.plans.plan(DAY) == Planned(live=2)
+    assert world.ready() == ingest_ids("a", "b")
+
+
+def test_after_a_flush_exactly_the_missing_days_come_back(world: World) -> None:
+    """The ledger outlives the queue: what is done stays done, everything else is enqueued again."""
+    world.connect("org", "done", "open", "dead", "abandoned")
+    world.plans.plan(DAY)
+    world.ingest("org", "done")
+    world.provider.answers |= {("dead", DAY): EXPIRED, ("abandoned", DAY): EXPIRED}
+    for page in ("dead", "abandoned"):
+        with pytest.raises(Permanent):
+            world.ingest("org", page)
+    ledger.mark_abandoned(world.db, "abandoned", DAY)
+    world.redis.flushall()
+    assert world.plans.plan(DAY) == Planned(enqueued=2)
+    assert world.ready() == ingest_ids("dead", "open")
+
+
+def test_a_large_organization_does_not_hold_up_the_small_ones(world: World) -> None:
+    """Everybody's first page comes before anybody's second."""
+    world.connect("large", *(f"l{n}" for n in range(5)))
+    world.connect("small", "s0", "s1")
+    world.connect("tiny", "t0")
+    world.plans.plan(DAY)
+    assert world.ready() == ingest_ids("l0", "s0", "t0", "l1", "s1", "l2", "l3", "l4")
+
+
+def test_turns_hold_over_more_pages_than_one_chunk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan never has more than a chunk in memory."""
+    monkeypatch.setattr("jobs.plan.CHUNK", 2)
+    world.connect("large", *(f"l{n}" for n in range(5)))
+    world.connect("small", "s0", "s1")
+    assert world.plans.plan(DAY).enqueued == 7
+    assert world.ready() == ingest_ids("l0", "s0", "l1", "s1", "l2", "l3", "l4")
+
+
+def test_a_page_that_ended_meanwhile_is_not_called_again(world: World) -> None:
+    """A long plan reads its list once; workers are at work behind it."""
+    world.connect("org", "a", "b", "c")
+    ledger.expect(world.db, DAY, queue="default")
+    chunks = ledger.open_rows(world.db, DAY, chunk=1)
+    assert [row.integration_id for row in next(chunks)] == ["a"]
+    world.ingest("org", "b")
+    assert [[row.integration_id for row in rows] for rows in chunks] == [[], ["c"]]
+
+
+def test_a_backfill_has_a_queue_of_its_own(world: World) -> None:
+    """Two years of one page must not stand before today; a day that is planned already stays where it is."""
+    world.connect("org", "page")
+    world.connect("other", "elsewhere")
+    world.plans.plan(DAY)
+    for day in (DAY, BEFORE):
+        world.plans.plan(day, queue="backfill", organization_id="org")
+    assert world.ready("backfill") == ingest_ids("page", day=BEFORE)
+    assert world.ready() == ingest_ids("page", "elsewhere")
+
+
+def test_a_skipped_day_comes_back_with_a_fresh_token(world: World) -> None:
+    """The owner reconnects: no day is missing, and the next reconcile brings it without anybody's help."""
+    world.connect("org", "page")
+    world.db.execute("UPDATE integration SET refresh_needed = true")
+    world.plans.plan(DAY)
+    assert world.ready() == []
+    integrations.reconnect(world.db, world.vault, "page", "fresh")
+    world.reconciles.reconcile()
+    assert world.ready()[0] == ingest_ids("page")[0]
+
+
+def test_a_day_that_was_skipped_for_another_reason_comes_back_with_the_next_plan(world: World) -> None:
+    """Disabled and enabled again: the plan sees a page that it may read."""
+    world.connect("org", "page")
+    world.plans.plan(DAY)
+    world.db.execute("UPDATE integration SET disabled = true")
+    world.ingest("org", "page")
+    world.redis.flushall()
+    world.db.execute("UPDATE integration SET disabled = false")
+    assert world.plans.plan(DAY) == Planned(expected=1, enqueued=1)
+    assert world.states() == {"page": ("expected", None)}
+
+
+def test_the_ledger_learns_of_a_job_that_died_without_a_word(world: World) -> None:
+    """A crash or a timeout leaves no time to write; the organization's sum must not wait for it."""
+    world.connect("org", "page")
+    world.plans.plan(DAY)
+    bury(world, reason="crash_limit")
+    assert world.plans.plan(DAY) == Planned(dead=1)
+    assert world.states() == {"page": ("dead", "crash_limit")}
+    assert world.fetch("SELECT error_class, detail FROM ingest_day_state") == [("crash", "the worker was gone")]
+    assert world.ready() == [f"aggregate:org:{DAY}"]
+
+
+def test_reconcile_puts_back_every_day_that_the_queue_lost(world: World) -> None:
+    """Redis is wiped during a backfill: nobody has to remember which days it was about, and today's come first."""
+    world.connect("org", "page")
+    world.plans.plan(BEFORE)
+    world.plans.plan(DAY)
+    world.redis.flushall()
+    planned, _ = world.reconciles.reconcile()
+    assert planned == Planned(enqueued=2)
+    assert world.ready() == ingest_ids("page") + ingest_ids("page", day=BEFORE)
+
+
+def test_reconcile_enqueues_an_aggregate_whose_job_was_lost(world: World) -> None:
+    """The worker died between its commit and the enqueue."""
+    world.connect("org", "page")
+    world.provider.answers["page", DAY] = {VIEWS: 1}
+    world.ingest("org", "page")
+    world.redis.flushall()
+    assert world.reconciles.reconcile() == (Planned(), 1)
+    assert world.ready() == [f"aggregate:org:{DAY}"]
+
+
+def test_at_the_deadline_the_aggregate_comes_with_what_there_is(world: World) -> None:
+    """A page that is deferred for a day does not hold back the report of the morning."""
+    world.connect("org", "answered", "late")
+    world.plans.plan(DAY)
+    world.provider.answers["answered", DAY] = {VIEWS: 3}
+    world.ingest("org", "answered")
+    created = world.fetch("SELECT max(created_at) FROM ingest_day_state")[0]
+
+    world.now = created + dt.timedelta(hours=11, minutes=59)
+    assert world.reconciles.reconcile()[1] == 0
+    world.now = created + dt.timedelta(hours=12, minutes=1)
+    assert world.reconciles.reconcile()[1] == 1
+
+    world.aggregate("org")
+    assert world.fetch(
+        "SELECT value, n_pending, completeness, is_final FROM org_metric_daily WHERE metric = %s", VIEWS
+    ) == [(3, 1, 0.5, False)]
+    world.redis.flushall()
+    assert world.reconciles.reconcile()[1] == 0  # nothing has changed since
+
+
+def test_an_organization_without_any_answer_has_an_aggregate_too(world: World) -> None:
+    """Silence would look like a day without plan."""
+    world.connect("org", "page")
+    world.plans.plan(DAY)
+    world.now = dt.datetime.now(dt.UTC) + dt.timedelta(hours=13)
+    assert world.reconciles.reconcile()[1] == 1
+    world.aggregate("org")
+    assert world.fetch("SELECT value, n_expected, n_pending FROM org_metric_daily WHERE metric = %s", VIEWS) == [
+        (None, 1, 1)
+    ]
+
+
+def test_a_provisional_sum_becomes_final_when_its_day_has_settled(world: World) -> None:
+    """Nothing changes on that day any more, so nothing else would look at it again; and it is looked at once."""
+    world.connect("org", "page")
+    world.now = dt.datetime(2026, 3, 10, 13, tzinfo=dt.UTC)
+    world.provider.answers["page", DAY] = {VIEWS: 3}
+    world.ingest("org", "page")
+    world.aggregate("org")
+    world.redis.flushall()
+    world.now = NOW
+    assert world.reconciles.reconcile()[1] == 1
+    world.aggregate("org")
+    assert world.fetch("SELECT DISTINCT is_final, revision FROM org_metric_daily") == [(True, 1)]
+    world.redis.flushall()
+    assert world.reconciles.reconcile()[1] == 0
+
+
+def test_the_handlers_do_what_their_schedules_ask(world: World) -> None:
+    """The schedule gives a date, or nothing."""
+    world.connect("org", "page")
+    kind = world.kinds["ingest"]
+    delivery = a_delivery(kind.job(payloads.Ingest("org", "page", DAY.isoformat())))
+    world.plans(payloads.Plan(DAY.isoformat()), delivery)
+    assert world.ready() == ingest_ids("page")
+    world.redis.flushall()
+    world.reconciles(payloads.Reconcile(), delivery)
+    assert world.ready() == ingest_ids("page")
+
+
+@pytest.mark.parametrize(
+    ("date", "sentence"),
+    [
+        ("2026-02-30", "is not a day of the calendar"),
+        ("20260201", "is not written YYYY-MM-DD"),
+        ("2026-W01-1", "is not written YYYY-MM-DD"),
+        ("yesterday", "is not a day of the calendar"),
+        ("9999-12-31", "has not begun anywhere on earth"),
+    ],
+)
+def test_a_date_that_cannot_be_meant_is_refused(date: str, sentence: str) -> None:
+    """In the command line, with a sentence, and not in the worker."""
+    for payload in (payloads.Plan, lambda d: payloads.Ingest("org", "page", d), lambda d: payloads.Aggregate("org", d)):
+        with pytest.raises(ValueError, match=sentence):
+            payload(date)
+
+
+def test_today_on_the_first_island_is_no_future() -> None:
+    """At UTC+14 a day begins when it is noon the day before in England."""
+    there = dt.datetime.now(dt.timezone(dt.timedelta(hours=14))).date()
+    assert payloads.Plan(there.isoformat()).day == there
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "page\n", "é", "x" * 129])
+def test_a_name_that_could_not_be_an_id_is_refused(name: str) -> None:
+    """It becomes part of job ids, log lines and shell commands."""
+    with pytest.raises(ValueError, match="is not 1 to 128"):
+        payloads.Ingest("org", name, "2026-03-07")
+    with pytest.raises(ValueError, match="is not 1 to 128"):
+        payloads.Aggregate(name, "2026-03-07")
