@@ -1,0 +1,153 @@
+"""The application: which kinds of job there are, when they run, and what their handlers work with."""
+
+import datetime as dt
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from redis import Redis
+
+from jobs import payloads
+from jobs.aggregate import Aggregate, FanIn
+from jobs.database import open_pool
+from jobs.ingest import Ingest
+from jobs.plan import Plan, Reconcile
+from jobs.providers.base import Provider
+from jobs.providers.csvfiles import CsvProvider
+from jobs.providers.facebook import FacebookProvider
+from jobs.settings import JobSettings, key_lines
+from jobs.vault import Vault, VaultError
+from redisq import BadSettings, Delivery, Kind, Queue, Registry, Schedule, Settings, connect
+
+BACKFILL = "backfill"
+
+SCHEDULES = (
+    # Facebook's day ends at 07:00 or 08:00 UTC; its numbers are there some hours later.
+    Schedule(name="daily", cron="0 13 * * *", kind="plan", payload={"date": "{date-1}"}, missed="all"),
+    Schedule(name="reconcile", cron="*/5 * * * *", kind="reconcile", missed="latest"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """One object per kind, each with what it works with."""
+
+    ingest: Ingest
+    aggregate: Aggregate
+    plan: Plan
+    reconcile: Reconcile
+
+
+class Application:
+    """Declares the kinds at once, and opens what their handlers need when it is `open`ed or the first job runs.
+
+    So that the command line, which runs no job, can speak of kinds where there is no database.
+    """
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self._environ = environ
+        self.registry = Registry(
+            [
+                Kind(name="ingest", payload=payloads.Ingest, handler=self._ingest, key=_page_day, time_limit=120.0),
+                Kind(name="aggregate", payload=payloads.Aggregate, handler=self._aggregate, key=_organization_day),
+                Kind(name="plan", payload=payloads.Plan, handler=self._plan, key=_day, time_limit=600.0),
+                Kind(name="reconcile", payload=payloads.Reconcile, handler=self._reconcile, key=_all, time_limit=600.0),
+            ],
+            queues=[BACKFILL],
+            log_fields=("organizationId", "integrationId", "date"),
+        )
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings of the queue. Raise `BadSettings`."""
+        return Settings.from_environment(self._environ)
+
+    @cached_property
+    def job_settings(self) -> JobSettings:
+        """The settings of the jobs. Raise `BadSettings`."""
+        return JobSettings.from_environment(self._environ)
+
+    @cached_property
+    def vault(self) -> Vault:
+        """The keys of the stored tokens. Raise `BadSettings` when there is none."""
+        key = self.job_settings.token_key
+        if not key:
+            raise BadSettings("there is no token key: put one into a file and name it in REDISQ_TOKEN_KEY_FILE")
+        try:
+            return Vault(key_lines(key))
+        except VaultError as error:
+            raise BadSettings(f"token-key: {error}") from None
+
+    def queue(self, name: str) -> Queue:
+        """Return the queue `name`; every one shares one client."""
+        return Queue(self._redis, name, self.settings.prefix)
+
+    def open(self) -> None:
+        """Make the handlers, before there are threads that need them. Raise `BadSettings`. Waits for no server."""
+        _ = self._handlers
+
+    @cached_property
+    def _redis(self) -> Redis:
+        return connect(self.settings)
+
+    @cached_property
+    def _providers(self) -> dict[str, Provider]:
+        settings = self.job_settings
+        facebook = FacebookProvider(
+            base_url=settings.graph_url, version=settings.graph_version, app_secret=settings.app_secret
+        )
+        providers: list[Provider] = [facebook]
+        if settings.csv_directory:
+            providers.append(CsvProvider(Path(settings.csv_directory)))
+        return {provider.name: provider for provider in providers}
+
+    @cached_property
+    def _handlers(self) -> Handlers:
+        settings, kinds = self.job_settings, self.registry
+        pool = open_pool(settings.database_url, size=self.settings.slots + 2)
+        fan_in = FanIn(self.queue, kinds)
+        plan = Plan(pool, self.queue, kinds, fan_in)
+        deadline = dt.timedelta(seconds=settings.aggregate_deadline)
+        return Handlers(
+            ingest=Ingest(pool, self.vault, self._providers, fan_in, _now, max_age_days=settings.max_age_days),
+            aggregate=Aggregate(pool, _now),
+            plan=plan,
+            reconcile=Reconcile(pool, plan, fan_in, _now, deadline=deadline),
+        )
+
+    def _ingest(self, payload: payloads.Ingest, delivery: Delivery) -> None:
+        self._handlers.ingest(payload, delivery)
+
+    def _aggregate(self, payload: payloads.Aggregate, delivery: Delivery) -> None:
+        self._handlers.aggregate(payload, delivery)
+
+    def _plan(self, payload: payloads.Plan, delivery: Delivery) -> None:
+        self._handlers.plan(payload, delivery)
+
+    def _reconcile(self, payload: payloads.Reconcile, delivery: Delivery) -> None:
+        self._handlers.reconcile(payload, delivery)
+
+
+def _page_day(payload: payloads.Ingest) -> str:
+    return f"{payload.integrationId}:{payload.date}"
+
+
+def _organization_day(payload: payloads.Aggregate) -> str:
+    return f"{payload.organizationId}:{payload.date}"
+
+
+def _day(payload: payloads.Plan) -> str:
+    return payload.date
+
+
+def _all(_payload: payloads.Reconcile) -> str:
+    return "all"  # one at a time: a second one while the first waits would find the same
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+application = Application()

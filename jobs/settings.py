@@ -1,0 +1,78 @@
+"""What an operator can set for the jobs, beside the settings of the queue."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import get_type_hints
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from redisq import BadSettings, credential, protect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSettings:
+    """Each field is the variable `REDISQ_<FIELD>`."""
+
+    database_url: str = field(default="postgresql://127.0.0.1/redisq", repr=False)
+    graph_url: str = "https://graph.facebook.com"
+    graph_version: str = "v25.0"
+    csv_directory: str = ""  # of the provider `csv`; without it there is no such provider
+    max_age_days: int = 730  # what providers keep
+    aggregate_deadline: float = 12 * 3600.0  # seconds after which a day is summed up without its missing pages
+    token_key: str | None = field(default=None, repr=False)  # from the credential `token-key`
+    app_secret: str | None = field(default=None, repr=False)  # from the credential `app-secret`
+
+    @property
+    def database_address(self) -> str:
+        """Where the database is, to be shown: without password."""
+        parts = conninfo_to_dict(self.database_url)
+        return f"{parts.get('host', 'local socket')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "JobSettings":
+        """Read the environment; raise `BadSettings` naming the variable that cannot be used.
+
+        The password of the database comes from the credential `database-password` when there is one.
+        """
+        kinds = get_type_hints(cls)
+        given: dict[str, object] = {
+            "token_key": credential("token-key", environ),
+            "app_secret": credential("app-secret", environ),
+        }
+        for option in fields(cls):
+            name = f"REDISQ_{option.name.upper()}"
+            if option.name not in given and (text := environ.get(name)):
+                given[option.name] = _read(name, text, kinds[option.name])
+        settings = cls(**given)  # type: ignore[arg-type]  # each value was read by its field's type
+        return cls(**{**given, "database_url": _dsn(settings.database_url, credential("database-password", environ))})  # type: ignore[arg-type]  # as above
+
+
+def key_lines(text: str) -> list[str]:
+    """Return the keys of a key file, one a line, the one that encrypts first; `#` begins a comment line."""
+    return [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
+
+
+def _read(name: str, text: str, kind: object) -> object:
+    if kind is str:
+        return text
+    try:
+        return int(text) if kind is int else float(text)
+    except ValueError:
+        raise BadSettings(f"{name} is {text!r}, which is not a number") from None
+
+
+def _dsn(url: str, password: str | None) -> str:
+    try:
+        parts = conninfo_to_dict(url)
+    except ProgrammingError:
+        # The cause would quote the URL, password and all.
+        raise BadSettings(
+            "REDISQ_DATABASE_URL is not a PostgreSQL URL: write postgresql://user@host/database"
+        ) from None
+    if password:
+        parts["password"] = password
+    protect(str(parts["password"]) if parts.get("password") else None)
+    return make_conninfo(**parts)  # type: ignore[arg-type]  # what conninfo_to_dict gave
