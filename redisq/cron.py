@@ -4,8 +4,8 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
-from itertools import islice
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -20,6 +20,14 @@ _SLOT_DATE = re.compile(r"\{date(?P<days>[+-]\d{1,4})?\}")
 _POLICIES = ("skip", "latest", "all")
 # A slot is missed when it is older than this: a scheduler that is up fires within a second or two.
 _PUNCTUAL = timedelta(minutes=1)
+_LONGEST_AGE = 366 * 86400.0
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("name", "cron", "kind", "timezone"), str),
+    "payload": dict,
+    "missed_count": int,
+    "missed_age": (int, float),
+}
+_HORIZON = 50 * 366  # days: an expression that fits none of them has no slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,35 +50,62 @@ class Schedule:
 
     def __post_init__(self) -> None:
         try:
-            check_name(self.name, "schedule")
-            ZoneInfo(self.timezone)
-            CronSim(self.cron, datetime(2000, 1, 1, tzinfo=UTC))
-        except (ZoneInfoNotFoundError, CronSimError, ValueError) as error:
+            self._check()
+        except (ZoneInfoNotFoundError, CronSimError, ValueError, TypeError, OSError) as error:
             raise BadSettings(f"schedule {self.name!r}: {error}") from None
+
+    def _check(self) -> None:
+        for option, kind in _TYPES.items():
+            if not isinstance(getattr(self, option), kind):
+                raise TypeError(f"{option} is {getattr(self, option)!r}, which is of the wrong type")
+        check_name(self.name, "schedule")
+        ZoneInfo(self.timezone)
+        if len(self.cron.split()) != 5:
+            raise ValueError(f"cron is {self.cron!r}: take minute, hour, day of month, month and day of week")
+        CronSim(self.cron, datetime(2000, 1, 1, tzinfo=UTC))
         if self.missed not in _POLICIES:
-            raise BadSettings(f"schedule {self.name!r}: missed is {self.missed!r}, take one of {', '.join(_POLICIES)}")
+            raise ValueError(f"missed is {self.missed!r}, take one of {', '.join(_POLICIES)}")
+        if self.missed_count < 1:
+            raise ValueError(f"missed_count is {self.missed_count}: take 1 or more, or missed = 'skip'")
+        if not 0 < self.missed_age <= _LONGEST_AGE:
+            raise ValueError(f"missed_age is {self.missed_age:g} s: take up to {_LONGEST_AGE:g}")
 
     def slots_after(self, moment: datetime) -> Iterator[datetime]:
         """Yield the slot times after `moment`, in UTC, for as long as they are asked for."""
-        last = moment
-        for slot in CronSim(self.cron, moment.astimezone(ZoneInfo(self.timezone))):
-            # Begun inside a repeated hour, the search can name a moment that has been.
-            if slot.astimezone(UTC) > last:
-                last = slot.astimezone(UTC)
-                yield last
+        # cronsim reads the expression; its own walk misses slots where clocks move by half an hour or over midnight.
+        expression = CronSim(self.cron, datetime(2000, 1, 1, tzinfo=UTC))
+        first = moment.astimezone(ZoneInfo(self.timezone)).date()
+        for day in (first + timedelta(days=n) for n in range(_HORIZON)):
+            if day.month in expression.months and expression.match_day(day):
+                for slot in self._slots_on(day, expression):
+                    if slot > moment:  # what a gap over midnight moved into the next day comes once
+                        moment = slot
+                        yield slot
+
+    def _slots_on(self, day: date, expression: CronSim) -> list[datetime]:
+        zone = ZoneInfo(self.timezone)
+        minute, hour, *_ = self.cron.split()
+        moments = _follow_the_clock if "*" in (minute[0], hour[0]) else _once
+        walls = (datetime.combine(day, time(h, m), zone) for h in expression.hours for m in expression.minutes)
+        return sorted({moment for wall in walls for moment in moments(wall)})
 
     def next_slots(self, moment: datetime, count: int) -> list[datetime]:
         """Return the next `count` slots after `moment`, in the schedule's zone."""
         return [slot.astimezone(ZoneInfo(self.timezone)) for slot in islice(self.slots_after(moment), count)]
 
     def due(self, last: datetime, now: datetime) -> list[tuple[datetime, bool]]:
-        """Return the slots in (last, now], oldest first, each with whether the policy runs it."""
-        slots: list[datetime] = []
-        for slot in self.slots_after(max(last, now - timedelta(seconds=self.missed_age))):
-            if slot > now:
-                break
-            slots.append(slot)
-        return [(slot, slot in self._run(slots, now)) for slot in slots]
+        """Return the slots in (last, now], oldest first, each with whether the policy runs it.
+
+        Of those that are older than `missed_age` only the first is there: it stands for all such.
+        """
+        first = next(self.slots_after(last), None)
+        if first is None or first > now:
+            return []
+        oldest = now - timedelta(seconds=self.missed_age)
+        slots = list(takewhile(lambda slot: slot <= now, self.slots_after(max(last, oldest))))
+        runs = set(self._run(slots, now))
+        too_old = [first] if first <= oldest else []
+        return [(slot, slot in runs) for slot in too_old + slots]
 
     def _run(self, slots: list[datetime], now: datetime) -> list[datetime]:
         match self.missed:
@@ -89,6 +124,20 @@ class Schedule:
         return kind.job(kind.read(job))
 
 
+def _follow_the_clock(wall: datetime) -> Iterator[datetime]:
+    """Yield each moment, none to two, at which the clocks of the zone show `wall`."""
+    for moment in (wall.replace(fold=fold).astimezone(UTC) for fold in (0, 1)):
+        if moment.astimezone(wall.tzinfo).replace(tzinfo=None) == wall.replace(tzinfo=None):
+            yield moment
+
+
+def _once(wall: datetime) -> Iterator[datetime]:
+    """Yield the first moment at which the clocks of the zone show `wall`; when they skip it, the end of the gap."""
+    while not (moment := next(_follow_the_clock(wall), None)):
+        wall += timedelta(minutes=1)
+    yield moment
+
+
 def _fill(value: object, day: date) -> object:
     if not isinstance(value, str):
         return value
@@ -101,6 +150,8 @@ def load_schedules(path: Path) -> list[Schedule]:
         tables = tomllib.loads(path.read_text()).get("schedule", {})
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadSettings(f"{path}: {error}") from None
+    if not isinstance(tables, dict):
+        raise BadSettings(f"{path}: schedule is {tables!r}: take a table for each, [schedule.NAME]")
     return [_schedule(path, name, table) for name, table in tables.items()]
 
 

@@ -3,6 +3,8 @@
 redis-py's own errors pass through unchanged: a caller that cannot reach Redis sees `redis.RedisError`.
 """
 
+import math
+
 
 class Ask(Exception):
     """What a handler raises to say how its job goes on. Anything else it raises counts as `Retry`.
@@ -13,8 +15,15 @@ class Ask(Exception):
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
+        self.reason = str(reason)  # here, inside the handler, for the same cause as in `_seconds`
+        self.detail = str(detail)
+
+
+def _seconds(after: float) -> float:
+    # Refused here, inside the handler: further on it would stop the worker that settles the job.
+    if not math.isfinite(after):
+        raise ValueError(f"after is {after}: take a number of seconds")
+    return after
 
 
 class Retry(Ask):
@@ -22,7 +31,7 @@ class Retry(Ask):
 
     def __init__(self, reason: str, detail: str = "", *, after: float = 0.0) -> None:
         super().__init__(reason, detail)
-        self.after = after
+        self.after = _seconds(after)
 
 
 class Permanent(Ask):
@@ -37,7 +46,7 @@ class Defer(Ask):
 
     def __init__(self, after: float, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
-        self.after = after
+        self.after = _seconds(after)
 
 
 class TimeLimitExceeded(BaseException):

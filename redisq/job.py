@@ -141,7 +141,14 @@ class Delivery:
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose lines carry the job's id and context."""
-        extra = {**self.context, "jobId": self.job.id, "kind": self.job.kind, "attempt": self.attempt}
+        extra = {
+            **self.context,
+            "jobId": self.job.id,
+            "queue": self.job.queue,
+            "kind": self.job.kind,
+            "attempt": self.attempt,
+            "worker": self.worker,
+        }
         return logging.LoggerAdapter(logging.getLogger(f"redisq.job.{self.job.kind}"), extra)
 
 

@@ -16,6 +16,8 @@ A word of the picture is a method here and a file in `lua/`. DEAD is reached fro
 or from (new). `claim` has two halves: an idle worker waits in `await_ready` (BLMOVE), a busy one takes what is there.
 """
 
+import math
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,11 +33,12 @@ from redisq.errors import BadJob
 from redisq.job import JSON, Job
 from redisq.keys import Keys
 from redisq.redaction import redact
-from redisq.scripts import Argument, Script
+from redisq.scripts import Argument, Script, wire
 
 BULK = 500  # jobs in one script: about 5 ms of the server's time
 REAP = 100  # jobs moved by one reap or promote: about 1 ms
 EVERY_GHOST = "*"
+_RUN = re.compile(rb"\S+ (\d+) (\d+) (\d+) \d+")  # the record that `prelude.lua` describes
 
 R = TypeVar("R")
 
@@ -96,6 +99,21 @@ class DeadLetter:
     at: float  # seconds, Redis TIME
     job: Job | None
     envelope: bytes
+    errors: tuple[JSON, ...]  # of every attempt, oldest first
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Where a job is, and what it has been through. `job` is None when its envelope cannot be read."""
+
+    id: str
+    state: str
+    job: Job | None
+    due: float | None  # seconds, Redis TIME, while delayed
+    worker: str | None  # while processing
+    deliveries: int
+    attempts: int  # failed ones
+    crashes: int
     errors: tuple[JSON, ...]  # of every attempt, oldest first
 
 
@@ -210,7 +228,8 @@ class Queue:
 
     def processing(self, worker: str) -> list[str]:
         """Return the ids in a worker's processing list."""
-        return _texts(self._redis.lrange(self.keys.processing(worker), 0, -1))
+        [key] = wire(self.keys.processing(worker))
+        return _texts(self._redis.lrange(key, 0, -1))
 
     def heartbeat(self, worker: str, info: Mapping[str, Argument]) -> bool:
         """Renew the worker's lease; False when it had none: at the first beat, or because it was reaped."""
@@ -275,11 +294,47 @@ class Queue:
             states += [_text(state) or None for state in answer]
         return states
 
-    def counts(self) -> dict[str, int]:
-        """Return how many jobs are in each state, and the totals since the queue began, read in one transaction."""
+    def explain(self, id: str) -> Explained | None:
+        """Return all that is known of `id`, None when there is no such job.
+
+        Read in one round trip, between whose parts the job may move.
+        """
         k = self.keys
-        lists = [k.processing(worker.id) for worker in self.workers()]
-        with self._redis.pipeline(transaction=True) as pipe:
+        workers = [worker.id for worker in self.workers()]
+        [key] = wire(id)
+        with self._redis.pipeline(transaction=False) as pipe:  # a full Redis refuses even reads inside MULTI
+            # The source and not the hash: a script that the server has forgotten would fail the round trip.
+            pipe.eval(scripts.where.source, 4, k.jobs, k.runs, k.delayed, k.dead, key)
+            for name in (k.jobs, k.runs, k.errors):
+                pipe.hget(name, key)
+            pipe.zscore(k.delayed, key)
+            for worker in workers:
+                pipe.lpos(k.processing(worker), key)
+            (state,), envelope, record, history, due_ms, *places = pipe.execute()
+        if not state:
+            return None
+        counts = _RUN.fullmatch(record or b"")
+        deliveries, attempts, crashes = map(int, counts.groups()) if counts else (0, 0, 0)
+        return Explained(
+            id,
+            _text(state),
+            self._job(envelope),
+            None if due_ms is None else due_ms / 1000,
+            next((worker for worker, place in zip(workers, places, strict=True) if place is not None), None),
+            deliveries,
+            attempts,
+            crashes,
+            _history(history),
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Return how many jobs are in each state, and the totals since the queue began.
+
+        Read in one round trip, between whose parts a job may move: a full Redis refuses even reads inside MULTI.
+        """
+        k = self.keys
+        lists = wire(*(k.processing(worker.id) for worker in self.workers()))
+        with self._redis.pipeline(transaction=False) as pipe:
             pipe.llen(k.ready)
             pipe.zcard(k.delayed)
             pipe.hlen(k.dead)
@@ -313,10 +368,10 @@ class Queue:
         if not ids:
             return []
         k = self.keys
-        with self._redis.pipeline(transaction=True) as pipe:
+        with self._redis.pipeline(transaction=False) as pipe:  # a full Redis refuses even reads inside MULTI
             for key in (k.dead, k.jobs, k.errors):
-                pipe.hmget(key, ids)
-            pipe.zmscore(k.dead_index, list(ids))
+                pipe.hmget(key, wire(*ids))
+            pipe.zmscore(k.dead_index, wire(*ids))
             columns = pipe.execute()
         return [self._letter(*row) for row in zip(ids, *columns, strict=True) if row[1] is not None]
 
@@ -324,13 +379,14 @@ class Queue:
         self, id: str, verdict: bytes, envelope: bytes | None, history: bytes | None, at_ms: float
     ) -> DeadLetter:
         fields = orjson.loads(verdict)
-        try:
-            job = Job.decode(envelope or b"", queue=self.name)
-        except BadJob:
-            job = None
-        errors = tuple(orjson.loads(line[1:]) for line in (history or b"").splitlines())
         verdict_of = (fields["class"], fields["reason"], fields["detail"])
-        return DeadLetter(id, *verdict_of, (at_ms or 0) / 1000, job, envelope or b"", errors)
+        return DeadLetter(id, *verdict_of, (at_ms or 0) / 1000, self._job(envelope), envelope or b"", _history(history))
+
+    def _job(self, envelope: bytes | None) -> Job | None:
+        try:
+            return Job.decode(envelope or b"", queue=self.name)
+        except BadJob:
+            return None
 
     # -- one round trip --------------------------------------------------------------------------------------------
 
@@ -344,7 +400,7 @@ class Queue:
             return [call.read(call.script(self._redis, call.keys, call.args))]
         with self._redis.pipeline(transaction=False) as pipe:
             for call in calls:
-                pipe.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
+                pipe.evalsha(call.script.sha, len(call.keys), *wire(*call.keys, *call.args))
             answers = pipe.execute(raise_on_error=False)
         return [call.read(self._settled(call, answer)) for call, answer in zip(calls, answers, strict=True)]
 
@@ -357,6 +413,8 @@ class Queue:
 
 
 def _ms(seconds: float) -> int:
+    if not math.isfinite(seconds):
+        raise BadJob(f"a delay of {seconds} seconds is not usable: take a number")
     return max(0, round(seconds * 1000))
 
 
@@ -381,10 +439,24 @@ def _claimed(flat: Sequence[Any]) -> list[Claimed]:
     ]
 
 
+def _history(lines: bytes | None) -> tuple[JSON, ...]:
+    return tuple(orjson.loads(line[1:]) for line in (lines or b"").splitlines())
+
+
 def _line(tag: str, failure: Failure, claimed: Claimed, worker: str) -> bytes:
     return tag.encode() + failure.record(attempt=claimed.attempts + 1, worker=worker)
 
 
 def _entry(id: Any, value: Any) -> WorkerEntry:
-    beat, _, info = value.partition(b" ")
-    return WorkerEntry(_text(id), _text(beat), orjson.loads(info))
+    # What cannot be read hides no worker: its jobs must come back too. The beat is what the scripts take for it.
+    text = _text(value)
+    beat = text[: len(text) - len(text.lstrip("0123456789"))]
+    return WorkerEntry(_text(id), beat, _object(value.partition(b" ")[2]))
+
+
+def _object(text: bytes) -> JSON:
+    try:
+        fields = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return {}
+    return fields if isinstance(fields, dict) else {}

@@ -3,14 +3,17 @@
 import re
 
 _LIMIT = 2000
+_SEEN = 16 * _LIMIT  # characters that are looked at: an error may quote a whole response body
 _secrets: set[str] = set()
-_URL_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s@]+@", re.IGNORECASE)
+# Each part has a bound: without one a long word, such as a body in base64, is searched from each of its letters.
+_URL_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]{0,30}://[^\s:/@]{0,256}):\S{1,1024}@", re.IGNORECASE)
 _NAMED = re.compile(
-    r"(?P<name>\b(?:access_token|appsecret_proof|password|passwd|secret|token|authorization|api_key|dsn)\b"
-    r"[\"']?\s*[=:]\s*[\"']?)(?:Bearer\s+)?[^\s\"',;&)}]+",
+    r"(?P<name>(?:appsecret_proof|password|passwd|secret|token|authorization|api[_-]?key|dsn)[\"']?\s{0,9}[=:]\s{0,9})"
+    r"(?:\"[^\"]*\"?|'[^']*'?|(?:(?:Basic|Bearer)\s+)?[^\s\"',;&)}]+)"
+    r"|(?P<cookie>cookie[\"']?\s{0,9}[=:])[^\r\n]+",
     re.IGNORECASE,
 )
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def protect(secret: str | None) -> None:
@@ -20,13 +23,15 @@ def protect(secret: str | None) -> None:
 
 
 def redact(text: str, limit: int = _LIMIT) -> str:
-    """Return `text` without secrets, known by value or by name, and without control characters.
+    """Return `text` without secrets, known by value or by name, and without control characters or lone surrogates.
 
     Newlines and tabs stay; at most `limit` characters are kept.
     """
-    for secret in _secrets:
+    # Longest first, since one secret may begin another; sorted into a list, since other threads may add to the set.
+    for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
+    text = text[:_SEEN]
     text = _URL_PASSWORD.sub(r"\g<scheme>:***@", text)
-    text = _NAMED.sub(r"\g<name>***", text)
+    text = _NAMED.sub(r"\g<name>\g<cookie>***", text)
     text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
     return text if len(text) <= limit else text[: limit - 1] + "…"

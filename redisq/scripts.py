@@ -22,10 +22,19 @@ class Script:
 
     def __call__(self, client: "Redis", keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """Run the script; a server that has forgotten it (restart, failover, flush) is given it again."""
+        values = wire(*keys, *args)
         try:
-            return client.evalsha(self.sha, len(keys), *keys, *args)
+            return client.evalsha(self.sha, len(keys), *values)
         except NoScriptError:
-            return client.eval(self.source, len(keys), *keys, *args)
+            return client.eval(self.source, len(keys), *values)
+
+
+def wire(*values: Argument) -> list[Any]:
+    """Return `values` as they are sent: an id that is no UTF-8 goes back as the bytes it came as.
+
+    Done here because hiredis, which packs the commands, does not heed the client's `encoding_errors`.
+    """
+    return [value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value for value in values]
 
 
 def _load(name: str) -> Script:

@@ -31,7 +31,6 @@ def connect(settings: Settings, *, timeout: float = COMMAND_TIMEOUT) -> "Redis":
         socket_connect_timeout=_CONNECT_TIMEOUT,
         socket_keepalive=True,
         health_check_interval=0,
-        encoding_errors="surrogateescape",  # an id that is no UTF-8 must come back as it came
     )
 
 

@@ -81,9 +81,7 @@ def log_json(level: str) -> None:
     """Write every log record to stderr as one JSON line, redacted."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        _Redacted(
-            "{asctime}{levelname}{name}{message}", style="{", rename_fields={"asctime": "time", "levelname": "level"}
-        )
+        _Redacted("{levelname}{name}{message}", style="{", rename_fields={"levelname": "level"}, timestamp="time")
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

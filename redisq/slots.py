@@ -59,7 +59,9 @@ def outcome_of(error: BaseException) -> Outcome:
         case TimeLimitExceeded():
             return Failed(Failure("timeout", "time_limit", str(error)))
     lines = "".join(traceback.format_exception(error))
-    return Failed(Failure("transient", type(error).__name__, str(error), lines))
+    # Not str(error): that is the handler's code too, and may raise.
+    detail = "".join(traceback.format_exception_only(error)).strip()
+    return Failed(Failure("transient", type(error).__name__, detail, lines))
 
 
 @dataclass(eq=False, slots=True)

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -59,7 +59,12 @@ class Doorbell:
         self.waiting = False  # written and read by the claim loop only
         self._queue, self._worker, self._report = queue, worker, report
         self._asked: SimpleQueue[None] = SimpleQueue()
-        threading.Thread(target=self._listen, name="doorbell", daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, name="doorbell", daemon=True)
+        self._thread.start()
+
+    def alive(self) -> bool:
+        """Return whether the thread runs, whatever Redis does."""
+        return self._thread.is_alive()
 
     def ask(self) -> None:
         """Begin to wait; one `Rang` will be reported."""
@@ -128,6 +133,7 @@ class Worker:
         self._lost_slots = 0  # whose handler never came back
         self._outage = Outage()
         self._sweep_at = 0.0
+        self._ring_at = 0.0
         self._hungry = True  # the last claim did not fill the slots
         self._stops = 0
         self._deadline = float("inf")
@@ -150,8 +156,8 @@ class Worker:
         self._wake()
 
     def healthy(self) -> bool:
-        """Return whether the heartbeat thread still runs, whatever Redis does."""
-        return self._pulse.alive()
+        """Return whether the threads that the claim loop relies on still run, whatever Redis does."""
+        return self._pulse.alive() and self._doorbell.alive()
 
     def prepare(self) -> None:
         """Take the lease. Raise `UnfitServer` for a Redis that may lose jobs, `redis.RedisError` when it is away."""
@@ -180,7 +186,7 @@ class Worker:
 
     def _take(self, event: Event) -> None:
         match event:
-            case Run() if event.claimed.token in self._held:
+            case Run() if self._held.get(event.claimed.token) is event:
                 self._unsettled.append(event)
             case Run():
                 log.warning("a handler came back too late", extra=self._fields(event))
@@ -190,8 +196,11 @@ class Worker:
                 # A job that may not start any more stays in our list, and is given back from there.
                 if event.id is not None and self._may_start():
                     self._moved.append(event.id)
-                if event.error and not isinstance(event.error, OutOfMemoryError):
-                    self._lose_redis(event.error)
+                match event.error:
+                    case OutOfMemoryError():  # BLMOVE is refused at once, not after a wait: let `claim` look instead
+                        self._ring_at = time.monotonic() + TURN
+                    case RedisError():
+                        self._lose_redis(event.error)
 
     def _turn(self) -> None:
         """Settle what ended and claim what can start, in one round trip; then ring for more, or look for ghosts."""
@@ -202,7 +211,7 @@ class Worker:
             try:
                 self._exchange(now)
                 self._sweep(now)
-                self._ring()
+                self._ring(now)
             except RedisError as error:
                 self._lose_redis(error)
         self._observer.turned(
@@ -233,8 +242,11 @@ class Worker:
             claimed: list[Claimed] = answers.pop()
             self._hungry = len(claimed) < want + len(self._moved)
             self._moved.clear()
-            for delivery in claimed:
-                self._begin(Run(delivery, now, epoch))
+            if self._pulse.holds(epoch):
+                for delivery in claimed:
+                    self._begin(Run(delivery, now, epoch))
+            else:
+                self._sweep_at = 0.0  # we slept on the answer: what is still ours goes back, the rest was reaped
         self._forget(settled, answers)
 
     def _wanted(self) -> int:
@@ -247,9 +259,9 @@ class Worker:
     def _may_start(self) -> bool:
         return not self._stops and self._pulse.holds(self._pulse.epoch)
 
-    def _ring(self) -> None:
+    def _ring(self, now: float) -> None:
         """Wait for the next job when the last claim found too few."""
-        if self._hungry and not self._doorbell.waiting and self._wanted() > 0:
+        if self._hungry and now >= self._ring_at and not self._doorbell.waiting and self._wanted() > 0:
             self._doorbell.ask()
 
     def _sweep(self, now: float) -> None:
@@ -291,7 +303,6 @@ class Worker:
             return Deferred(Failure("parked", reason, str(error)), PARK)
         except BadJob as error:
             return Doomed(Failure("unreadable", "bad_envelope", str(error)))
-        epoch = run.epoch
         run.delivery = Delivery(
             run.job,
             claimed.attempts + 1,
@@ -299,7 +310,7 @@ class Worker:
             self.id,
             claimed.token,
             self._registry.context(run.job),
-            lambda: self._pulse.holds(epoch),
+            lambda: self._held.get(claimed.token) is run and self._pulse.holds(run.epoch),
         )
         return None
 
@@ -316,9 +327,11 @@ class Worker:
     def _give_up(self, run: Run) -> None:
         """Record a handler that does not come back, and leave: its thread cannot be ended, its process can."""
         log.error("a handler does not come back; the worker drains and restarts", extra=self._fields(run))
-        run.outcome = Failed(Failure("timeout", "never_returned", "did not come back after its time limit"))
-        run.duration = time.monotonic() - run.started
-        self._unsettled.append(run)
+        failure = Failure("timeout", "never_returned", "did not come back after its time limit")
+        # A run of its own, so that a handler that comes back after all cannot change what is being settled.
+        lost = replace(run, outcome=Failed(failure), duration=time.monotonic() - run.started)
+        self._held[run.claimed.token] = lost
+        self._unsettled.append(lost)
         self._lost_slots += 1
         self._stops = max(self._stops, 1)
 
@@ -400,11 +413,9 @@ class Worker:
             self._deadline = min(self._deadline, now)
 
     def _finished(self) -> bool:
-        if not self._stops:
+        if not self._stops or self._doorbell.waiting:  # a job that it moved after we left would count as a crash
             return False
-        if time.monotonic() >= self._deadline:
-            return True
-        return not self._held and not self._doorbell.waiting
+        return not self._held or time.monotonic() >= self._deadline
 
     def _leave(self) -> None:
         """Hand back what is left, unharmed, and sign off. What cannot be handed back is the reaper's."""

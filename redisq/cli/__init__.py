@@ -1,0 +1,22 @@
+"""The command line of redisq, which an application completes. These are its public names."""
+
+from redisq.cli.loading import load
+from redisq.cli.outcome import EXIT_CODES, Exit, Failed
+from redisq.cli.output import JSON_OPTION, clean, moment, say, show_document, show_table, track
+from redisq.cli.program import Parts, Program
+
+__all__ = [
+    "EXIT_CODES",
+    "JSON_OPTION",
+    "Exit",
+    "Failed",
+    "Parts",
+    "Program",
+    "clean",
+    "load",
+    "moment",
+    "say",
+    "show_document",
+    "show_table",
+    "track",
+]

@@ -2,27 +2,24 @@
 -- KEYS  1 ready  2 processing  3 jobs  4 runs
 -- ARGV  1 how many to take  2 token of this call  3.. ids that BLMOVE has already put into this processing list
 -- Returns for each job: id, token, envelope (or ""), attempts, crashes.
--- Each delivery gets its own token and is counted before anybody looks at the payload. Pop, then push: unlike LMOVE,
--- this order works when Redis is full.
+-- Each delivery gets its own token and is counted before anybody looks at the payload. Out of a list, then into it:
+-- unlike LMOVE, this order works when Redis is full.
 -- Twice: the second run claims other jobs; those of a run whose reply was lost are ghosts, and the worker returns them.
 
 local ids = {}
 for i = 3, #ARGV do
-  if redis.call('LPOS', KEYS[2], ARGV[i]) then -- else it was reaped since
+  if redis.call('LREM', KEYS[2], -1, ARGV[i]) == 1 then -- else it was reaped since
     ids[#ids + 1] = ARGV[i]
   end
 end
 local want = tonumber(ARGV[1])
-local popped = want > 0 and redis.call('RPOP', KEYS[1], want) or {}
-if #popped > 0 then
-  redis.call('LPUSH', KEYS[2], unpack(popped))
-  for _, id in ipairs(popped) do
-    ids[#ids + 1] = id
-  end
+for _, id in ipairs(want > 0 and redis.call('RPOP', KEYS[1], want) or {}) do
+  ids[#ids + 1] = id
 end
 if #ids == 0 then
   return {}
 end
+redis.call('LPUSH', KEYS[2], unpack(ids))
 
 local envelopes = redis.call('HMGET', KEYS[3], unpack(ids))
 local records = redis.call('HMGET', KEYS[4], unpack(ids))

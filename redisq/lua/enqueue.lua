@@ -5,22 +5,22 @@
 -- Twice: the second run finds every id and changes nothing.
 
 local answers, fresh = {}, {}
+local due = ARGV[1] ~= '0' and now_ms() + ARGV[1]
 for i = 2, #ARGV, 2 do
   local id = ARGV[i]
   -- A dead letter may have lost its job, so that HSETNX alone would not see it.
   if redis.call('HEXISTS', KEYS[3], id) == 0 and redis.call('HSETNX', KEYS[1], id, ARGV[i + 1]) == 1 then
-    fresh[#fresh + 1] = id
+    if due then
+      redis.call('ZADD', KEYS[5], due, id)
+    else
+      fresh[#fresh + 1] = id
+    end
     answers[#answers + 1] = 'new'
   else
     answers[#answers + 1] = state_of(id, KEYS[1], KEYS[2], KEYS[5], KEYS[3])
   end
 end
-if #fresh > 0 and ARGV[1] == '0' then
+if #fresh > 0 then
   redis.call('LPUSH', KEYS[4], unpack(fresh))
-elseif #fresh > 0 then
-  local due = now_ms() + ARGV[1]
-  for _, id in ipairs(fresh) do
-    redis.call('ZADD', KEYS[5], due, id)
-  end
 end
 return answers

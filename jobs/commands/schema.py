@@ -1,0 +1,24 @@
+"""`redisq db`: the schema of PostgreSQL."""
+
+import click
+
+from jobs.app import Application
+from jobs.commands.store import one_line
+from jobs.database import latest_version, upgrade
+from redisq.cli import say
+
+
+@click.group(epilog="Example: redisq db upgrade")
+def db() -> None:
+    """Keep the schema of PostgreSQL."""
+
+
+@db.command("upgrade", epilog="Example: redisq db upgrade")
+def upgrade_() -> None:
+    """Apply the migrations that are missing. Doing it again is harmless."""
+    settings = Application().job_settings
+    with one_line(settings):
+        applied = upgrade(settings.database_url)
+    for name in applied:
+        click.echo(name)
+    say(f"the schema is at version {latest_version()}")

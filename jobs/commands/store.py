@@ -1,0 +1,48 @@
+"""The database as a command uses it: one connection, and every error in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+
+from jobs.database import APPLICATION, SchemaError
+from jobs.settings import JobSettings
+from jobs.vault import VaultError
+from redisq import redact
+from redisq.cli import Exit, Failed
+
+_WAIT = 3  # seconds for PostgreSQL to answer a person
+
+
+@contextmanager
+def connected(settings: JobSettings) -> Iterator[Connection[Any]]:
+    """Yield a connection that commits each statement by itself. Raise `Failed`."""
+    with (
+        one_line(settings),
+        psycopg.connect(
+            settings.database_url, autocommit=True, connect_timeout=_WAIT, application_name=APPLICATION
+        ) as connection,
+    ):
+        yield connection
+
+
+@contextmanager
+def one_line(settings: JobSettings) -> Iterator[None]:
+    """Turn what PostgreSQL, the schema and the vault report into `Failed`, without secrets."""
+    address = settings.database_address
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        raise Failed(f"cannot reach postgresql at {address}: {_cause(error)}", Exit.UNREACHABLE) from None
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+        raise Failed(f"postgresql at {address} lacks this release's schema: run `redisq db upgrade`") from None
+    except psycopg.Error as error:
+        raise Failed(f"postgresql at {address} refuses: {_cause(error)}") from None
+    except (SchemaError, VaultError) as error:
+        raise Failed(redact(str(error))) from None
+
+
+def _cause(error: psycopg.Error) -> str:
+    return redact((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -1,0 +1,27 @@
+"""`redisq`: the command line of the queue, completed with this application's kinds and commands."""
+
+from redisq.cli import Parts, Program
+
+PROGRAM = Program(
+    Parts(
+        queues=("default", "backfill"),
+        registry="jobs.app:application.registry",
+        schedules="jobs.app:SCHEDULES",
+        option_names={"organizationId": "org", "integrationId": "integration"},
+        commands={
+            "integration": ("jobs.commands.integration:integration", "Connect, list, disable and reconnect pages."),
+            "coverage": ("jobs.commands.days:coverage", "Show what became of every page's every day."),
+            "backfill": ("jobs.commands.days:backfill", "Ingest a range of past days."),
+            "db": ("jobs.commands.schema:db", "Keep the schema of PostgreSQL."),
+            "demo": ("jobs.commands.demo:demo", "Watch the whole system work on synthetic pages."),
+        },
+        before_enqueue="jobs.commands.hooks:check_job",
+        before_removal="jobs.commands.hooks:abandon",
+        checks="jobs.commands.hooks:CHECKS",
+    )
+)
+
+
+def main() -> None:
+    """Run the command that argv names, and exit with its code."""
+    PROGRAM(prog_name="redisq")

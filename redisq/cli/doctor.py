@@ -1,0 +1,48 @@
+"""`redisq doctor`: checks everything that the promises rest on."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import click
+
+from redisq.cli.loading import load
+from redisq.cli.outcome import Exit, Failed
+from redisq.cli.output import JSON_OPTION, show_document, show_table
+from redisq.cli.schedule import schedules_of
+from redisq.cli.session import Session
+from redisq.scheduler import check_schedules
+from redisq.server import Finding, inspect_server
+
+Check = Callable[[], Iterable[Finding]]
+
+
+@click.command(epilog="Ends with 3 when a check failed, with 69 when a store cannot be reached. Example: redisq doctor")
+@JSON_OPTION
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Check everything that the promises rest on, one line a finding."""
+    session: Session = ctx.obj
+    application: Mapping[str, Check] = load(session.parts.checks)
+    checks = {"redis": lambda: inspect_server(session.redis), "schedules": lambda: _schedules(session), **application}
+    findings: list[Finding] = []
+    code = 0
+    for subject, check in checks.items():
+        try:
+            with session.one_line():
+                findings += check()
+        except Failed as failed:
+            findings.append(Finding("failed", subject, failed.message))
+            code = max(code, failed.exit_code if failed.exit_code == Exit.UNREACHABLE else Exit.FOUND)
+    if any(finding.level == "failed" for finding in findings):
+        code = max(code, Exit.FOUND)
+    if as_json:
+        lines = [{"level": each.level, "subject": each.subject, "text": each.text} for each in findings]
+        show_document({"findings": lines})
+    else:
+        show_table(("level", "subject", "finding"), [(each.level, each.subject, each.text) for each in findings])
+    ctx.exit(code)
+
+
+def _schedules(session: Session) -> list[Finding]:
+    schedules = schedules_of(session)
+    check_schedules(schedules, session.registry)
+    return [Finding("ok", "schedules", f"{len(schedules)} are valid")]

@@ -1,0 +1,84 @@
+"""`redisq enqueue`: a command for each kind, its options made from the kind's payload."""
+
+import dataclasses
+import re
+from typing import Any, get_type_hints
+
+import click
+
+from redisq.cli.loading import load
+from redisq.cli.outcome import Exit, Failed
+from redisq.cli.output import JSON_OPTION, clean, say, show_document
+from redisq.cli.session import Session
+from redisq.job import Kind
+
+
+class _Kinds(click.Group):
+    """The kinds of the application as commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_session(ctx).registry)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        session = _session(ctx)
+        return _command(session, session.registry[cmd_name]) if cmd_name in session.registry else None
+
+
+@click.group(cls=_Kinds, epilog="Example: redisq enqueue ingest --org acme --integration fb-1 --date 2026-03-08")
+def enqueue() -> None:
+    """Put one job of a KIND into its queue. A job that is there already is left as it is, with exit code 4."""
+
+
+def _session(ctx: click.Context) -> Session:
+    # While a shell completes a word no command runs, so that there is no session yet.
+    session: Session = ctx.obj or Session(ctx.find_root().command.parts)  # type: ignore[attr-defined]  # a Program
+    return session
+
+
+def _command(session: Session, kind: Kind[Any]) -> click.Command:
+    hints = get_type_hints(kind.payload)
+    fields = dataclasses.fields(kind.payload)
+    options = [_option(field, hints[field.name], session.parts.option_names) for field in fields]
+    example = " ".join(["Example: redisq enqueue", kind.name, *(f"{o.opts[0]} {o.metavar}" for o in options)])
+    help = (kind.payload.__doc__ or "").partition("\n")[0]
+
+    @click.pass_context
+    def run(ctx: click.Context, /, queue_name: str | None, delay: float, as_json: bool, **values: object) -> None:
+        _run(ctx, kind, values, queue=queue_name, delay=delay, as_json=as_json)
+
+    common: list[click.Parameter] = [
+        click.Option(["--queue", "queue_name"], metavar="QUEUE", help=f"Instead of {kind.queue}."),
+        click.Option(["--delay"], type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Run it later."),
+    ]
+    return JSON_OPTION(click.Command(kind.name, callback=run, params=[*options, *common], help=help, epilog=example))
+
+
+def _option(field: dataclasses.Field[Any], hint: object, names: dict[str, str] | Any) -> click.Option:
+    name = names.get(field.name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", field.name).replace("_", "-").lower()
+    required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return click.Option(
+        [f"--{name}", field.name],
+        type=hint if hint in (str, int, float, bool) else str,
+        required=required,
+        default=None if required else field.default,
+        metavar=name.upper(),
+    )
+
+
+def _run(
+    ctx: click.Context, kind: Kind[Any], values: dict[str, object], *, queue: str | None, delay: float, as_json: bool
+) -> None:
+    session: Session = ctx.obj
+    try:
+        job = kind.job(kind.payload(**values), queue=queue)
+        load(session.parts.before_enqueue)(job)
+    except ValueError as error:
+        raise Failed(clean(error), Exit.USAGE) from None
+    found = session.queue(job.queue).enqueue(job, delay=delay)
+    if as_json:
+        show_document({"id": found.id, "queue": job.queue, "created": found.created, "state": found.state})
+    else:
+        click.echo(found.id)
+    if not found.created:
+        say(f"redisq: {found.id} exists on queue {job.queue}: it is {found.state}")
+        ctx.exit(Exit.EXISTS)

@@ -1,0 +1,37 @@
+"""How a command ends: its exit code, and the one line that says what went wrong."""
+
+from enum import IntEnum
+from typing import IO, Any
+
+import click
+
+
+class Exit(IntEnum):
+    """The exit codes. 2 is also click's own for a command that was typed wrongly."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    FOUND = 3
+    EXISTS = 4
+    NOT_FOUND = 5
+    PARTIAL = 6
+    UNREACHABLE = 69  # EX_UNAVAILABLE of sysexits.h
+    INTERRUPTED = 130  # as a shell reports SIGINT
+
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 failed, 2 usage, 3 condition found, 4 exists, 5 not found, 6 partial, "
+    "69 unreachable, 130 interrupted."
+)
+
+
+class Failed(click.ClickException):
+    """Ends the program with a line on stderr."""
+
+    def __init__(self, message: str, code: Exit = Exit.FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = int(code)  # type: ignore[misc]  # click declares it for the class and reads it of the object
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"redisq: {self.message}", file=file, err=file is None)

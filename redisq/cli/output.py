@@ -1,0 +1,84 @@
+"""What a command prints: tables for people, one JSON document for programs, talk on stderr."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import click
+
+from redisq.cli.loading import load
+from redisq.redaction import redact
+
+T = TypeVar("T")
+
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def clean(value: object) -> str:
+    """Return `value` as one line that is safe on a terminal: stored texts may hold anything."""
+    text = "" if value is None else str(value)
+    return " ".join(redact(text.encode("utf-8", "backslashreplace").decode()).split())
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal something that is no data."""
+    click.echo(text, err=True)
+
+
+def show_document(document: object) -> None:
+    """Print `document` as JSON. Pure ASCII: what could act on a terminal comes out as an escape."""
+    click.echo(json.dumps(document, indent=2))
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table: with colours on a terminal, plain and aligned into a pipe. Only the last column may wrap."""
+    cells = [[clean(value) for value in row] for row in rows]
+    if sys.stdout.isatty():
+        load("redisq.cli.terminal:show_table")(columns, cells)
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    for row in [[name.upper() for name in columns], *cells]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def show_fields(fields: Iterable[tuple[str, object]]) -> None:
+    """Print one thing as lines of name and value, which the terminal alone may wrap."""
+    cells = [(name, clean(value)) for name, value in fields]
+    width = max(len(name) for name, _ in cells)
+    for name, value in cells:
+        click.echo(f"{name:{width}}  {value}")
+
+
+def track(items: Sequence[T], label: str) -> Iterable[T]:
+    """Yield `items`, with a progress bar when a person watches."""
+    tracked: Iterable[T] = load("redisq.cli.terminal:track")(items, label) if sys.stderr.isatty() else items
+    return tracked
+
+
+def moment(seconds: float) -> str:
+    """Return a time as ISO text in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def age(seconds: float) -> str:
+    """Return a span of time in its two largest units: 45s, 3m 20s, 2h 5m, 4d 3h."""
+    left = max(0, round(seconds))
+    parts = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        parts.append((count, unit))
+    first = next((i for i, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    return " ".join(f"{count}{unit}" for count, unit in parts[first : first + 2] if count) or "0s"
+
+
+def page_note(shown: int, start: int, total: int, command: str) -> None:
+    """Say how to see the rest of a list."""
+    if start + shown < total:
+        say(f"{start + 1} to {start + shown} of {total}; next: {command} --offset {start + shown}")
+
+
+def compact(value: Any) -> str:
+    """Return JSON in one line."""
+    return json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,77 @@
+"""The program: a table of commands, each loaded when it is called."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import click
+from click.shell_completion import CompletionItem
+
+from redisq.cli.loading import load
+from redisq.cli.outcome import EXIT_CODES, Exit
+
+Commands = Mapping[str, tuple[str, str]]  # name -> (reference of the click command, its line in the help)
+
+CORE: Commands = {
+    "enqueue": ("redisq.cli.enqueue:enqueue", "Put one job into its queue."),
+    "status": ("redisq.cli.status:status", "Show every queue and worker, or where one job is."),
+    "dlq": ("redisq.cli.dlq:dlq", "List, show, requeue and remove dead letters."),
+    "schedule": ("redisq.cli.schedule:schedule", "Show the schedules and when they fire."),
+    "doctor": ("redisq.cli.doctor:doctor", "Check everything that the promises rest on."),
+    "completion": ("redisq.cli.completion:completion", "Print the completion script of a shell."),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What an application gives to the program. A reference is "module:attribute" and is loaded when it is needed."""
+
+    queues: tuple[str, ...]  # the names of the registry's queues, known before it is loaded
+    registry: str  # reference of the Registry
+    schedules: str  # reference of the Schedules that hold without a file
+    option_names: Mapping[str, str]  # of payload fields whose option is called otherwise: organizationId -> org
+    commands: Commands  # the application's own
+    # References of functions. Each may raise `Failed`.
+    before_enqueue: str  # (job): raises ValueError with a sentence for a job that cannot be meant
+    before_removal: str  # (jobs): is told of dead letters before an operator's removal
+    checks: str  # mapping of subject -> function () -> findings, for `doctor`
+
+
+class Program(click.Group):
+    """The command line of one application."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(
+            "redisq",
+            help="Keep the job queue and the daily page analytics: look, find the reason, put it right.",
+            epilog=f"Settings come from the environment, REDISQ_*. {EXIT_CODES} Example: redisq status",
+            context_settings={"help_option_names": ["-h", "--help"]},
+        )
+        self.parts = parts
+        self.table: Commands = {**CORE, **parts.commands}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # as above
+        if cmd_name not in self.table:
+            return None
+        command: click.Command = load(self.table[cmd_name][0])
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # as above
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in self.table.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        names = [CompletionItem(name, help=line) for name, (_, line) in self.table.items()]
+        return [item for item in names if item.value.startswith(incomplete)] + options
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; what a store or the library reports becomes one line, never a traceback."""
+        ctx.obj = load("redisq.cli.session:Session")(self.parts)
+        try:
+            with ctx.obj.one_line():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(Exit.INTERRUPTED) from None

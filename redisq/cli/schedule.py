@@ -1,0 +1,76 @@
+"""`redisq schedule`: which schedules there are, and when they fire."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from redisq.cli.loading import load
+from redisq.cli.outcome import Exit, Failed
+from redisq.cli.output import JSON_OPTION, clean, moment, show_document, show_table
+from redisq.cli.session import Session
+from redisq.cron import Schedule, load_schedules
+
+
+@click.group(epilog="Example: redisq schedule list")
+def schedule() -> None:
+    """Show the schedules: the application's own, or those of the file REDISQ_SCHEDULES."""
+
+
+@schedule.command("list", epilog="Example: redisq schedule list")
+@JSON_OPTION
+@click.pass_obj
+def list_(session: Session, as_json: bool) -> None:
+    """List the schedules with their last slot and their next."""
+    last = {name: slot for queue in session.queues(None) for name, slot in queue.last_slots().items()}
+    now = datetime.fromtimestamp(session.queue(session.parts.queues[0]).now(), UTC)
+    found = [_entry(each, last.get(each.name), now) for each in schedules_of(session)]
+    if as_json:
+        show_document({"schedules": found})
+    else:
+        show_table(("name", "cron", "timezone", "kind", "missed", "last", "next"), [_row(entry) for entry in found])
+
+
+@schedule.command("next", epilog="Example: redisq schedule next daily -n 5")
+@click.argument("name")
+@click.option("-n", "count", type=click.IntRange(1, 1000), default=5, show_default=True, help="How many slots.")
+@JSON_OPTION
+@click.pass_obj
+def next_(session: Session, name: str, count: int, as_json: bool) -> None:
+    """Show when the schedule NAME fires next, in its own time zone."""
+    schedules = {each.name: each for each in schedules_of(session)}
+    if name not in schedules:
+        raise Failed(f"no schedule {clean(name)!r}; there is {', '.join(schedules)}", Exit.NOT_FOUND)
+    found = schedules[name]
+    slots = [slot.isoformat() for slot in found.next_slots(datetime.now(UTC), count)]
+    if as_json:
+        show_document({"name": name, "timezone": found.timezone, "slots": slots})
+    else:
+        click.echo("\n".join(slots))
+
+
+def schedules_of(session: Session) -> Sequence[Schedule]:
+    """Return the schedules of the operator's file, or the application's own. Raise `BadSettings`."""
+    if session.settings.schedules:
+        return load_schedules(Path(session.settings.schedules))
+    schedules: Sequence[Schedule] = load(session.parts.schedules)
+    return schedules
+
+
+def _entry(schedule: Schedule, last_ms: int | None, now: datetime) -> dict[str, object]:
+    upcoming = schedule.next_slots(now, 1)
+    return {
+        "name": schedule.name,
+        "cron": schedule.cron,
+        "timezone": schedule.timezone,
+        "kind": schedule.kind,
+        "payload": schedule.payload,
+        "missed": schedule.missed,
+        "last": None if last_ms is None else moment(last_ms / 1000),
+        "next": upcoming[0].isoformat() if upcoming else None,
+    }
+
+
+def _row(entry: dict[str, object]) -> list[object]:
+    return [value for name, value in entry.items() if name != "payload"]

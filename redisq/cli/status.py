@@ -1,0 +1,127 @@
+"""`redisq status`: how many jobs are in which state, who works on them, and where one job is."""
+
+from typing import Any
+
+import click
+
+from redisq.cli.outcome import Exit, Failed
+from redisq.cli.output import JSON_OPTION, age, clean, compact, moment, say, show_document, show_fields, show_table
+from redisq.cli.session import QUEUE_OPTION, Session
+from redisq.queue import Explained, Queue
+
+Row = dict[str, Any]
+
+
+@click.command(epilog="Examples: redisq status; redisq status ingest:fb-1:2026-03-08")
+@click.argument("job_id", required=False)
+@QUEUE_OPTION
+@JSON_OPTION
+@click.pass_obj
+def status(session: Session, job_id: str | None, queue_name: str | None, as_json: bool) -> None:
+    """Show every queue and its workers, or explain where the job JOB_ID is and why."""
+    queues = session.queues(queue_name)
+    if job_id is not None:
+        _explain(queues, job_id, as_json)
+        return
+    rows = [_counts(queue) for queue in queues]
+    workers = [worker for queue in queues for worker in _workers(queue)]
+    if as_json:
+        show_document({"queues": rows, "workers": workers})
+        return
+    columns = ("queue", "ready", "processing", "delayed", "dead", "done", "oldest dead")
+    show_table(columns, [list(row.values()) for row in rows])
+    if workers:
+        click.echo()
+        beats = [[*list(worker.values())[:5], f"{age(worker['beatAge'])} ago"] for worker in workers]
+        show_table(("queue", "worker", "host", "pid", "slots", "beat"), beats)
+    for row in rows:
+        if row["ready"] and not any(worker["queue"] == row["queue"] for worker in workers):
+            say(f"redisq: no worker serves queue {row['queue']}: systemctl start redisq-worker@{row['queue']}")
+
+
+def _counts(queue: Queue) -> Row:
+    counts = queue.counts()
+    oldest = queue.dead_letters(start=counts["dead"] - 1, count=1) if counts["dead"] else []
+    states = {state: counts[state] for state in ("ready", "processing", "delayed", "dead")}
+    return {
+        "queue": queue.name,
+        **states,
+        "done": counts.get("total_done", 0),
+        "oldestDead": moment(oldest[0].at) if oldest else None,
+    }
+
+
+def _workers(queue: Queue) -> list[Row]:
+    now = queue.now()
+    return [
+        {
+            "queue": queue.name,
+            "worker": worker.id,
+            "host": worker.info.get("host"),
+            "pid": worker.info.get("pid"),
+            "slots": worker.info.get("slots"),
+            "beatAge": round(max(0.0, now - int(worker.beat) / 1000), 1),  # seconds
+            "lease": worker.info.get("lease"),
+        }
+        for worker in queue.workers()
+    ]
+
+
+def _explain(queues: list[Queue], job_id: str, as_json: bool) -> None:
+    found = [_explained(queue, job) for queue in queues if (job := queue.explain(job_id))]
+    if not found:
+        names = ", ".join(queue.name for queue in queues)
+        raise Failed(f"{clean(job_id)} is in no state on {names}: it is done, or never was", Exit.NOT_FOUND)
+    if as_json:
+        show_document({"jobs": found})
+        return
+    for row in found:
+        show_fields(_fields(row))
+
+
+def _explained(queue: Queue, found: Explained) -> Row:
+    letter = queue.dead_letter(found.id) if found.state == "dead" else None
+    return {
+        "id": found.id,
+        "queue": queue.name,
+        "state": found.state,
+        "why": _why(queue, found),
+        "worker": found.worker,
+        "due": None if found.due is None else moment(found.due),
+        "deadSince": None if letter is None else moment(letter.at),
+        "enqueuedAt": None if found.job is None else moment(found.job.enqueued_at),
+        "deliveries": found.deliveries,
+        "failedAttempts": found.attempts,
+        "crashes": found.crashes,
+        "payload": None if found.job is None else found.job.payload,
+        "errors": list(found.errors),
+    }
+
+
+def _why(queue: Queue, found: Explained) -> str:
+    """Say in a sentence what the job waits for, and what moves it on."""
+    last = f" after {found.errors[-1]['class']} {found.errors[-1]['reason']}" if found.errors else ""
+    match found.state:
+        case "ready":
+            return f"waits for a free slot of a worker of queue {queue.name}{last}"
+        case "processing":
+            return f"runs on {found.worker}" if found.worker else "its worker is gone; the reaper brings it back"
+        case "delayed":
+            return f"runs in {age((found.due or 0.0) - queue.now())}{last}"
+        case _:
+            return f"given up{last}; see `redisq dlq show`, then `redisq dlq requeue`"
+
+
+def _fields(row: Row) -> list[tuple[str, object]]:
+    errors: list[tuple[str, object]] = [
+        (f"error {number}", error_line(error)) for number, error in enumerate(row["errors"], 1)
+    ]
+    payload = None if row["payload"] is None else compact(row["payload"])
+    plain = {**row, "payload": payload, "errors": None}
+    return [(name, value) for name, value in plain.items() if value is not None] + errors
+
+
+def error_line(error: Row) -> str:
+    """Return what one attempt ended with in one line."""
+    who = f"{moment(error.get('at', 0))} attempt {error.get('attempt', '-')} on {error.get('worker')}"
+    return f"{who}: {error.get('class')} {error.get('reason')} {error.get('detail') or ''}"
