@@ -1,0 +1,106 @@
+# `make demo` shows the system, `make test` proves it, `make install` puts it under systemd. `make help` lists the rest.
+
+PYTHON ?= python3
+PREFIX ?= /usr/local
+DESTDIR ?=
+LIBDIR := $(PREFIX)/lib/redisq
+BINDIR := $(PREFIX)/bin
+UNITDIR ?= /usr/lib/systemd/system
+SYSUSERSDIR ?= /usr/lib/sysusers.d
+TMPFILESDIR ?= /usr/lib/tmpfiles.d
+CONFDIR := /etc/redisq
+
+VENV ?= .venv
+UNITS := redisq-worker@.service redisq-scheduler.service redisq.target
+INSTALLED := $(DESTDIR)$(LIBDIR)
+DROPIN := $(DESTDIR)$(UNITDIR)/redisq-worker@.service.d
+
+.PHONY: help demo test test-quick lint types units check bench bench-quick install uninstall clean python
+
+help:
+	@echo "make demo         twenty synthetic pages, fourteen days, through a private Redis and PostgreSQL"
+	@echo "make test         every test this machine can run; test-quick leaves out the slow ones"
+	@echo "make check        lint, types and every test; units for the systemd units alone"
+	@echo "make bench        the benchmarks; bench-quick for a short look"
+	@echo "make install      into PREFIX=$(PREFIX), units into UNITDIR=$(UNITDIR); DESTDIR is honoured"
+	@echo "make uninstall    takes out what install put in; keeps $(CONFDIR) and all data"
+	@echo "make clean        removes $(VENV) and everything else that was made here"
+
+demo: $(VENV)/.with-embedded
+	@$(VENV)/bin/redisq demo $(DEMO)
+
+test: $(VENV)/.with-dev
+	$(VENV)/bin/pytest $(TESTS)
+
+test-quick: $(VENV)/.with-dev
+	$(VENV)/bin/pytest -m "not slow and not docker and not systemd" $(TESTS)
+
+lint: $(VENV)/.with-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.with-dev
+	$(VENV)/bin/mypy
+
+units: $(VENV)/.with-dev
+	$(VENV)/bin/pytest tests/test_units.py
+
+# The units are among the tests.
+check: lint types test
+
+bench: $(VENV)/.with-dev
+	$(VENV)/bin/python -m tests.bench
+
+bench-quick: $(VENV)/.with-dev
+	$(VENV)/bin/python -m tests.bench --quick
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "redisq runs on Python 3.11 to 3.13; $(PYTHON) is not one. Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
+
+# Installed again only when the project's own dependencies change.
+$(VENV)/.with-%: pyproject.toml | python
+	@echo "Installing redisq[$*] into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+# A unit must not name a path below DESTDIR, so everything that a virtual environment writes down about its own place is
+# put right after it is made.
+install: python
+	@[ -n "$(DESTDIR)" ] || case "$$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable))')" in /home/*|/root/*) \
+	  echo "$(PYTHON) lies in a home directory, which the units cannot see: make install PYTHON=/usr/bin/python3" >&2; exit 1;; esac
+	@rm -rf build/lib build/bdist.* build/scripts-*
+	@$(PYTHON) -m venv $(INSTALLED)
+	@$(INSTALLED)/bin/python -m pip install --quiet --no-compile --upgrade .
+	@if [ -n "$(DESTDIR)" ]; then \
+	  grep -rlIF '$(INSTALLED)' $(INSTALLED)/bin $(INSTALLED)/pyvenv.cfg | xargs -r sed -i 's|$(INSTALLED)|$(LIBDIR)|g'; fi
+	@$(INSTALLED)/bin/python -m compileall -q -f -j 0 -s '$(DESTDIR)' -p / $(INSTALLED)/lib
+	@install -d $(DESTDIR)$(BINDIR) $(DROPIN) $(DESTDIR)$(SYSUSERSDIR) $(DESTDIR)$(TMPFILESDIR) $(DESTDIR)$(CONFDIR)
+	@ln -sfn $(LIBDIR)/bin/redisq $(DESTDIR)$(BINDIR)/redisq
+	@for unit in $(UNITS); do \
+	  sed 's|@LIBDIR@|$(LIBDIR)|' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit && chmod 644 $(DESTDIR)$(UNITDIR)/$$unit || exit 1; done
+	@install -m 644 systemd/redisq-worker-network.conf $(DROPIN)/network.conf
+	@install -m 644 systemd/redisq.sysusers $(DESTDIR)$(SYSUSERSDIR)/redisq.conf
+	@install -m 644 systemd/redisq.tmpfiles $(DESTDIR)$(TMPFILESDIR)/redisq.conf
+	@[ -e $(DESTDIR)$(CONFDIR)/redisq.env ] || install -m 644 systemd/redisq.env.example $(DESTDIR)$(CONFDIR)/redisq.env
+	@if [ -z "$(DESTDIR)" ] && [ "$$(id -u)" = 0 ]; then \
+	  systemd-sysusers $(SYSUSERSDIR)/redisq.conf && systemd-tmpfiles --create $(TMPFILESDIR)/redisq.conf && \
+	  if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; fi
+	@echo "Installed. Next: edit $(CONFDIR)/redisq.env, put the secrets into $(CONFDIR)/credentials/,"
+	@echo "run 'redisq db upgrade', then 'systemctl enable --now redisq.target'."
+
+uninstall:
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
+	  systemctl disable --quiet --now redisq.target redisq-scheduler.service 'redisq-worker@*.service' 2> /dev/null || true; fi
+	@rm -rf $(INSTALLED) $(DROPIN)
+	@rm -f $(DESTDIR)$(BINDIR)/redisq $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	@rm -f $(DESTDIR)$(SYSUSERSDIR)/redisq.conf $(DESTDIR)$(TMPFILESDIR)/redisq.conf
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo "Removed. Kept: $(CONFDIR), /var/lib/redisq, the user redisq, and everything in Redis and PostgreSQL."
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
