@@ -17,7 +17,7 @@ from jobs.plan import Plan, Reconcile
 from jobs.providers.base import Provider
 from jobs.providers.csvfiles import CsvProvider
 from jobs.providers.facebook import FacebookProvider
-from jobs.settings import JobSettings, key_lines
+from jobs.settings import JobSettings
 from jobs.vault import Vault, VaultError
 from redisq import BadSettings, Delivery, Kind, Queue, Registry, Schedule, Settings, connect
 
@@ -76,7 +76,7 @@ class Application:
         if not key:
             raise BadSettings("there is no token key: put one into a file and name it in REDISQ_TOKEN_KEY_FILE")
         try:
-            return Vault(key_lines(key))
+            return Vault.from_text(key)
         except VaultError as error:
             raise BadSettings(f"token-key: {error}") from None
 

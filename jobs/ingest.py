@@ -19,8 +19,10 @@ from redisq import Defer, Delivery, Permanent, Retry
 # Of a date older than this the provider's numbers have settled: it is a backfill, read alone.
 RECENT_DAYS = 3
 PENDING_WAIT = 3600.0  # seconds; most metrics are refreshed once a day, some several times
-NOT_YET = "not_yet_published"
 KEY_WAIT = 300.0  # seconds in which an operator may put a missing key back
+NOT_YET = "not_yet_published"
+
+Ask = Defer | Permanent | Retry
 
 
 # -- the pure core ---------------------------------------------------------------------------------------------------
@@ -54,9 +56,6 @@ def seconds_until_over(day: dt.date, provider: Provider, now: dt.datetime) -> fl
     return max(0.0, (end.astimezone(dt.UTC) - now).total_seconds())
 
 
-Ask = Defer | Permanent | Retry
-
-
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """How a run ends: what the ledger is told, what the queue is asked, who must wait or connect again."""
@@ -69,19 +68,19 @@ class Verdict:
 
 
 def skipped(entry: Entry, reason: str) -> Verdict:
-    """The page is not to be read any more; the job is done without a call."""
+    """End the day of a page that is not to be read any more; the job is done without a call."""
     return Verdict(replace(entry, state="skipped", reason=reason))
 
 
 def out_of_range(entry: Entry, max_age_days: int) -> Verdict:
-    """The provider has forgotten the day."""
+    """Give up a day that the provider has forgotten."""
     detail = f"{entry.day} is more than the {max_age_days} days ago that the provider keeps"
     dead = replace(entry, state="dead", error_class="permanent", reason="out_of_range", detail=detail)
     return Verdict(dead, Permanent("out_of_range", detail))
 
 
 def put_off(entry: Entry, seconds: float, reason: str, detail: str, now: dt.datetime) -> Verdict:
-    """The day is not to be had yet, which costs no attempt."""
+    """Wait for a day that is not to be had yet, which costs no attempt."""
     waiting = replace(
         entry,
         deferrals=1,
@@ -94,7 +93,7 @@ def put_off(entry: Entry, seconds: float, reason: str, detail: str, now: dt.date
 
 
 def answered(entry: Entry, answer: Answer, now: dt.datetime) -> Verdict:
-    """The provider answered: the day is done, or not published yet."""
+    """End an answered day, unless part of it is not published yet."""
     if entry.day in ledger.answered_days(answer):
         done = replace(entry, state="done", attempts_used=entry.attempts_used + 1, last_success_at=answer.fetched_at)
         return Verdict(done, answer=answer, gates=answer.gates)
@@ -103,7 +102,7 @@ def answered(entry: Entry, answer: Answer, now: dt.datetime) -> Verdict:
 
 
 def refused(entry: Entry, error: ProviderError, now: dt.datetime, *, is_last_attempt: bool) -> Verdict:
-    """The provider did not answer: wait, try again, or give up, as the class of its error says."""
+    """Wait, try again or give up, as the class of the provider's error says."""
     known = replace(
         entry,
         provider_code=error.code,
@@ -244,7 +243,8 @@ def _owned(connection: Connection[Any], payload: payloads.Ingest) -> Integration
     integration = integrations.find(connection, payload.integrationId)
     if integration is None:
         raise Permanent("bad_payload", f"there is no integration {payload.integrationId}")
-    owners = (integration.organization_id, ledger.organization_of(connection, integration.id, payload.day))
-    if payload.organizationId not in owners:
-        raise Permanent("bad_payload", f"integration {integration.id} is not of organization {payload.organizationId}")
-    return integration
+    if integration.organization_id == payload.organizationId:
+        return integration
+    if ledger.organization_of(connection, integration.id, payload.day) == payload.organizationId:
+        return integration
+    raise Permanent("bad_payload", f"integration {integration.id} is not of organization {payload.organizationId}")

@@ -10,14 +10,14 @@ PROGRAM = Program(
         option_names={"organizationId": "org", "integrationId": "integration"},
         commands={
             "integration": ("jobs.commands.integration:integration", "Connect, list, disable and reconnect pages."),
-            "coverage": ("jobs.commands.days:coverage", "Show what became of every page's every day."),
-            "backfill": ("jobs.commands.days:backfill", "Ingest a range of past days."),
+            "coverage": ("jobs.commands.coverage:coverage", "Show what became of every page's every day."),
+            "backfill": ("jobs.commands.backfill:backfill", "Ingest a range of past days."),
             "db": ("jobs.commands.schema:db", "Keep the schema of PostgreSQL."),
             "demo": ("jobs.commands.demo:demo", "Watch the whole system work on synthetic pages."),
         },
         before_enqueue="jobs.commands.hooks:check_job",
         before_removal="jobs.commands.hooks:abandon",
-        checks="jobs.commands.hooks:CHECKS",
+        checks="jobs.commands.checks:CHECKS",
     )
 )
 

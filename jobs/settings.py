@@ -50,11 +50,6 @@ class JobSettings:
         return cls(**{**given, "database_url": _dsn(settings.database_url, credential("database-password", environ))})  # type: ignore[arg-type]  # as above
 
 
-def key_lines(text: str) -> list[str]:
-    """Return the keys of a key file, one a line, the one that encrypts first; `#` begins a comment line."""
-    return [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
-
-
 def _read(name: str, text: str, kind: object) -> object:
     if kind is str:
         return text

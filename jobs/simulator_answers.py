@@ -215,6 +215,10 @@ def _huge(question: Question) -> Reply:
     return json_reply({**_document(question), "padding": "x" * 5_000_000})
 
 
+def _zipped(question: Question) -> bytes:
+    return gzip.compress(plain(question).body)
+
+
 @cache
 def _gzip_bomb() -> Reply:
     return Reply(200, gzip.compress(bytes(64 * 1024 * 1024)), {"content-encoding": "gzip"})
@@ -304,7 +308,8 @@ _BEHAVIOURS: dict[str, Behaviour] = {
     "many-values": _many_values,
     "huge": _huge,
     "gzip-bomb": lambda _: _gzip_bomb(),
-    "gzip": lambda question: Reply(200, gzip.compress(plain(question).body), {"content-encoding": "gzip"}),
+    "gzip-cut": lambda question: Reply(200, _zipped(question)[:-4], {"content-encoding": "gzip"}),
+    "gzip": lambda question: Reply(200, _zipped(question), {"content-encoding": "gzip"}),
     "bom": lambda question: Reply(200, b"\xef\xbb\xbf" + plain(question).body),
     "text-javascript": partial(_sent, {"content-type": "text/javascript; charset=UTF-8"}),
     "clock-skew": partial(_sent, {"date": "Mon, 01 Jan 2001 00:00:00 GMT"}),

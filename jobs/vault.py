@@ -1,7 +1,6 @@
 """Encrypts provider tokens, so that neither the database nor its backups hold one in clear."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
@@ -24,20 +23,14 @@ class Vault:
         return "Vault(***)"
 
     @classmethod
-    def from_file(cls, path: Path) -> "Vault":
-        """Read one key per line, the one that encrypts first; blank lines and `#` comments are passed over.
+    def from_text(cls, text: str) -> "Vault":
+        """Read a key file: one key per line, the one that encrypts first; blank lines and `#` comments are passed over.
 
         To rotate, put a new key on top, `rotate` every token, then delete the old line.
         """
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="ascii").splitlines()]
-        except OSError as error:
-            raise VaultError(f"the key file {path} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise VaultError(f"the key file {path} is not text") from None
-        keys = [line for line in lines if line and not line.startswith("#")]
+        keys = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
         if not keys:
-            raise VaultError(f"the key file {path} has no key")
+            raise VaultError("the key file has no key")
         return cls(keys)
 
     @staticmethod

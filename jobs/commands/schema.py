@@ -2,9 +2,9 @@
 
 import click
 
-from jobs.app import Application
 from jobs.commands.store import one_line
 from jobs.database import latest_version, upgrade
+from jobs.settings import JobSettings
 from redisq.cli import say
 
 
@@ -16,7 +16,7 @@ def db() -> None:
 @db.command("upgrade", epilog="Example: redisq db upgrade")
 def upgrade_() -> None:
     """Apply the migrations that are missing. Doing it again is harmless."""
-    settings = Application().job_settings
+    settings = JobSettings.from_environment()
     with one_line(settings):
         applied = upgrade(settings.database_url)
     for name in applied:

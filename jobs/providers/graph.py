@@ -48,7 +48,7 @@ class Graph:
         self._base_url = f"{base_url.rstrip('/')}/{version}"
         self._version = version
         self._served: str | None = version
-        self._app_secret = app_secret
+        self._app_secret = app_secret or None
         self._total_deadline = total_deadline
         self._max_body = max_body
         self._transport = DeadlineTransport(max_connections=max_connections)

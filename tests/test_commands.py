@@ -1,0 +1,281 @@
+"""What an operator sees of the pages and their days: the application's commands, run as the real program."""
+
+import datetime as dt
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from redis import Redis
+
+from jobs.app import application
+from jobs.program import PROGRAM
+from jobs.vault import Vault
+from redisq import Queue
+from tests.program import NOWHERE, Shell, bury, ingest
+
+TOKEN = "EAAB-canary-token"
+TODAY = dt.datetime.now(dt.UTC).date()
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """The file with the key of the stored tokens."""
+    file = tmp_path / "token-key"
+    file.write_text(Vault.new_key())
+    return file
+
+
+@pytest.fixture
+def shell(redis_url: str, database: str, key: Path) -> Shell:
+    """A shell with an empty Redis, a database with its schema, and a token key."""
+    return Shell({"REDISQ_REDIS_URL": redis_url, "REDISQ_DATABASE_URL": database, "REDISQ_TOKEN_KEY_FILE": str(key)})
+
+
+@pytest.fixture
+def rows(database: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to look at what the commands wrote."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield connection
+
+
+def add(shell: Shell, integration: str = "fb-1", page: str = "1122", org: str = "acme") -> None:
+    """Connect a page."""
+    line = ["integration", "add", "--org", org, "--integration", integration, "--page", page]
+    assert shell.run(*line, stdin=TOKEN).returncode == 0
+
+
+def write_day(rows: psycopg.Connection[Any], day: dt.date, state: str, reason: str | None = None) -> None:
+    """Put one row of fb-1 into the ledger."""
+    rows.execute(
+        "INSERT INTO ingest_day_state (integration_id, day, organization_id, state, reason)"
+        " VALUES ('fb-1', %s, 'acme', %s, %s)",
+        [day, state, reason],
+    )
+
+
+def states(rows: psycopg.Connection[Any]) -> dict[str, str]:
+    """Return the ledger of fb-1 by day."""
+    found = rows.execute("SELECT day::text, state FROM ingest_day_state WHERE integration_id = 'fb-1'").fetchall()
+    return dict(found)
+
+
+def test_program_knows_the_queues_of_the_registry() -> None:
+    """The program names the queues so that `status` need not load the application; the two must not drift apart."""
+    assert PROGRAM.parts.queues == application.registry.queues
+
+
+# -- integrations ----------------------------------------------------------------------------------------------------
+
+
+def test_token_is_stored_encrypted_and_shown_nowhere(shell: Shell, rows: psycopg.Connection[Any], key: Path) -> None:
+    """A token opens somebody's page: it goes into the database, sealed, and comes out to the provider alone."""
+    add(shell)
+    [(sealed,)] = rows.execute("SELECT token FROM integration").fetchall()
+    assert Vault.from_text(key.read_text()).decrypt(sealed) == TOKEN
+    listed = shell.run("integration", "list")
+    assert "fb-1" in listed.stdout
+    assert TOKEN not in listed.stdout
+    assert "token" not in str(shell.json("integration", "list"))
+    assert "--token " not in shell.run("integration", "add", "--help").stdout
+
+
+def test_page_is_connected_once(shell: Shell) -> None:
+    """Connecting again would count the page twice."""
+    add(shell)
+    line = ["integration", "add", "--org", "acme", "--integration", "fb-1", "--page", "1122"]
+    again = shell.run(*line, stdin=TOKEN)
+    assert (again.returncode, "connected already" in again.stderr) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "token", "sentence"),
+    [
+        (["--org", "ac me", "--integration", "fb-1", "--page", "1"], TOKEN, "organization 'ac me' is not"),
+        (["--org", "acme", "--integration", "fb-1", "--page", "1"], "", "the token is empty"),
+        (["--org", "acme", "--integration", "fb-1", "--page", "1", "--provider", "x"], TOKEN, "provider 'x' has no"),
+    ],
+)
+def test_page_that_cannot_be_is_refused(shell: Shell, options: list[str], token: str, sentence: str) -> None:
+    """A wrong id found here costs a second, found in a worker a night."""
+    ran = shell.run("integration", "add", *options, stdin=token)
+    assert (ran.returncode, sentence in ran.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["disable", "reconnect"])
+def test_unknown_page_is_not_found(shell: Shell, command: str) -> None:
+    """A mistyped id must not look like success."""
+    assert shell.run("integration", command, "fb-9", stdin=TOKEN).returncode == 5
+
+
+def test_reconnect_runs_again_what_the_old_token_cost(
+    shell: Shell, rows: psycopg.Connection[Any], redis: Redis
+) -> None:
+    """After a page is connected again nobody should have to look for its lost days."""
+    add(shell)
+    assert shell.run("integration", "disable", "fb-1").returncode == 0
+    assert shell.json("integration", "list")["integrations"][0]["state"] == "disabled"
+    dead, skipped = TODAY - dt.timedelta(days=3), TODAY - dt.timedelta(days=2)
+    write_day(rows, dead, "dead", "token_expired")
+    write_day(rows, skipped, "skipped", "refresh_needed")
+    bury(redis, ingest(date=dead.isoformat()))
+    ran = shell.run("integration", "reconnect", "fb-1", stdin="EAAB-fresh")
+    assert "1 days are expected again, 1 dead letters run again" in ran.stderr
+    assert Queue(redis, "default").where([ingest(date=dead.isoformat()).id]) == ["ready"]
+    assert states(rows)[skipped.isoformat()] == "expected"
+    assert shell.json("integration", "list")["integrations"][0]["state"] == "active"
+
+
+def test_keys_can_be_rotated(shell: Shell, rows: psycopg.Connection[Any], key: Path) -> None:
+    """A key that somebody has seen must be replaceable without connecting every page again."""
+    add(shell)
+    old, fresh = key.read_text(), shell.run("integration", "new-key").stdout
+    key.write_text(f"{fresh}{old}\n")
+    assert shell.run("integration", "rotate-tokens").returncode == 0
+    key.write_text(fresh)
+    [(sealed,)] = rows.execute("SELECT token FROM integration").fetchall()
+    assert Vault.from_text(key.read_text()).decrypt(sealed) == TOKEN
+    assert shell.run("doctor").returncode == 0
+
+
+# -- days ------------------------------------------------------------------------------------------------------------
+
+
+def test_coverage_shows_what_became_of_each_day(shell: Shell, rows: psycopg.Connection[Any]) -> None:
+    """The grid is where a hole is seen: each day has one of five words, and a hole ends the command with 3."""
+    add(shell)
+    days = [TODAY - dt.timedelta(days=back) for back in range(7, 1, -1)]
+    for day, state in zip(days, ("done", "dead", "expected", "skipped", "abandoned"), strict=False):
+        write_day(rows, day, state, "permission" if state == "dead" else None)
+    span = ["--org", "acme", "--from", days[0].isoformat(), "--to", days[-1].isoformat()]
+    found = shell.json("coverage", *span)
+    words = ["done", "failed", "missing", "skipped", "abandoned", "missing"]
+    assert list(found["integrations"][0]["days"].values()) == words
+    assert found["counts"] == {"done": 1, "failed": 1, "missing": 2, "skipped": 1, "abandoned": 1}
+    assert found["reasons"] == [{"integrationId": "fb-1", "date": days[1].isoformat(), "reason": "permission"}]
+    shown = shell.run("coverage", *span)
+    letters = [letter for line in shown.stdout.splitlines() if line.startswith("fb-1") for letter in line.split()[1:]]
+    assert (shown.returncode, letters) == (3, [".", "F", "-", "s", "a", "-"])
+
+
+def test_coverage_without_a_hole_ends_with_0(shell: Shell, rows: psycopg.Connection[Any]) -> None:
+    """So that a cron job can watch it."""
+    add(shell)
+    write_day(rows, TODAY, "done")
+    ran = shell.run("coverage", "--org", "acme", "--from", TODAY.isoformat(), "--to", TODAY.isoformat())
+    assert ran.returncode == 0
+
+
+@pytest.mark.parametrize("command", ["coverage", "backfill"])
+def test_range_must_make_sense(shell: Shell, command: str) -> None:
+    """An empty range would look like a finished one, and so would an organization that was mistyped."""
+    day = TODAY.isoformat()
+    backwards = shell.run(command, "--org", "acme", "--from", day, "--to", "2026-01-01")
+    nonsense = shell.run(command, "--org", "acme", "--from", "yesterday", "--to", day)
+    unknown = shell.run(command, "--org", "nobody", "--from", day, "--to", day)
+    assert [ran.returncode for ran in (backwards, nonsense, unknown)] == [2, 2, 5]
+    assert "'yesterday' is not a day of the calendar" in nonsense.stderr
+
+
+def test_backfill_puts_the_newest_day_first(shell: Shell, redis: Redis) -> None:
+    """On a queue of its own, so that the daily run does not wait; and once, however often it is asked for."""
+    add(shell)
+    days = [(TODAY - dt.timedelta(days=back)).isoformat() for back in (10, 11, 12)]
+    line = ["--org", "acme", "--from", days[-1], "--to", days[0]]
+    assert shell.json("backfill", *line)["enqueued"] == 3
+    again = shell.json("backfill", *line)
+    assert (again["enqueued"], again["live"]) == (0, 3)
+    queue = Queue(redis, "backfill")
+    [claimed] = queue.send([queue.claim("worker-1", 10)])
+    assert [each.id for each in claimed] == [f"ingest:fb-1:{day}" for day in days]
+
+
+def test_backfill_refuses_what_the_provider_has_forgotten(shell: Shell) -> None:
+    """A thousand jobs that can only die help nobody."""
+    ran = shell.run("backfill", "--org", "acme", "--from", "2019-01-01", "--to", "2019-01-02")
+    assert (ran.returncode, "730 days ago that providers keep" in ran.stderr) == (2, True)
+
+
+# -- what the core's commands ask ------------------------------------------------------------------------------------
+
+
+def test_enqueue_knows_the_pages(shell: Shell, redis: Redis) -> None:
+    """A well-formed id of no page, or of another organization's, fails here and not in a worker."""
+    add(shell)
+    day = ["--date", "2026-03-08"]
+    unknown = shell.run("enqueue", "ingest", "--org", "acme", "--integration", "fb-9", *day)
+    foreign = shell.run("enqueue", "ingest", "--org", "other", "--integration", "fb-1", *day)
+    nobody = shell.run("enqueue", "aggregate", "--org", "nobody", *day)
+    assert [ran.returncode for ran in (unknown, foreign, nobody)] == [2, 2, 2]
+    assert "no integration 'fb-9' is connected" in unknown.stderr
+    assert "belongs to organization 'acme', not to 'other'" in foreign.stderr
+    assert "organization 'nobody' has no page" in nobody.stderr
+    assert redis.dbsize() == 0
+    assert shell.run("enqueue", "ingest", "--org", "acme", "--integration", "fb-1", *day).returncode == 0
+
+
+def test_removed_dead_letter_is_abandoned_in_the_ledger(
+    shell: Shell, rows: psycopg.Connection[Any], redis: Redis
+) -> None:
+    """A day that an operator gave up stays visible as that, and no plan brings it back."""
+    add(shell)
+    day = TODAY - dt.timedelta(days=5)
+    write_day(rows, day, "dead")
+    bury(redis, ingest(date=day.isoformat()))
+    assert shell.run("dlq", "remove", ingest(date=day.isoformat()).id).returncode == 0
+    assert states(rows) == {day.isoformat(): "abandoned"}
+    backfill = shell.json("backfill", "--org", "acme", "--from", day.isoformat(), "--to", day.isoformat())
+    assert backfill["enqueued"] == 0
+
+
+def test_dead_letter_stays_when_the_ledger_cannot_be_told(shell: Shell, redis: Redis) -> None:
+    """Otherwise the ledger would wait for a job that nobody has any more."""
+    bury(redis, ingest())
+    cut_off = Shell({**shell.environ, "REDISQ_DATABASE_URL": f"postgresql://redisq:canary@{NOWHERE}/redisq"})
+    ran = cut_off.run("dlq", "remove", ingest().id)
+    assert ran.returncode == 69
+    assert ran.stderr.startswith(f"redisq: cannot reach postgresql at {NOWHERE}/redisq: ")
+    assert "canary" not in ran.stderr
+    assert Queue(redis, "default").counts()["dead"] == 1
+
+
+# -- the schema ------------------------------------------------------------------------------------------------------
+
+
+def test_empty_database_is_found_and_upgraded(redis_url: str, dsn: str, key: Path) -> None:
+    """The first hour of a new installation: every message says what to do next."""
+    files = {"REDISQ_TOKEN_KEY_FILE": str(key)}
+    shell = Shell({"REDISQ_REDIS_URL": redis_url, "REDISQ_DATABASE_URL": dsn, **files})
+    before = shell.run("integration", "list")
+    assert (before.returncode, "run `redisq db upgrade`" in before.stderr) == (1, True)
+    assert shell.run("doctor").returncode == 3
+    first, second = shell.run("db", "upgrade"), shell.run("db", "upgrade")
+    assert first.stdout.startswith("0001_schema.sql\n")
+    assert (first.returncode, second.returncode, second.stdout) == (0, 0, "")
+    assert shell.run("doctor").returncode == 0
+
+
+def test_doctor_finds_a_key_that_opens_nothing(shell: Shell, key: Path) -> None:
+    """A lost key is found before the night's run finds it twenty times."""
+    add(shell)
+    key.write_text(Vault.new_key())
+    ran = shell.run("doctor")
+    assert (ran.returncode, "no key of the key file opens this token" in ran.stdout) == (3, True)
+
+
+def test_doctor_finds_a_missing_key(shell: Shell) -> None:
+    """Nothing can be read without it."""
+    environ = {name: value for name, value in shell.environ.items() if name != "REDISQ_TOKEN_KEY_FILE"}
+    ran = Shell(environ).run("doctor")
+    assert (ran.returncode, "there is no token key" in ran.stdout) == (3, True)
+
+
+@pytest.mark.parametrize("line", ["integration list", "db upgrade", "coverage --org acme --from {day} --to {day}"])
+def test_postgresql_that_is_down_is_one_line_without_password(shell: Shell, line: str) -> None:
+    """The cause at a glance, and no secret in a ticket."""
+    cut_off = Shell({**shell.environ, "REDISQ_DATABASE_URL": f"postgresql://redisq:canary@{NOWHERE}/redisq"})
+    ran = cut_off.run(*line.format(day=TODAY).split())
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (69, 1)
+    assert ran.stderr.startswith(f"redisq: cannot reach postgresql at {NOWHERE}/redisq: ")
+    assert "canary" not in ran.stderr
