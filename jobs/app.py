@@ -11,7 +11,7 @@ from redis import Redis
 
 from jobs import payloads
 from jobs.aggregate import Aggregate, FanIn
-from jobs.database import open_pool
+from jobs.database import database_errors, open_pool
 from jobs.ingest import Ingest
 from jobs.plan import Plan, Reconcile
 from jobs.providers.base import Provider
@@ -118,16 +118,20 @@ class Application:
         )
 
     def _ingest(self, payload: payloads.Ingest, delivery: Delivery) -> None:
-        self._handlers.ingest(payload, delivery)
+        with database_errors():
+            self._handlers.ingest(payload, delivery)
 
     def _aggregate(self, payload: payloads.Aggregate, delivery: Delivery) -> None:
-        self._handlers.aggregate(payload, delivery)
+        with database_errors():
+            self._handlers.aggregate(payload, delivery)
 
     def _plan(self, payload: payloads.Plan, delivery: Delivery) -> None:
-        self._handlers.plan(payload, delivery)
+        with database_errors():
+            self._handlers.plan(payload, delivery)
 
     def _reconcile(self, payload: payloads.Reconcile, delivery: Delivery) -> None:
-        self._handlers.reconcile(payload, delivery)
+        with database_errors():
+            self._handlers.reconcile(payload, delivery)
 
 
 def _page_day(payload: payloads.Ingest) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -11,6 +12,8 @@ import psycopg
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
+from redisq import Defer, Permanent, Retry
+
 Pool = ConnectionPool[Connection[Any]]
 
 APPLICATION = "redisq"
@@ -18,6 +21,15 @@ _LOCK = 0x7265646973710001  # any number that nobody else locks: "redisq" and on
 _FILE = re.compile(r"(?P<version>[0-9]{4})_[a-z0-9_]+\.sql\Z")
 # A statement of ours takes milliseconds: one that takes longer than this waits for something that is broken.
 _OPTIONS = "-c statement_timeout=60s -c lock_timeout=20s -c idle_in_transaction_session_timeout=60s"
+
+
+# By the class of the SQLSTATE, or the whole of it (PostgreSQL's appendix A). Python's classes do not tell: a standby
+# that refuses a write is an InternalError, and a lost connection has no state at all.
+_AWAY = ("57P", "53", "08", "25006")  # stopping, starting, out of room, unreachable, a standby
+_BAD_DATA = ("22", "23")
+_NOT_DEPLOYED = ("42",)  # a table or a right is missing
+AWAY_WAIT = 15.0  # seconds
+DEPLOY_WAIT = 60.0
 
 
 class SchemaError(Exception):
@@ -54,6 +66,28 @@ def open_pool(dsn: str, *, size: int, wait: float = 10.0) -> Pool:
         open=True,
         name=APPLICATION,
     )
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Turn what PostgreSQL raises inside a handler into what the handler's job should do.
+
+    A database that is away is not the job's failure: it costs no attempt.
+    """
+    try:
+        yield
+    except psycopg.Error as error:
+        state, said = error.sqlstate, error.diag.message_primary or type(error).__name__
+        if state is None and isinstance(error, psycopg.OperationalError):
+            raise Defer(AWAY_WAIT, "database_away", said) from error
+        match state or "":
+            case known if known.startswith(_AWAY):
+                raise Defer(AWAY_WAIT, "database_away", f"{state} {said}") from error
+            case known if known.startswith(_NOT_DEPLOYED):
+                raise Retry("database_schema", f"{state} {said}: run `redisq db upgrade`", after=DEPLOY_WAIT) from error
+            case known if known.startswith(_BAD_DATA) or isinstance(error, psycopg.DataError):
+                raise Permanent("database_refused", f"{state} {said}") from error
+        raise Retry("database", f"{state} {said}") from error
 
 
 def upgrade(dsn: str) -> list[str]:

@@ -8,7 +8,8 @@ import pytest
 from psycopg import errors
 
 from jobs import database
-from jobs.database import Migration, SchemaError
+from jobs.database import Migration, SchemaError, database_errors, open_pool
+from redisq import Defer, Permanent, Retry
 
 
 def test_upgrade_applies_every_file_once(dsn: str) -> None:
@@ -89,3 +90,36 @@ def test_a_pool_outlives_the_loss_of_its_connections(database: str) -> None:
 
 
 upgrade, open_pool = database.upgrade, database.open_pool  # the fixture `database` hides the module in a test
+
+
+# -- what a handler asks for when PostgreSQL refuses ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("statement", "asked", "reason"),
+    [
+        ("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '57P01'; END $$", Defer, "database_away"),
+        ("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '53300'; END $$", Defer, "database_away"),
+        ("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '25006'; END $$", Defer, "database_away"),
+        ("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '40P01'; END $$", Retry, "database"),
+        ("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '25P03'; END $$", Retry, "database"),
+        ("SET statement_timeout = 1; SELECT pg_sleep(1)", Retry, "database"),
+        ("SELECT * FROM nowhere", Retry, "database_schema"),
+        ("SELECT 1 / 0", Permanent, "database_refused"),
+        ("SELECT E'\\x00'", Permanent, "database_refused"),
+    ],
+)
+def test_a_refusal_is_classified_by_its_sqlstate(dsn: str, statement: str, asked: type[Exception], reason: str) -> None:
+    """A database that is away must not fill the dead letters, and a row that cannot be stored must not be retried."""
+    with psycopg.connect(dsn, autocommit=True) as connection, pytest.raises(asked) as error, database_errors():
+        connection.execute(statement)
+    assert error.value.reason == reason  # type: ignore[attr-defined]  # every ask has one
+
+
+def test_a_database_that_cannot_be_reached_costs_no_attempt() -> None:
+    """Neither a refused connection nor a pool that waits for one has an SQLSTATE."""
+    with pytest.raises(Defer, match="database_away"), database_errors():
+        psycopg.connect("postgresql://127.0.0.1:1/none")
+    with open_pool("postgresql://127.0.0.1:1/none", size=1, wait=0.1) as pool:
+        with pytest.raises(Defer, match="database_away"), database_errors(), pool.connection():
+            pass
