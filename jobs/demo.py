@@ -210,7 +210,7 @@ def _sums(connection: Connection) -> Table:
 
 def _cell(value: Any, completeness: Any) -> str:
     if value is None:
-        return "–"
+        return "-"
     return f"{value:,.0f}{' ' if completeness == 1 else '*'}"
 
 

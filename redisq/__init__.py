@@ -1,26 +1,20 @@
 """A small reliable job queue on Redis. These are its public names; `queue.py` has the picture of a job's states."""
 
-from redisq.backoff import Backoff
-from redisq.config import Settings, credential
-from redisq.cron import Schedule
-from redisq.errors import (
-    BadJob,
-    BadPayload,
-    BadSettings,
-    Defer,
-    Permanent,
-    RedisqError,
-    Retry,
-    TimeLimitExceeded,
-    UnfitServer,
-    UnknownKind,
-)
-from redisq.job import Delivery, Job, Kind, Registry
-from redisq.queue import DeadLetter, Enqueued, Failure, Queue
-from redisq.redaction import protect, redact
-from redisq.scheduler import Keeper, Scheduler
-from redisq.server import Finding, connect
-from redisq.worker import Worker
+# ruff: noqa: F405  # that api.py has each of these names is for mypy to see
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from redisq.api import *  # noqa: F403  # as above
+else:
+
+    def __getattr__(name):
+        # At first use, not above: `redisq --help` lives in this package, and redis-py alone takes 100 ms to import.
+        if name not in __all__:
+            raise AttributeError(f"module 'redisq' has no attribute {name!r}")
+        return getattr(import_module("redisq.api"), name)
+
 
 __all__ = [
     "Backoff",

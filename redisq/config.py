@@ -1,13 +1,17 @@
 """What an operator can set, read once from the environment and from credential files."""
 
+import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit, urlunsplit
 
 from redisq.errors import BadSettings
 from redisq.redaction import protect
+
+_PREFIX = re.compile(r"[^\s{}\x00-\x1f\x7f]{1,64}")  # braces would move the hash tag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +29,17 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.slots <= 1000:
             raise BadSettings(f"REDISQ_SLOTS is {self.slots}: take 1 to 1000")
-        if self.lease < 3:
+        if not 3 <= self.lease <= 3600:
             raise BadSettings(
-                f"REDISQ_LEASE is {self.lease:g} s: under 3 s a busy machine loses leases of living workers"
+                f"REDISQ_LEASE is {self.lease:g} s: take 3 to 3600; with less, living workers lose theirs"
             )
-        if self.grace < 0:
-            raise BadSettings(f"REDISQ_GRACE is {self.grace:g} s: take 0 or more")
-        if urlsplit(self.redis_url).scheme not in ("redis", "rediss", "unix"):
+        if not 0 <= self.grace <= 86400:
+            raise BadSettings(f"REDISQ_GRACE is {self.grace:g} s: take 0 to 86400")
+        if not _PREFIX.fullmatch(self.prefix):
+            raise BadSettings(f"REDISQ_PREFIX is {self.prefix!r}: take 1 to 64 characters, no spaces and no braces")
+        if self.log_level.upper() not in logging.getLevelNamesMapping():
+            raise BadSettings(f"REDISQ_LOG_LEVEL is {self.log_level!r}: take DEBUG, INFO, WARNING or ERROR")
+        if _split(self.redis_url).scheme not in ("redis", "rediss", "unix"):
             raise BadSettings("REDISQ_REDIS_URL must begin with redis://, rediss:// or unix://")
 
     @property
@@ -53,7 +61,9 @@ class Settings:
         url = str(given.get("redis_url", cls.__dataclass_fields__["redis_url"].default))
         if password := credential("redis-password", environ):
             url = with_password(url, password)
-        protect(urlsplit(url).password)
+        for secret in (_split(url).password, *parse_qs(_split(url).query).get("password", ())):
+            protect(secret)
+            protect(unquote(secret or ""))
         return cls(**{**given, "redis_url": url})  # type: ignore[arg-type]  # each value was read by its field's type
 
 
@@ -81,17 +91,29 @@ def credential(name: str, environ: Mapping[str, str] = os.environ) -> str | None
 
 def with_password(url: str, password: str) -> str:
     """Return `url` with `password` in its place."""
-    parts = urlsplit(url)
+    parts = _split(url)
     user, _, host = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:{quote(password, safe='')}@{host}"))
 
 
 def without_password(url: str) -> str:
     """Return `url` as it may be shown: without password and options."""
-    parts = urlsplit(url)
+    parts = _split(url)
     user, _, host = parts.netloc.rpartition("@")
     name = user.partition(":")[0]
     return urlunsplit(parts._replace(netloc=f"{name}@{host}" if name else host, query=""))
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  # reading it is the check
+    except ValueError:
+        # Without the cause, which may quote a part of the password.
+        raise BadSettings(
+            "REDISQ_REDIS_URL is no address: check host and port, and write / : @ in a password as %2F %3A %40"
+        ) from None
+    return parts
 
 
 def _number(name: str, text: str, kind: object) -> float:

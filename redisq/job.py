@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import re
 import time
 import uuid
@@ -41,7 +42,11 @@ class Job:
         if not _ID.match(self.id):
             raise BadJob(f"job id {self.id!r} is not usable: take 1 to 256 printable ASCII characters without spaces")
         check_name(self.kind, "kind")
+        if not isinstance(self.payload, dict):
+            raise BadJob(f"the payload is a {type(self.payload).__name__}, not a JSON object")
         _check_json(self.payload, MAX_DEPTH)
+        if not isinstance(self.version, int) or not math.isfinite(self.enqueued_at):
+            raise BadJob(f"version {self.version!r} or enqueued_at {self.enqueued_at!r} is not usable: take numbers")
         envelope = orjson.dumps(
             {
                 "v": ENVELOPE_VERSION,
@@ -212,6 +217,9 @@ class Registry(Mapping[str, Kind[Any]]):
             return self._kinds[name]
         except KeyError:
             raise UnknownKind(f"no kind {name!r} here; there is {', '.join(self._kinds)}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._kinds
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kinds)

@@ -174,9 +174,9 @@ class Scheduler:
 
 
 def check_schedules(schedules: Iterable[Schedule], registry: Registry) -> None:
-    """Raise `UnknownKind` or `BadPayload` for a schedule that could not make its job."""
+    """Raise `UnknownKind` or `BadJob` for a schedule that could not make its job."""
     for schedule in schedules:
-        schedule.job(datetime.now(UTC), registry[schedule.kind])
+        schedule.job(datetime.now(UTC), registry[schedule.kind]).encode()
 
 
 def _ms(moment: datetime) -> int:

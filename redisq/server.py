@@ -29,7 +29,6 @@ def connect(settings: Settings, *, timeout: float = COMMAND_TIMEOUT) -> "Redis":
         retry=Retry(NoBackoff(), 0),
         socket_timeout=timeout,
         socket_connect_timeout=_CONNECT_TIMEOUT,
-        socket_keepalive=True,
         health_check_interval=0,
     )
 

@@ -13,6 +13,8 @@ from redisq.errors import BadPayload, Defer, Permanent, Retry, TimeLimitExceeded
 from redisq.job import Delivery, Job, Kind
 from redisq.queue import Claimed, Failure
 
+FRAMES = 12  # of a traceback that are kept, the innermost
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -58,7 +60,7 @@ def outcome_of(error: BaseException) -> Outcome:
             return Doomed(Failure("permanent", "bad_payload", str(error)))
         case TimeLimitExceeded():
             return Failed(Failure("timeout", "time_limit", str(error)))
-    lines = "".join(traceback.format_exception(error))
+    lines = "".join(traceback.format_exception(error, limit=-FRAMES))
     # Not str(error): that is the handler's code too, and may raise.
     detail = "".join(traceback.format_exception_only(error)).strip()
     return Failed(Failure("transient", type(error).__name__, detail, lines))

@@ -12,7 +12,7 @@ from redis import Redis
 from jobs.app import application
 from jobs.program import PROGRAM
 from jobs.vault import Vault
-from redisq import Queue
+from redisq import Job, Queue
 from tests.program import NOWHERE, Shell, bury, ingest
 
 TOKEN = "EAAB-canary-token"
@@ -143,20 +143,21 @@ def test_keys_can_be_rotated(shell: Shell, rows: psycopg.Connection[Any], key: P
 
 
 def test_coverage_shows_what_became_of_each_day(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """The grid is where a hole is seen: each day has one of five words, and a hole ends the command with 3."""
+    """The grid is where a hole is seen: each day has one of six words, and a hole ends the command with 3."""
     add(shell)
     days = [TODAY - dt.timedelta(days=back) for back in range(7, 1, -1)]
     for day, state in zip(days, ("done", "dead", "expected", "skipped", "abandoned"), strict=False):
         write_day(rows, day, state, "permission" if state == "dead" else None)
     span = ["--org", "acme", "--from", days[0].isoformat(), "--to", days[-1].isoformat()]
     found = shell.json("coverage", *span)
-    words = ["done", "failed", "missing", "skipped", "abandoned", "missing"]
+    words = ["done", "failed", "waiting", "skipped", "abandoned", "missing"]
     assert list(found["integrations"][0]["days"].values()) == words
-    assert found["counts"] == {"done": 1, "failed": 1, "missing": 2, "skipped": 1, "abandoned": 1}
+    assert found["counts"] == dict.fromkeys(words, 1)
     assert found["reasons"] == [{"integrationId": "fb-1", "date": days[1].isoformat(), "reason": "permission"}]
     shown = shell.run("coverage", *span)
     letters = [letter for line in shown.stdout.splitlines() if line.startswith("fb-1") for letter in line.split()[1:]]
-    assert (shown.returncode, letters) == (3, [".", "F", "-", "s", "a", "-"])
+    assert (shown.returncode, letters) == (3, [".", "F", "w", "s", "a", "-"])
+    assert "fb-1: 1 day failed, permission" in shown.stderr
 
 
 def test_coverage_without_a_hole_ends_with_0(shell: Shell, rows: psycopg.Connection[Any]) -> None:
@@ -227,6 +228,13 @@ def test_removed_dead_letter_is_abandoned_in_the_ledger(
     assert states(rows) == {day.isoformat(): "abandoned"}
     backfill = shell.json("backfill", "--org", "acme", "--from", day.isoformat(), "--to", day.isoformat())
     assert backfill["enqueued"] == 0
+
+
+def test_dead_letter_with_a_bad_payload_can_be_removed(shell: Shell, redis: Redis) -> None:
+    """What died of its payload has no day in the ledger, and must not stay for ever because of that."""
+    bury(redis, Job("ingest:fb-1:x", "ingest", {"integrationId": "fb-1", "date": "x"}))
+    assert shell.run("dlq", "remove", "ingest:fb-1:x").returncode == 0
+    assert Queue(redis, "default").counts()["dead"] == 0
 
 
 def test_dead_letter_stays_when_the_ledger_cannot_be_told(shell: Shell, redis: Redis) -> None:

@@ -8,7 +8,7 @@ import pytest
 from psycopg import errors
 
 from jobs import database
-from jobs.database import Migration, SchemaError, database_errors, open_pool
+from jobs.database import Migration, SchemaError, database_errors
 from redisq import Defer, Permanent, Retry
 
 
@@ -120,6 +120,6 @@ def test_a_database_that_cannot_be_reached_costs_no_attempt() -> None:
     """Neither a refused connection nor a pool that waits for one has an SQLSTATE."""
     with pytest.raises(Defer, match="database_away"), database_errors():
         psycopg.connect("postgresql://127.0.0.1:1/none")
-    with open_pool("postgresql://127.0.0.1:1/none", size=1, wait=0.1) as pool:
-        with pytest.raises(Defer, match="database_away"), database_errors(), pool.connection():
-            pass
+    pool = open_pool("postgresql://127.0.0.1:1/none", size=1, wait=0.1)
+    with pool, pytest.raises(Defer, match="database_away"), database_errors(), pool.connection():
+        pass

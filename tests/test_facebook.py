@@ -14,7 +14,7 @@ from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
-from time import monotonic
+from time import monotonic, sleep
 
 import pytest
 from cryptography import x509
@@ -170,6 +170,17 @@ def test_token_travels_in_the_header(simulator: Simulator, provider: FacebookPro
     provider.read(page, [DAY], METRICS)
     (call,) = simulator.log()
     assert (call.token, call.token_in_url) == (simulator.fingerprint(page.token), False)
+
+
+def test_expired_version_is_noticed_once(
+    simulator: Simulator, page: Page, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The API serves another version without an error, and its numbers may differ."""
+    provider = FacebookProvider(base_url=simulator.url, version="v12.0", clock=clock)
+    for _ in range(2):
+        provider.read(page, [DAY], METRICS)
+    assert [record.getMessage() for record in caplog.records] == ["asked the Graph API for v12.0, served by v21.0"]
+    provider.close()
 
 
 def test_proof_is_sent_when_there_is_an_app_secret(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
@@ -373,6 +384,7 @@ FAILURES = [
     ("reset-mid", TRANSIENT, "network", False, 1),
     ("redirect", TRANSIENT, "malformed", False, 1),
     ("huge", TRANSIENT, "malformed", False, 1),
+    ("gzip-cut", TRANSIENT, "malformed", False, 1),
     ("gzip-bomb", TRANSIENT, "malformed", False, 1),
 ]
 
@@ -424,6 +436,12 @@ def test_unknown_token_and_page_are_told_apart(simulator: Simulator, provider: F
     assert error_of(provider, page_of(simulator.pages[0], "EAAunknown")).reason == "token_invalid"
     stranger = Page("i", "o", "facebook", "999", page.token)
     assert error_of(provider, stranger).reason == "object_not_found"
+
+
+def test_page_id_never_changes_the_address(provider: FacebookProvider, page: Page) -> None:
+    """Page ids come from people, and the token goes along."""
+    crooked = Page("i", "o", "facebook", f"{page.page_id}/published_posts?x=", page.token)
+    assert error_of(provider, crooked).reason == "object_not_found"
 
 
 def test_user_token_is_refused(simulator: Simulator, provider: FacebookProvider) -> None:
@@ -484,7 +502,9 @@ def test_memory_stays_bounded_when_an_answer_unpacks_to_much_more(
     assert peak < 16 * 1024 * 1024
 
 
-def test_tls_is_spoken_and_verified(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_is_spoken_verified_and_under_the_deadline(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real API is only reached so; a server that anybody could be gets no token."""
     certificate = _self_signed(tmp_path)
     page = Page("i", "o", "facebook", "42", "token-of-42")
@@ -498,8 +518,11 @@ def test_tls_is_spoken_and_verified(tmp_path: Path, clock: Clock, monkeypatch: p
         stranger = FacebookProvider(base_url=url, clock=clock)
         assert error_of(stranger, page).reason == "network"
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        trusting = FacebookProvider(base_url=url, clock=clock)
+        trusting = FacebookProvider(base_url=url, total_deadline=1.0, clock=clock)
         assert statuses(trusting.read(page, [DAY], METRICS)) == ["no_data"] * 3
+        began = monotonic()
+        assert error_of(trusting, Page("i", "o", "facebook", "slow", "token-of-slow")).reason == "network"
+        assert monotonic() - began < 2.0
         server.shutdown()
         thread.join()
     stranger.close()
@@ -518,11 +541,14 @@ def test_total_deadline_covers_a_handshake_that_never_comes(clock: Clock, page: 
 
 
 class _Empty(BaseHTTPRequestHandler):
-    """Answers every GET with no data."""
+    """Answers every GET with no data; for the page `slow` with three seconds of blanks before it."""
 
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
+        for _ in range(60 if "slow" in self.path else 0):
+            self.wfile.write(b" ")
+            sleep(0.05)
         self.wfile.write(b'{"data": []}')
 
     def log_message(self, format: str, *args: object) -> None:

@@ -289,9 +289,10 @@ def test_a_rate_limit_holds_back_the_whole_app_and_costs_nothing(world: World) -
     assert world.states()["second"] == ("done", None)
 
 
-def test_a_rate_limit_without_a_time_waits_a_minute(world: World) -> None:
-    """Limits come without any header; asking again at once is a hot loop."""
-    world.provider.answers["page", DAY] = ProviderError("rate_limited", "rate_limited", code=32)
+@pytest.mark.parametrize("gates", [(), (Gate("page", "page", 0.0, 10.0, "x-app-usage"),)])
+def test_a_rate_limit_without_a_time_waits_a_minute(world: World, gates: tuple[Gate, ...]) -> None:
+    """Limits come without any header, or with one that says nothing; asking again at once is a hot loop."""
+    world.provider.answers["page", DAY] = ProviderError("rate_limited", "rate_limited", code=32, gates=gates)
     with pytest.raises(Defer) as asked:
         world.ingest("org", "page")
     assert asked.value.after == 60.0
@@ -421,7 +422,7 @@ def graph(world: World, simulator: Simulator) -> Iterator[World]:
     [
         ("server-error", Retry, ("expected", "transient", "server"), 1, False),
         ("error-2@401", Retry, ("expected", "transient", "server"), 1, False),
-        ("html-503", Retry, ("expected", "transient", "server"), 1, False),
+        ("html-503", Retry, ("expected", "transient", "malformed"), 1, False),
         ("error-4@403", Defer, ("expected", "rate_limited", "rate_limited"), 1, False),
         ("limit-page:7", Defer, ("expected", "rate_limited", "rate_limited"), 1, False),
         ("error-368", Defer, ("expected", "rate_limited", "policy_block"), 1, False),

@@ -42,7 +42,8 @@ def acme(redis_url: str, database: str, tmp_path: Path) -> Iterator[System]:
         with installed.database() as connection:
             connection.execute("INSERT INTO organization (id) VALUES ('acme')")
         added = installed.redisq(
-            *"integration add --org acme --integration acme-page-1 --page 1234567890".split(), stdin="old-token\n"
+            *["integration", "add", "--org", "acme", "--integration", "acme-page-1", "--page", "1234567890"],
+            stdin="old-token\n",
         )
         assert added.returncode == 0, added.stderr
         simulator.script("1234567890", then="token-463")
@@ -93,4 +94,5 @@ def test_the_schedules_of_the_readme_can_be_loaded(tmp_path: Path) -> None:
 def test_the_picture_of_the_states_is_the_one_in_the_code() -> None:
     """Two pictures of one thing drift apart."""
     picture = re.search(r"^```\n(.*?)^```", (PROJECT / "redisq/queue.py").read_text(), re.MULTILINE | re.DOTALL)
-    assert picture and picture[1] in README
+    assert picture
+    assert picture[1] in README

@@ -94,7 +94,9 @@ def everything_in_the_database(installed: System) -> str:
 def everything_about_the_processes(installed: System) -> str:
     """What `ps` shows, with the environment, of the worker and the scheduler."""
     return "\n".join(
-        Path(f"/proc/{process.pid}/{file}").read_text() for process in installed.processes for file in ("cmdline", "environ")
+        Path(f"/proc/{process.pid}/{file}").read_text()
+        for process in installed.processes
+        for file in ("cmdline", "environ")
     )
 
 
@@ -129,8 +131,10 @@ def test_no_secret_is_anywhere_that_text_ends_up(spoiled: System) -> None:
     }
     # Each place was really looked into, and the errors that could have carried a secret are there.
     assert '"outcome":"done"' in places["log"]
-    assert "token_expired" in places["redis"] and "token_expired" in places["commands"]
-    assert "acme-101" in places["database"] and "REDISQ_REDIS_URL" in places["processes"]
+    assert "token_expired" in places["redis"]
+    assert "token_expired" in places["commands"]
+    assert "acme-101" in places["database"]
+    assert "REDISQ_REDIS_URL" in places["processes"]
     leaks = {(place, secret) for place, text in places.items() for secret in secrets_of(spoiled) if secret in text}
     assert not leaks
     assert not any(call.token_in_url for call in spoiled.simulator.log())
@@ -152,5 +156,6 @@ def test_a_refused_connection_is_said_without_its_password(tmp_path: Path) -> No
         database_down = installed.redisq("coverage", "--org", "acme", "--from", str(DAY), "--to", str(DAY))
     for done in (redis_down, database_down):
         assert done.returncode == 69
-        assert "127.0.0.1:1" in done.stderr and done.stderr.count("\n") == 1
+        assert "127.0.0.1:1" in done.stderr
+        assert done.stderr.count("\n") == 1
         assert "canary-" not in done.stderr + done.stdout

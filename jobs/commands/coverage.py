@@ -14,9 +14,9 @@ from jobs.ledger import Coverage
 from jobs.settings import JobSettings
 from redisq.cli import JSON_OPTION, Exit, say, show_document
 
-# A day that is still expected has no numbers yet, whatever it waits for.
-_WORDS = {"dead": "failed", "expected": "missing"}
-_LETTERS = {"done": ".", "failed": "F", "missing": "-", "skipped": "s", "abandoned": "a"}
+_WORDS = {"dead": "failed", "expected": "waiting"}
+_LETTERS = {"done": ".", "failed": "F", "missing": "-", "waiting": "w", "skipped": "s", "abandoned": "a"}
+_WANTED = ("failed", "missing", "waiting")  # numbers that somebody may still be counting on
 
 
 @click.command(epilog="Example: redisq coverage --org acme --from 2026-03-01 --to 2026-03-31")
@@ -24,7 +24,7 @@ _LETTERS = {"done": ".", "failed": "F", "missing": "-", "skipped": "s", "abandon
 @JSON_OPTION
 @click.pass_context
 def coverage(ctx: click.Context, organization_id: str, first: dt.date, last: dt.date, as_json: bool) -> None:
-    """Show what became of each page's each day. Ends with 3 when a day failed or is missing."""
+    """Show what became of each page's each day. Ends with 3 when a day failed, is missing or still waits."""
     check_range(first, last)
     with connected(JobSettings.from_environment()) as connection:
         cells = ledger.coverage(connection, organization_id, first, last)
@@ -37,7 +37,8 @@ def coverage(ctx: click.Context, organization_id: str, first: dt.date, last: dt.
     else:
         _show_grid(cells)
         say("  ".join(f"{letter} {word} {counts[word]}" for word, letter in _LETTERS.items()))
-    ctx.exit(Exit.FOUND if counts["failed"] or counts["missing"] else Exit.DONE)
+        _say_reasons(cells)
+    ctx.exit(Exit.FOUND if any(counts[word] for word in _WANTED) else Exit.DONE)
 
 
 def _word(cell: Coverage) -> str:
@@ -66,3 +67,12 @@ def _show_grid(cells: Sequence[Coverage]) -> None:
         click.echo(f"{month:{width}}  {' '.join(f'{cell.day:%d}' for cell in rows[0][1])}")
         for id, row in rows:
             click.echo(f"{id:{width}}  {' '.join(f'{_LETTERS[_word(cell)]:>2}' for cell in row)}")
+
+
+def _say_reasons(cells: Sequence[Coverage]) -> None:
+    """Say why days are not done, a line for each page and reason."""
+    why = Counter(
+        (cell.integration_id, _word(cell), cell.reason) for cell in cells if cell.reason and cell.state != "done"
+    )
+    for (id, word, reason), days in why.items():
+        say(f"{id}: {days} {'day' if days == 1 else 'days'} {word}, {reason}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from jobs import integrations, ledger
+from jobs import integrations, ledger, payloads
 from jobs.commands.store import connected
 from jobs.settings import JobSettings
 from redisq import Job
@@ -44,10 +44,18 @@ def _complaint(connection: Connection[Any], job: Job) -> str | None:
 
 def abandon(jobs: Sequence[Job]) -> None:
     """Note in the ledger that an operator gives up these days, so that no plan brings them back."""
-    given_up = [job for job in jobs if job.kind == "ingest"]
+    given_up = [found for job in jobs if job.kind == "ingest" and (found := _day_of(job))]
     if not given_up:
         return
     with connected(JobSettings.from_environment()) as connection, connection.transaction():
-        for job in given_up:
-            day = dt.date.fromisoformat(job.payload["date"])
-            ledger.mark_abandoned(connection, job.payload["integrationId"], day)
+        for integration_id, day in given_up:
+            ledger.mark_abandoned(connection, integration_id, day)
+
+
+def _day_of(job: Job) -> tuple[str, dt.date] | None:
+    """Return the page and the day that `job` reads, None when its payload is why it died."""
+    try:
+        payload = payloads.Ingest(**job.payload)
+    except (TypeError, ValueError):
+        return None
+    return payload.integrationId, payload.day

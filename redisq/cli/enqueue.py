@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, get_type_hints
 
 import click
@@ -21,7 +23,7 @@ class _Kinds(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         session = _session(ctx)
-        return _command(session, session.registry[cmd_name]) if cmd_name in session.registry else None
+        return _command(session, session.registry[cmd_name]) if cmd_name in self.list_commands(ctx) else None
 
 
 @click.group(cls=_Kinds, epilog="Example: redisq enqueue ingest --org acme --integration fb-1 --date 2026-03-08")
@@ -53,16 +55,13 @@ def _command(session: Session, kind: Kind[Any]) -> click.Command:
     return JSON_OPTION(click.Command(kind.name, callback=run, params=[*options, *common], help=help, epilog=example))
 
 
-def _option(field: dataclasses.Field[Any], hint: object, names: dict[str, str] | Any) -> click.Option:
+def _option(field: dataclasses.Field[Any], hint: object, names: Mapping[str, str]) -> click.Option:
     name = names.get(field.name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", field.name).replace("_", "-").lower()
-    required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    return click.Option(
-        [f"--{name}", field.name],
-        type=hint if hint in (str, int, float, bool) else str,
-        required=required,
-        default=None if required else field.default,
-        metavar=name.upper(),
-    )
+    type_ = hint if hint in (str, int, float, bool) else str
+    option = partial(click.Option, [f"--{name}", field.name], type=type_, metavar=name.upper())
+    if field.default is not dataclasses.MISSING:
+        return option(default=field.default, show_default=True)
+    return option(required=True)
 
 
 def _run(

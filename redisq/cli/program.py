@@ -1,5 +1,6 @@
 """The program: a table of commands, each loaded when it is called."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from click.shell_completion import CompletionItem
 
 from redisq.cli.loading import load
 from redisq.cli.outcome import EXIT_CODES, Exit
+from redisq.cli.services import adopt_settings
 
 Commands = Mapping[str, tuple[str, str]]  # name -> (reference of the click command, its line in the help)
 
@@ -43,7 +45,8 @@ class Program(click.Group):
         super().__init__(
             "redisq",
             help="Keep the job queue and the daily page analytics: look, find the reason, put it right.",
-            epilog=f"Settings come from the environment, REDISQ_*. {EXIT_CODES} Example: redisq status",
+            epilog="Settings come from the environment, REDISQ_*; where none is set, from /etc/redisq. "
+            f"{EXIT_CODES} Example: redisq status",
             context_settings={"help_option_names": ["-h", "--help"]},
         )
         self.parts = parts
@@ -69,6 +72,7 @@ class Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; what a store or the library reports becomes one line, never a traceback."""
+        adopt_settings(os.environ)
         ctx.obj = load("redisq.cli.session:Session")(self.parts)
         try:
             with ctx.obj.one_line():

@@ -1,0 +1,31 @@
+"""What the public names of `redisq` stand for, loaded at the first use of one."""
+
+from redisq.backoff import Backoff as Backoff
+from redisq.config import Settings as Settings
+from redisq.config import credential as credential
+from redisq.cron import Schedule as Schedule
+from redisq.errors import BadJob as BadJob
+from redisq.errors import BadPayload as BadPayload
+from redisq.errors import BadSettings as BadSettings
+from redisq.errors import Defer as Defer
+from redisq.errors import Permanent as Permanent
+from redisq.errors import RedisqError as RedisqError
+from redisq.errors import Retry as Retry
+from redisq.errors import TimeLimitExceeded as TimeLimitExceeded
+from redisq.errors import UnfitServer as UnfitServer
+from redisq.errors import UnknownKind as UnknownKind
+from redisq.job import Delivery as Delivery
+from redisq.job import Job as Job
+from redisq.job import Kind as Kind
+from redisq.job import Registry as Registry
+from redisq.queue import DeadLetter as DeadLetter
+from redisq.queue import Enqueued as Enqueued
+from redisq.queue import Failure as Failure
+from redisq.queue import Queue as Queue
+from redisq.redaction import protect as protect
+from redisq.redaction import redact as redact
+from redisq.scheduler import Keeper as Keeper
+from redisq.scheduler import Scheduler as Scheduler
+from redisq.server import Finding as Finding
+from redisq.server import connect as connect
+from redisq.worker import Worker as Worker

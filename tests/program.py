@@ -1,0 +1,80 @@
+"""Runs the real `redisq` program, and makes dead letters for it to look at."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+
+from redisq import Failure, Job, Queue
+
+PROGRAM = Path(sys.executable).with_name("redisq")
+NOWHERE = "127.0.0.1:1"  # a port that nobody serves
+PATIENCE = 60.0  # seconds for one command on a busy machine
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Where commands are typed: an environment without anything of the developer's own."""
+
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run `redisq ARGS` with its output into pipes."""
+        return subprocess.run(
+            [PROGRAM, *args], env=self.all(), input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+
+    def json(self, *args: str) -> Any:
+        """Run `redisq ARGS --json` and return the one document that it prints."""
+        return json.loads(self.run(*args, "--json").stdout)
+
+    def start(self, *args: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start `redisq ARGS` and return the process."""
+        return subprocess.Popen([PROGRAM, *args], env=self.all(), stderr=subprocess.PIPE, **options)
+
+    def on_terminal(self, *args: str) -> str:
+        """Run `redisq ARGS` on a terminal of 80 columns and return what it shows."""
+        ours, theirs = pty.openpty()
+        with self.start(*args, stdout=theirs, stdin=theirs) as process:
+            os.close(theirs)
+            shown = b"".join(iter(lambda: _read(ours), b""))
+            process.communicate(timeout=PATIENCE)
+        os.close(ours)
+        return shown.decode()
+
+    def all(self) -> dict[str, str]:
+        """The environment of a command."""
+        terminal = {"TERM": "xterm", "COLUMNS": "80", "LANG": "C.UTF-8"}
+        return {"PATH": f"{PROGRAM.parent}:{os.environ['PATH']}", **terminal, **self.environ}
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # how Linux says that the other end is closed
+        return b""
+
+
+def ingest(integration: str = "fb-1", date: str = "2026-03-08", queue: str = "default") -> Job:
+    """Return the job that reads a page of the organization acme."""
+    payload = {"organizationId": "acme", "integrationId": integration, "date": date}
+    return Job(f"ingest:{integration}:{date}", "ingest", payload, queue=queue)
+
+
+def bury(redis: Redis, *jobs: Job, reason: str = "token_expired", detail: str = "connect the page again") -> None:
+    """Let each job end in the dead letters, one after the other."""
+    failure = Failure("permanent", reason, detail, traceback="Traceback\n  the line")
+    for job in jobs:
+        queue = Queue(redis, job.queue)
+        queue.enqueue(job)
+        [[claimed]] = queue.send([queue.claim("worker-1", 1)])
+        queue.send([queue.bury("worker-1", claimed, failure)])

@@ -1,0 +1,448 @@
+"""What an operator sees of the queue: the core's commands, run as the real program against real Redis."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from redis import Redis
+
+from jobs.program import PROGRAM
+from jobs.servers import private_redis
+from redisq import Failure, Job, Queue
+from redisq.cli import EXIT_CODES
+from redisq.cli.services import adopt_settings
+from tests.program import NOWHERE, Shell, bury, ingest
+from tests.waiting import eventually
+
+NO_DATABASE = f"postgresql://redisq:canary@{NOWHERE}/redisq"
+
+
+@pytest.fixture
+def shell(redis_url: str) -> Shell:
+    """A shell with an empty Redis and no database."""
+    return Shell({"REDISQ_REDIS_URL": redis_url, "REDISQ_DATABASE_URL": NO_DATABASE})
+
+
+@pytest.fixture
+def lost() -> Shell:
+    """A shell whose Redis is down."""
+    return Shell({"REDISQ_REDIS_URL": f"redis://me:canary@{NOWHERE}/0", "REDISQ_DATABASE_URL": NO_DATABASE})
+
+
+# -- the program -----------------------------------------------------------------------------------------------------
+
+
+def test_help_loads_no_store_and_no_client() -> None:
+    """`--help` and every completed word start the program anew: what they do not need they must not pay for."""
+    code = (
+        "import sys; from jobs.program import PROGRAM; PROGRAM(['--help'], 'redisq', standalone_mode=False);"
+        "print(*{'redis', 'psycopg', 'rich', 'httpx', 'cryptography'} & sys.modules.keys(), sep=',', file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stderr.strip() == ""
+
+
+def test_help_states_the_exit_codes() -> None:
+    """A script can only rely on codes that are written down."""
+    assert EXIT_CODES in " ".join(Shell().run("--help").stdout.split())
+
+
+def test_every_command_shows_an_example() -> None:
+    """An example is what people read first."""
+    assert [path for path, text in _helps(PROGRAM, "redisq") if "Example" not in text] == []
+
+
+def _helps(command: click.Command, path: str) -> list[tuple[str, str]]:
+    context = click.Context(command, info_name=path, parent=click.Context(PROGRAM))
+    found = [(path, command.get_help(context))]
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None
+            found += _helps(child, f"{path} {name}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["status", "status job-1", "dlq list", "dlq requeue --all", "schedule list", "enqueue reconcile"],
+)
+def test_redis_that_is_down_is_one_line_without_password(lost: Shell, line: str) -> None:
+    """At night the cause has to be read at a glance, and must not carry a secret into a ticket."""
+    ran = lost.run(*line.split())
+    last = ran.stderr.splitlines()[-1]
+    assert (ran.returncode, ran.stdout) == (69, "")
+    assert last.startswith(f"redisq: cannot reach redis at redis://me@{NOWHERE}/0: ")
+    assert "canary" not in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_bad_setting_is_named(shell: Shell) -> None:
+    """A setting that cannot be used is a mistake in an environment file, which the operator must find."""
+    ran = Shell({**shell.environ, "REDISQ_LEASE": "soon"}).run("status")
+    assert (ran.returncode, ran.stderr) == (2, "redisq: REDISQ_LEASE is 'soon', which is not a number\n")
+
+
+def test_reader_that_goes_away_is_no_error_message(redis: Redis, shell: Shell) -> None:
+    """`redisq dlq list | head -1` must not end in a traceback."""
+    bury(redis, *(ingest(f"fb-{i}") for i in range(40)))
+    process = shell.start("dlq", "list", stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, stderr = process.communicate(timeout=60)
+    assert b"Error" not in stderr
+    assert b"Traceback" not in stderr
+
+
+def test_ctrl_c_ends_quietly(shell: Shell, tmp_path: Path) -> None:
+    """Whoever interrupts a command knows that they did."""
+    fifo, key = tmp_path / "token", tmp_path / "key"
+    os.mkfifo(fifo)
+    key.write_text(Shell().run("integration", "new-key").stdout)
+    told = Shell({**shell.environ, "REDISQ_TOKEN_KEY_FILE": str(key)})
+    process = told.start("integration", "reconnect", "fb-1", "--token-file", str(fifo), stdout=subprocess.PIPE)
+    writer = eventually(lambda: _open_writer(fifo), within=30)  # there is one as soon as the command reads
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    os.close(writer)
+    assert (process.returncode, stdout, stderr) == (130, b"", b"")
+
+
+def _open_writer(fifo: Path) -> int | None:
+    try:
+        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+
+
+# -- completion ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shell_name", "separator"), [("bash", ","), ("zsh", "\n")])
+def test_completion_offers_commands_and_queues(shell_name: str, separator: str) -> None:
+    """The protocol that the generated scripts of both shells speak."""
+
+    def completed(words: str, position: int) -> str:
+        protocol = {"_REDISQ_COMPLETE": f"{shell_name}_complete", "COMP_WORDS": words, "COMP_CWORD": str(position)}
+        return Shell(protocol).run().stdout
+
+    assert f"plain{separator}dlq" in completed("redisq dl", 1)
+    assert f"plain{separator}requeue" in completed("redisq dlq req", 2)
+    assert f"plain{separator}backfill" in completed("redisq status --queue b", 3)
+    assert f"plain{separator}ingest" in completed("redisq enqueue ing", 2)
+
+
+def test_completion_script_works_in_bash() -> None:
+    """The script itself, as `eval` would load it from ~/.bashrc."""
+    script = 'eval "$(redisq completion bash)"; COMP_WORDS=(redisq dlq req); COMP_CWORD=2; _redisq_completion redisq;'
+    ran = subprocess.run(
+        ["bash", "-c", script + ' echo "${COMPREPLY[@]}"'],
+        env=Shell().all(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout == "requeue\n"
+
+
+def test_completion_script_for_zsh_names_the_program() -> None:
+    """zsh reads `#compdef` to learn what the script completes."""
+    assert "#compdef redisq" in Shell().run("completion", "zsh").stdout
+
+
+# -- enqueue ---------------------------------------------------------------------------------------------------------
+
+
+def test_enqueue_puts_a_job_in_once(redis: Redis, shell: Shell) -> None:
+    """A second one would be a second call of the provider; the operator is told where the first one is."""
+    line = ["enqueue", "ingest", "--org", "acme", "--integration", "fb-1", "--date", "2026-03-08"]
+    first, second = shell.run(*line), shell.run(*line)
+    assert (first.returncode, first.stdout) == (0, "ingest:fb-1:2026-03-08\n")
+    assert second.returncode == 4
+    assert "ingest:fb-1:2026-03-08 exists on queue default: it is ready" in second.stderr
+    explained = Queue(redis, "default").explain("ingest:fb-1:2026-03-08")
+    assert explained is not None
+    assert explained.job is not None
+    assert explained.job.payload == {"organizationId": "acme", "integrationId": "fb-1", "date": "2026-03-08"}
+
+
+def test_enqueue_without_database_says_that_nothing_was_checked(shell: Shell) -> None:
+    """A producer does not depend on a second store, but must not believe that it was asked."""
+    ran = shell.run("enqueue", "aggregate", "--org", "acme", "--date", "2026-03-08")
+    assert ran.returncode == 0
+    assert f"not checked against the database: cannot reach postgresql at {NOWHERE}/redisq" in ran.stderr
+    assert "canary" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("ingest --org acme --integration fb-1 --date 2026-02-30", "'2026-02-30' is not a day of the calendar"),
+        ("ingest --org acme --integration fb-1 --date 20260308", "is not written YYYY-MM-DD"),
+        ("ingest --org ac/me --integration fb-1 --date 2026-03-08", "organizationId 'ac/me' is not"),
+        ("ingest --org acme --integration fb-\x1b1 --date 2026-03-08", "integrationId 'fb-\\x1b1' is not"),
+        ("plan --date 2999-01-01", "2999-01-01 has not begun anywhere on earth"),
+        ("aggregate --org acme", "Missing option '--date'"),
+        ("reconcile --queue a/b", "queue 'a/b' is not usable"),
+        ("nonsense", "No such command 'nonsense'"),
+    ],
+)
+def test_bad_value_fails_at_the_command_line(redis: Redis, shell: Shell, line: str, sentence: str) -> None:
+    """A bad organization, integration or date is found where it was typed, never in a worker."""
+    ran = shell.run("enqueue", *line.split())
+    assert ran.returncode == 2
+    assert sentence in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert redis.dbsize() == 0
+
+
+# -- dead letters ----------------------------------------------------------------------------------------------------
+
+
+def test_dead_letters_are_listed_by_page(redis: Redis, shell: Shell) -> None:
+    """Fifty thousand letters must not scroll by, and none may be out of reach: pages go on into the next queue."""
+    bury(redis, ingest("fb-1"), ingest("fb-2"), ingest("fb-3", queue="backfill"))
+    first = shell.run("dlq", "list", "--limit", "2")
+    ids = [line.split()[0] for line in first.stdout.splitlines()]
+    assert ids == ["ID", "ingest:fb-2:2026-03-08", "ingest:fb-1:2026-03-08"]
+    assert "1 to 2 of 3; next: redisq dlq list --limit 2 --offset 2" in first.stderr
+    second = shell.json("dlq", "list", "--limit", "2", "--offset", "2")
+    assert (second["total"], [letter["id"] for letter in second["deadLetters"]]) == (3, ["ingest:fb-3:2026-03-08"])
+
+
+def test_dead_letter_list_can_be_one_queue(redis: Redis, shell: Shell) -> None:
+    """A backfill may fail in masses while the daily run is what matters."""
+    bury(redis, ingest("fb-1"), ingest("fb-2", queue="backfill"))
+    found = shell.json("dlq", "list", "--queue", "backfill")["deadLetters"]
+    assert [(letter["id"], letter["queue"], letter["class"], letter["reason"]) for letter in found] == [
+        ("ingest:fb-2:2026-03-08", "backfill", "permanent", "token_expired")
+    ]
+
+
+def test_dead_letter_is_shown_whole(redis: Redis, shell: Shell) -> None:
+    """The reason is found here or nowhere: the verdict, the payload, and the error of each attempt."""
+    queue, job = Queue(redis, "default"), ingest()
+    queue.enqueue(job)
+    for failure in (Failure("transient", "server", "first"), Failure("transient", "network", "second")):
+        [[claimed]] = queue.send([queue.claim("worker-1", 1)])
+        queue.send([queue.fail("worker-1", claimed, failure, attempts=2, delay=0)])
+        queue.promote()
+    shown, whole = shell.run("dlq", "show", job.id), shell.json("dlq", "show", job.id)
+    for text in (job.id, "transient", '"integrationId":"fb-1"', "server first", "network second", "worker-1"):
+        assert text in shown.stdout
+    assert (whole["class"], whole["reason"], whole["detail"]) == ("transient", "network", "second")
+    assert (whole["payload"], whole["kind"]) == (job.payload, "ingest")
+    assert [(error["attempt"], error["reason"]) for error in whole["errors"]] == [(1, "server"), (2, "network")]
+
+
+def test_requeue_answers_for_each_id(redis: Redis, shell: Shell) -> None:
+    """A script that requeues must see whether all, some or none of it happened."""
+    bury(redis, ingest("fb-1"), ingest("fb-2"))
+    assert shell.run("dlq", "requeue", "ingest:fb-1:2026-03-08").returncode == 0
+    partial = shell.run("dlq", "requeue", "ingest:fb-1:2026-03-08", "ingest:fb-2:2026-03-08")
+    assert (partial.returncode, "no dead letter ingest:fb-1:2026-03-08" in partial.stderr) == (6, True)
+    assert shell.run("dlq", "requeue", "ingest:fb-2:2026-03-08").returncode == 5
+    counts = Queue(redis, "default").counts()
+    assert (counts["ready"], counts["dead"]) == (2, 0)
+
+
+def test_requeue_all_takes_those_of_a_reason(redis: Redis, shell: Shell) -> None:
+    """After a cause is mended exactly its victims run again, on every queue and beyond one page."""
+    mended = [ingest(f"fb-{i}", queue=queue) for i in range(600) for queue in ("default", "backfill")]
+    bury(redis, ingest("other"), reason="permission")
+    for job in mended:
+        _lay_down(redis, job, "token_expired")
+    answer = shell.json("dlq", "requeue", "--all", "--reason", "token_expired")
+    assert answer == {"requeued": 1200, "notFound": [], "notRunnable": []}
+    assert [letter.id for letter in Queue(redis, "default").dead_letters()] == ["ingest:other:2026-03-08"]
+
+
+def _lay_down(redis: Redis, job: Job, reason: str) -> None:
+    keys = Queue(redis, job.queue).keys
+    redis.hset(keys.jobs, job.id, job.encode())
+    redis.hset(keys.dead, job.id, Failure("permanent", reason).record())
+    redis.zadd(keys.dead_index, {job.id: 1})
+
+
+def test_letter_without_a_job_is_reported_not_lost(redis: Redis, shell: Shell) -> None:
+    """Where the job itself is gone there is nothing to run: the letter stays, and the operator is told."""
+    bury(redis, ingest())
+    redis.hdel(Queue(redis, "default").keys.jobs, ingest().id)
+    ran = shell.run("dlq", "requeue", "--all")
+    assert (ran.returncode, "has no job that could run" in ran.stderr) == (1, True)
+    assert shell.run("dlq", "show", ingest().id).returncode == 0
+
+
+@pytest.mark.parametrize("line", ["requeue", "requeue --all job-1", "requeue job-1 --reason x", "remove"])
+def test_unclear_selection_is_refused(shell: Shell, line: str) -> None:
+    """Between "these" and "all" nothing may be guessed."""
+    assert shell.run("dlq", *line.split()).returncode == 2
+
+
+def test_remove_all_asks_first(redis: Redis, shell: Shell) -> None:
+    """What is removed is gone for good."""
+    bury(redis, Job("plan:2026-03-08", "plan", {"date": "2026-03-08"}))
+    assert shell.run("dlq", "remove", "--all", stdin="n\n").returncode == 1
+    assert Queue(redis, "default").counts()["dead"] == 1
+    assert shell.run("dlq", "remove", "--all", "--yes").returncode == 0
+    assert Queue(redis, "default").counts()["dead"] == 0
+
+
+@pytest.mark.parametrize(
+    "line", ["dlq list", "dlq show {id}", "status {id}", "dlq list --json", "dlq show {id} --json"]
+)
+def test_stored_text_cannot_act_on_the_terminal(redis: Redis, shell: Shell, line: str) -> None:
+    """A provider's answer ends up in dead letters: it must not retitle, recolour or type into a terminal."""
+    attack = "\x1b]0;owned\x07\u202etxt\x9b31m"
+    job = ingest()
+    bury(redis, job)
+    keys = Queue(redis, "default").keys
+    verdict = {"class": attack, "reason": attack, "detail": attack}
+    redis.hset(keys.dead, job.id, _json(verdict))
+    redis.hset(
+        keys.errors, job.id, b"A" + _json({**verdict, "at": 1, "attempt": 1, "worker": attack, "traceback": attack})
+    )
+    shown = shell.on_terminal(*line.format(id=job.id).split())
+    assert "owned" in shown
+    for sequence in ("\x1b]0", "\x07", "\u202e", "\x9b"):
+        assert sequence not in shown
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def test_ids_are_whole_on_a_narrow_terminal(redis: Redis, shell: Shell) -> None:
+    """An id that is cut or wrapped cannot be pasted into the next command."""
+    job = ingest("page-" + "x" * 100)
+    bury(redis, job)
+    assert job.id in shell.on_terminal("dlq", "list")
+
+
+# -- status ----------------------------------------------------------------------------------------------------------
+
+
+def test_status_counts_every_state_and_shows_workers(redis: Redis, shell: Shell) -> None:
+    """The first look of the day: what is where, and who is at work."""
+    queue = Queue(redis, "default")
+    bury(redis, ingest("dead"))
+    queue.heartbeat("worker-1", {"host": "box", "pid": 42, "slots": 8, "lease": 15.0})
+    for name in ("done", "processing", "ready"):
+        queue.enqueue(ingest(name))
+    [[done, _]] = queue.send([queue.claim("worker-1", 2)])
+    queue.send([queue.ack("worker-1", [(done.id, done.token)])])
+    queue.enqueue(ingest("later"), delay=60)
+    status = shell.json("status")
+    [row] = [row for row in status["queues"] if row["queue"] == "default"]
+    assert row.pop("oldestDead")
+    expected = {"ready": 1, "processing": 1, "delayed": 1, "dead": 1, "done": 1}
+    assert row == {"queue": "default", **expected}
+    [worker] = status["workers"]
+    assert [worker[name] for name in ("queue", "worker", "host", "pid", "slots")] == [
+        "default",
+        "worker-1",
+        "box",
+        42,
+        8,
+    ]
+    assert 0 <= worker["beatAge"] < 60
+    assert "worker-1" in shell.run("status").stdout
+
+
+def test_status_warns_of_a_queue_that_nobody_serves(redis: Redis, shell: Shell) -> None:
+    """Jobs that wait for a worker that was never started are the most common trouble of all."""
+    Queue(redis, "backfill").enqueue(ingest(queue="backfill"))
+    assert "no worker serves queue backfill" in shell.run("status").stderr
+
+
+def test_status_explains_a_job_in_every_state(redis: Redis, shell: Shell) -> None:
+    """Every state is explained by one command."""
+    queue = Queue(redis, "default")
+    bury(redis, ingest("dead"))
+    queue.heartbeat("worker-1", {"host": "box"})
+    queue.enqueue_many([ingest("processing"), ingest("ready")])
+    queue.send([queue.claim("worker-1", 1)])
+    queue.enqueue(ingest("later"), delay=3600)
+    found = {}
+    for name in ("ready", "processing", "later", "dead"):
+        [found[name]] = shell.json("status", ingest(name).id)["jobs"]
+    assert {name: job["state"] for name, job in found.items()} == {
+        "ready": "ready",
+        "processing": "processing",
+        "later": "delayed",
+        "dead": "dead",
+    }
+    assert found["processing"]["worker"] == "worker-1"
+    assert found["later"]["due"] > found["later"]["enqueuedAt"]
+    assert (found["dead"]["failedAttempts"], found["dead"]["errors"][0]["reason"]) == (1, "token_expired")
+    assert "given up after permanent token_expired; see `redisq dlq show`" in found["dead"]["why"]
+
+
+def test_status_of_an_unknown_job_says_where_it_looked(shell: Shell) -> None:
+    """A job that is done is gone from Redis, and the answer must not look like an error of the program."""
+    ran = shell.run("status", "ingest:fb-1:2026-03-08")
+    assert (ran.returncode, ran.stdout) == (5, "")
+    assert "is in no state on default, backfill: it is done, or never was" in ran.stderr
+
+
+# -- schedules and checks --------------------------------------------------------------------------------------------
+
+
+def test_schedules_are_listed_with_their_slots(redis: Redis, shell: Shell) -> None:
+    """Whether last night's run was fired is a question of every morning."""
+    Queue(redis, "default").fire("daily", 1_772_974_800_000, None)
+    found = {each["name"]: each for each in shell.json("schedule", "list")["schedules"]}
+    assert found["daily"]["last"] == "2026-03-08T13:00:00Z"
+    assert found["reconcile"]["last"] is None
+    assert found["daily"]["next"]
+
+
+def test_next_slots_follow_the_file_of_the_operator(shell: Shell, tmp_path: Path) -> None:
+    """What is shown is what the scheduler will do: the file replaces the application's schedules."""
+    file = tmp_path / "schedules.toml"
+    file.write_text('[schedule.nightly]\ncron = "30 2 * * *"\ntimezone = "Europe/Berlin"\nkind = "reconcile"\n')
+    told = Shell({**shell.environ, "REDISQ_SCHEDULES": str(file)})
+    ran = told.run("schedule", "next", "nightly", "-n", "3")
+    assert [line[11:16] for line in ran.stdout.splitlines()] == ["02:30"] * 3
+    assert (told.run("schedule", "next", "daily").returncode, told.run("doctor").returncode) == (5, 69)
+
+
+def test_doctor_finds_a_redis_that_may_evict(tmp_path: Path) -> None:
+    """With eviction Redis drops claimed jobs without an error: nothing matters more than to find it."""
+    with private_redis(tmp_path, options=["--maxmemory-policy", "allkeys-lru"]) as server:
+        ran = Shell({"REDISQ_REDIS_URL": server.url, "REDISQ_DATABASE_URL": NO_DATABASE}).json("doctor")
+    assert ("failed", "eviction") in [(each["level"], each["subject"]) for each in ran["findings"]]
+
+
+def test_doctor_goes_on_when_a_store_is_down(lost: Shell) -> None:
+    """One look shows all there is to mend."""
+    ran = lost.run("doctor")
+    assert ran.returncode == 69
+    for subject in ("redis", "schedules", "database", "app secret"):
+        assert subject in ran.stdout
+    assert "canary" not in ran.stdout + ran.stderr
+
+
+def test_an_operator_who_sets_nothing_sees_what_the_services_see(tmp_path: Path) -> None:
+    """At three in the morning nobody remembers which variables the unit has."""
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "redisq.env").write_text("# where it is\nREDISQ_REDIS_URL=redis://one?a=b&c=d\nREDISQ_SLOTS='4'\n")
+    bare = {"PATH": "/bin"}
+    adopt_settings(bare, tmp_path)
+    assert bare == {
+        "PATH": "/bin",
+        "REDISQ_REDIS_URL": "redis://one?a=b&c=d",
+        "REDISQ_SLOTS": "4",
+        "CREDENTIALS_DIRECTORY": str(tmp_path / "credentials"),
+    }
+    own = {"REDISQ_SLOTS": "2"}
+    adopt_settings(own, tmp_path)
+    assert own == {"REDISQ_SLOTS": "2"}
+    nothing: dict[str, str] = {}
+    adopt_settings(nothing, tmp_path / "absent")
+    assert nothing == {}

@@ -1,0 +1,141 @@
+"""What an operator can set, and what is said to one who sets it wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from redisq import BadSettings, Settings, credential, redact, redaction
+from redisq.config import with_password
+
+
+@pytest.fixture(autouse=True)
+def _nothing_protected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_secrets", set())
+
+
+def test_without_settings_the_defaults_hold() -> None:
+    """A first try needs no configuration."""
+    assert Settings.from_environment({}) == Settings()
+    assert Settings.from_environment({"REDISQ_SLOTS": "", "OTHER": "1"}) == Settings()
+
+
+def test_each_setting_is_read_by_its_type() -> None:
+    """The variable is the field's name, and seconds may have a fraction."""
+    environ = {
+        "REDISQ_REDIS_URL": "unix:///run/redis.sock?db=2",
+        "REDISQ_PREFIX": "staging",
+        "REDISQ_SLOTS": "3",
+        "REDISQ_LEASE": "7.5",
+        "REDISQ_GRACE": "0",
+        "REDISQ_SCHEDULES": "/etc/schedules.toml",
+        "REDISQ_LOG_LEVEL": "debug",
+    }
+    assert Settings.from_environment(environ) == Settings(
+        redis_url="unix:///run/redis.sock?db=2",
+        prefix="staging",
+        slots=3,
+        lease=7.5,
+        grace=0.0,
+        schedules="/etc/schedules.toml",
+        log_level="debug",
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("REDISQ_SLOTS", "0"),
+        ("REDISQ_SLOTS", "1001"),
+        ("REDISQ_SLOTS", "2.5"),
+        ("REDISQ_SLOTS", "many"),
+        ("REDISQ_LEASE", "1"),
+        ("REDISQ_LEASE", "nan"),
+        ("REDISQ_LEASE", "inf"),
+        ("REDISQ_LEASE", "15s"),
+        ("REDISQ_GRACE", "-1"),
+        ("REDISQ_GRACE", "nan"),
+        ("REDISQ_GRACE", "inf"),
+        ("REDISQ_PREFIX", "two words"),
+        ("REDISQ_PREFIX", "{a}"),
+        ("REDISQ_LOG_LEVEL", "loud"),
+        ("REDISQ_REDIS_URL", "http://localhost"),
+        ("REDISQ_REDIS_URL", "localhost:6379"),
+        ("REDISQ_REDIS_URL", "redis://localhost:port"),
+        ("REDISQ_REDIS_URL", "redis://localhost:99999"),
+        ("REDISQ_REDIS_URL", "redis://[::1"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(variable: str, value: str) -> None:
+    """One sentence at the start, not a traceback, and not a surprise at night."""
+    with pytest.raises(BadSettings, match=variable):
+        Settings.from_environment({variable: value})
+
+
+SECRET = "c4n/ary:@ &%"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://host:6379/0", "redis://:{}@host:6379/0"),
+        ("redis://user@host/1", "redis://user:{}@host/1"),
+        ("rediss://user:old@host", "rediss://user:{}@host"),
+        ("unix:///run/redis.sock", "unix://:{}@/run/redis.sock"),
+    ],
+)
+def test_a_password_finds_its_place_in_the_address(url: str, expected: str) -> None:
+    """Whatever characters it has."""
+    assert with_password(url, SECRET) == expected.format("c4n%2Fary%3A%40%20%26%25")
+
+
+def test_the_password_comes_from_the_credential_and_is_never_shown(tmp_path: Path) -> None:
+    """Environment and command lines are seen by others; a credential file is not."""
+    (tmp_path / "redis-password").write_text(SECRET + "\n")
+    settings = Settings.from_environment(
+        {"REDISQ_REDIS_URL": "redis://user:old-password@host:6379/0", "CREDENTIALS_DIRECTORY": str(tmp_path)}
+    )
+    assert settings.redis_url == "redis://user:c4n%2Fary%3A%40%20%26%25@host:6379/0"
+    assert settings.redis_address == "redis://user@host:6379/0"
+    shown = f"{settings!r} {settings.redis_address} {redact(settings.redis_url)} {redact(f'wrong: {SECRET}')}"
+    assert SECRET not in shown
+    assert "c4n" not in shown
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:p%40ss-word@host", "redis://host?password=p%40ss-word", "unix://:p%40ss-word@/run/redis.sock"]
+)
+def test_a_password_in_the_address_is_protected_as_it_is_sent(url: str) -> None:
+    """Redis' own error may quote the password that was tried, without the quoting of an address."""
+    settings = Settings.from_environment({"REDISQ_REDIS_URL": url})
+    assert redact("tried p@ss-word") == "tried ***"
+    assert "ss-word" not in redact(f"tried {url}")
+    assert "ss-word" not in settings.redis_address + repr(settings)
+
+
+def test_a_named_file_comes_before_systemds_directory(tmp_path: Path) -> None:
+    """What an operator writes down outright is meant."""
+    named = tmp_path / "named"
+    named.write_text("from the file\n")
+    (tmp_path / "some-key").write_text("from systemd")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert credential("some-key", environ) == "from systemd"
+    assert credential("some-key", environ | {"REDISQ_SOME_KEY_FILE": str(named)}) == "from the file"
+    assert redact("is it from the file?") == "is it ***?"
+
+
+def test_a_credential_that_is_not_there_is_none(tmp_path: Path) -> None:
+    """Not every Redis has a password."""
+    (tmp_path / "empty").write_text("\n")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert credential("absent", environ) is None
+    assert credential("empty", environ) is None
+    assert credential("absent", {}) is None
+
+
+def test_a_named_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    """To go on without a password somebody set up would only fail later, and darker."""
+    with pytest.raises(BadSettings, match="REDISQ_SOME_KEY_FILE: cannot read"):
+        credential("some-key", {"REDISQ_SOME_KEY_FILE": str(tmp_path / "absent")})
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(BadSettings, match="REDISQ_SOME_KEY_FILE: cannot read"):
+        credential("some-key", {"REDISQ_SOME_KEY_FILE": str(tmp_path / "binary")})
