@@ -1,0 +1,85 @@
+"""An image of a small Debian 12 that boots systemd, and the project's dependencies as wheels for it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from tests.image.engine import has_image, import_image, pack
+
+PROJECT = Path(__file__).resolve().parents[2]
+# pip judges conditions by its own Python; redis-py wants this one for Pythons as old as that of Debian 12.
+FOR_OLDER_PYTHONS = ("async-timeout",)
+# As on a machine, mounts have to reach other name spaces: else a unit finds the directory of its credentials empty.
+BOOT = "mount --make-rshared / && exec /lib/systemd/systemd"
+PACKAGES = ("systemd", "dbus", "make", "python3-venv", "redis-server")
+
+
+def why_not() -> str | None:
+    """Return why the image cannot be had here, None when it can."""
+    if has_image(_name()) or _tar().exists():
+        return None
+    if shutil.which("debootstrap") is None:
+        return "no debootstrap to make a Debian image: apt-get install debootstrap"
+    if os.geteuid() != 0:
+        return "making a Debian image takes root"
+    return None
+
+
+def provide() -> str:
+    """Return the name of the image. The first time it takes a minute, and the tar it is made of is kept."""
+    if not has_image(_name()):
+        if not _tar().exists():
+            _bootstrap(_tar())
+        import_image(_name(), _tar(), changes=[f'CMD ["sh", "-c", "{BOOT}"]', "ENV container=docker"])
+    return _name()
+
+
+def wheels() -> Path:
+    """Return a directory with all that `pip install` of the project needs, for the Python of Debian 12."""
+    pyproject = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    wanted = sorted([*pyproject["project"]["dependencies"], *pyproject["build-system"]["requires"], *FOR_OLDER_PYTHONS])
+    directory = _cache() / f"wheels-{_digest(wanted)}"
+    if not directory.exists():
+        unfinished = Path(tempfile.mkdtemp(dir=_cache()))
+        target = ["--only-binary=:all:", "--implementation=cp", "--python-version=3.11"]
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(unfinished)]
+        subprocess.run([*pip, *target, *wanted], check=True)
+        unfinished.rename(directory)
+    return directory
+
+
+def _bootstrap(tar: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=tar.parent) as directory:
+        root = Path(directory, "root")
+        include = f"--include={','.join(PACKAGES)}"
+        subprocess.run(
+            ["debootstrap", "--variant=minbase", include, "bookworm", root], check=True, stdout=subprocess.DEVNULL
+        )
+        # The engine makes its own devices.
+        unwanted = ("./dev/*", "./var/cache/apt/*", "./var/lib/apt/lists/*")
+        pack(tar, root, ["."], *(f"--exclude={each}" for each in unwanted))
+
+
+def _name() -> str:
+    return f"redisq-debian:{_digest([*PACKAGES, BOOT])}"
+
+
+def _tar() -> Path:
+    return _cache() / f"debian-{_digest(PACKAGES)}.tar"
+
+
+def _cache() -> Path:
+    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "redisq-tests")
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _digest(parts: list[str] | tuple[str, ...]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
