@@ -1,0 +1,161 @@
+"""A TCP proxy before Redis, on loopback, that loses what a test tells it to lose."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+from redis import Redis
+
+from redisq import scripts
+from redisq.scripts import Script
+
+
+@dataclass(slots=True)
+class Rule:
+    """Lose the next replies that hold `reply` and answer a request that holds `request`; the server has run it then."""
+
+    request: bytes
+    reply: bytes
+    how: Literal["cut", "swallow", "hold"]  # close the connection; stay silent for good; stay silent until released
+    times: int
+    fired: int = 0
+    release: threading.Event = field(default_factory=threading.Event)
+
+
+class _Link:
+    """One connection of a client and its own one to the server."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.client, self.server = client, server
+        self.request = b""  # the last that the client sent: redis-py waits for a reply before it sends the next
+
+    def close(self) -> None:
+        for end in (self.client, self.server):
+            try:
+                end.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it, which close does not
+            except OSError:
+                continue  # it was closed by the other side
+
+
+class Proxy:
+    """Listens on a port of its own and passes everything on, but for what `lose` and `partition` take away."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._lock = threading.Lock()  # protects the rules and the links
+        self._rules: list[Rule] = []
+        self._links: list[_Link] = []
+        self._open = threading.Event()
+        self._open.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._accept, name="proxy", daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+
+    def lose(
+        self,
+        request: bytes | Script,
+        *,
+        reply: bytes = b"",
+        how: Literal["cut", "swallow", "hold"] = "cut",
+        times: int = 1,
+    ) -> Rule:
+        """Lose the next `times` replies to `request`, a part of the command or a script; return the rule, to watch."""
+        rule = Rule(request.sha.encode() if isinstance(request, Script) else request, reply, how, times)
+        with self._lock:
+            self._rules.append(rule)
+        return rule
+
+    def heal(self) -> None:
+        """Lose nothing any more."""
+        with self._lock:
+            rules, self._rules = self._rules, []
+        for rule in rules:
+            rule.release.set()
+        self._open.set()
+
+    def partition(self) -> None:
+        """Let nothing through in either direction until `heal`; connections stay open."""
+        self._open.clear()
+
+    def close_all(self) -> None:
+        """Close every connection that there is."""
+        with self._lock:
+            links, self._links = self._links, []
+        for link in links:
+            link.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.heal()
+        self.close_all()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                link = _Link(client, socket.create_connection(("127.0.0.1", self._port)))
+            except OSError:  # the server is down: so are we, to the client
+                client.close()
+                continue
+            with self._lock:
+                self._links.append(link)
+            for pump in (self._pass_requests, self._pass_replies):
+                threading.Thread(target=pump, args=(link,), name="proxy", daemon=True).start()
+
+    def _pass_requests(self, link: _Link) -> None:
+        try:
+            while data := link.client.recv(1 << 16):
+                self._open.wait()
+                link.request = data
+                link.server.sendall(data)
+        except OSError:
+            pass  # the reply was cut
+        link.close()
+
+    def _pass_replies(self, link: _Link) -> None:
+        try:
+            while data := link.server.recv(1 << 16):
+                self._open.wait()
+                rule = self._match(link.request, data)
+                if rule is None:
+                    link.client.sendall(data)
+                elif rule.how == "cut":
+                    break
+                elif rule.how == "hold":
+                    rule.release.wait()
+                    link.client.sendall(data)
+        except OSError:
+            pass  # the client gave up
+        link.close()
+
+    def _match(self, request: bytes, reply: bytes) -> Rule | None:
+        with self._lock:
+            for rule in self._rules:
+                if rule.fired < rule.times and rule.request in request and rule.reply in reply:
+                    rule.fired += 1
+                    return rule
+        return None
+
+
+def load(redis: Redis, *wanted: Script) -> None:
+    """Teach the server the scripts, so that a rule meets their run and not the complaint that they are unknown."""
+    for script in wanted or _every_script():
+        redis.script_load(script.source)
+
+
+def _every_script() -> Sequence[Script]:
+    return [value for value in vars(scripts).values() if isinstance(value, Script)]
