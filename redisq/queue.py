@@ -8,7 +8,7 @@
    | with a delay   | |                           |  | beyond their limit
    |        promote | | requeue                   |  |
    |                | |                           v  v
-   '-----------> DELAYED <------ fail, defer ---- DEAD -----> (gone)
+   '-----------> DELAYED <--- fail, defer, reap - DEAD -----> (gone)
                                                       remove
 ```
 
@@ -38,6 +38,7 @@ from redisq.scripts import Argument, Script, wire
 BULK = 500  # jobs in one script: about 5 ms of the server's time
 REAP = 100  # jobs moved by one reap or promote: about 1 ms
 EVERY_GHOST = "*"
+SUSPECTS_APART = 1.0  # seconds between jobs that were in two crashes together
 _RUN = re.compile(rb"\S+ (\d+) (\d+) (\d+) \d+")  # the record that `prelude.lua` describes
 
 R = TypeVar("R")
@@ -254,13 +255,14 @@ class Queue:
     def reap(self, worker: str, beat: str, *, crashes: int) -> tuple[int, int, int] | None:
         """Bring back up to `REAP` jobs of a worker whose beat stopped at `beat` ("" when it has no entry).
 
-        Return how many became ready, how many dead after too many `crashes`, and how many are left; None when the
+        Return how many came back, how many are dead after too many `crashes`, and how many are left; None when the
         worker has moved since, so that nothing was taken.
         """
         k = self.keys
-        keys = (k.workers, k.processing(worker), k.ready, k.runs, k.errors, k.dead, k.dead_index, k.totals)
+        keys = (k.workers, k.processing(worker), k.ready, k.runs, k.errors, k.dead, k.dead_index, k.totals, k.delayed)
         line = b"A" + CRASH.record(worker=worker)
-        answer = scripts.reap(self._redis, keys, (worker, beat, crashes, line, CRASHES.record(), REAP))
+        args = (worker, beat, crashes, line, CRASHES.record(), REAP, _ms(SUSPECTS_APART))
+        answer = scripts.reap(self._redis, keys, args)
         return tuple(answer) if answer else None
 
     def workers(self) -> list[WorkerEntry]:

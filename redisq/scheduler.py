@@ -93,13 +93,13 @@ class Keeper:
             self._bring_back(worker, beats[worker])
 
     def _bring_back(self, worker: str, beat: str) -> None:
-        ready = dead = 0
+        back = dead = 0
         while answer := self.queue.reap(worker, beat, crashes=CRASHES):
-            ready, dead = ready + answer[0], dead + answer[1]
+            back, dead = back + answer[0], dead + answer[1]
             if not answer[2]:
                 break
-        if ready or dead or beat:
-            extra = {"queue": self.queue.name, "worker": worker, "ready": ready, "dead": dead}
+        if back or dead or beat:
+            extra = {"queue": self.queue.name, "worker": worker, "back": back, "dead": dead}
             log.warning("reaped a worker that is gone", extra=extra)
 
 

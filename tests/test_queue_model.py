@@ -294,7 +294,10 @@ class Machine(RuleBasedStateMachine):
         if run.crashes >= CRASHES:
             self.model.dead.append(id)
             return True
-        self.model.ready.insert(0, id)
+        if run.crashes > 1:
+            self.model.delayed[id] = False
+        else:
+            self.model.ready.insert(0, id)
         return False
 
     @precondition(lambda self: self.model.workers)

@@ -221,6 +221,7 @@ def test_promise_5_a_job_that_kills_its_worker_is_buried_after_three_crashes(red
     queue.enqueue_many([job("poison"), job("bystander")])
     keeper = Keeper(queue, LEASE)
     for worker in ("w1", "w2", "w3"):
+        eventually(lambda: keeper.tick() <= TICK and queue.where(["poison"]) == ["ready"], within=SOON)
         queue.heartbeat(worker, {})
         for claimed in queue.send([queue.claim(worker, 2)])[0]:
             if claimed.id == "bystander" and worker != "w1":

@@ -1,8 +1,11 @@
--- reap: PROCESSING -> READY for a worker that is gone, PROCESSING -> DEAD for a job that was there too often
--- KEYS  1 workers  2 processing  3 ready  4 runs  5 errors  6 dead  7 dead_index  8 totals
+-- reap: PROCESSING -> READY for a worker that is gone; PROCESSING -> DELAYED for a job that was there before, and
+--       PROCESSING -> DEAD for one that was there too often
+-- KEYS  1 workers  2 processing  3 ready  4 runs  5 errors  6 dead  7 dead_index  8 totals  9 delayed
 -- ARGV  1 worker  2 the beat at which it stopped, or "" when it has no entry  3 crashes allowed
---       4 error line  5 verdict  6 how many to move at most
--- Returns {moved to READY, moved to DEAD, still in the list}, or nothing when the worker has moved since.
+--       4 error line  5 verdict  6 how many to move at most  7 ms between two suspects
+-- Returns {brought back, moved to DEAD, still in the list}, or nothing when the worker has moved since.
+-- One of those that crashed together may be the cause. After a second time they come back one by one: run together a
+-- third time, the guilty one would take all of them to the dead letters.
 -- The entry goes when the list is empty, so that a reaper that dies half-way is followed by another.
 -- Twice: the second run goes on where the first stopped, or finds nothing.
 
@@ -10,26 +13,30 @@ local entry = redis.call('HGET', KEYS[1], ARGV[1])
 if (entry and string.match(entry, '^%d+') or '') ~= ARGV[2] then
   return {}
 end
-local ready, dead = 0, 0
+local back, suspects, dead = 0, 0, 0
 for _, id in ipairs(redis.call('RPOP', KEYS[2], ARGV[6]) or {}) do
   local run = parse_run(redis.call('HGET', KEYS[4], id))
   run.token = NOBODY
   run.crashes = run.crashes + 1
-  if run.crashes < tonumber(ARGV[3]) then
-    redis.call('RPUSH', KEYS[3], id)
-    ready = ready + 1
-  else
+  if run.crashes >= tonumber(ARGV[3]) then
     lay_down(KEYS[6], KEYS[7], KEYS[8], id, ARGV[5])
     dead = dead + 1
+  elseif run.crashes > 1 then
+    suspects = suspects + 1
+    redis.call('ZADD', KEYS[9], now_ms() + suspects * ARGV[7], id)
+  else
+    redis.call('RPUSH', KEYS[3], id)
+    back = back + 1
   end
   redis.call('HSET', KEYS[4], id, format_run(run))
   note_error(KEYS[5], id, ARGV[4])
 end
-if ready + dead > 0 then
-  redis.call('HINCRBY', KEYS[8], 'crashed', ready + dead)
+back = back + suspects
+if back + dead > 0 then
+  redis.call('HINCRBY', KEYS[8], 'crashed', back + dead)
 end
 local left = redis.call('LLEN', KEYS[2])
 if left == 0 then
   redis.call('HDEL', KEYS[1], ARGV[1])
 end
-return {ready, dead, left}
+return {back, dead, left}
