@@ -60,8 +60,8 @@ python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
 
-# Installed again only when the project's own dependencies change.
-$(VENV)/.with-%: pyproject.toml | python
+# Installed again only when the project's own dependencies or programs change: an editable install copies the programs.
+$(VENV)/.with-%: pyproject.toml bin/worker bin/scheduler | python
 	@echo "Installing redisq[$*] into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --editable '.[$*]'
