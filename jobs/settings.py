@@ -15,7 +15,7 @@ from redisq import BadSettings, credential, protect
 class JobSettings:
     """Each field is the variable `REDISQ_<FIELD>`."""
 
-    database_url: str = field(default="postgresql://127.0.0.1/redisq", repr=False)
+    database_url: str = field(default="postgresql://redisq@127.0.0.1/redisq", repr=False)
     graph_url: str = "https://graph.facebook.com"
     graph_version: str = "v25.0"
     csv_directory: str = ""  # of the provider `csv`; without it there is no such provider
