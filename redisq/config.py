@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit, urluns
 from redisq.errors import BadSettings
 from redisq.redaction import protect
 
+LONGEST_LEASE = 3600.0
 _PREFIX = re.compile(r"[^\s{}\x00-\x1f\x7f]{1,64}")  # braces would move the hash tag
 
 
@@ -29,7 +30,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.slots <= 1000:
             raise BadSettings(f"REDISQ_SLOTS is {self.slots}: take 1 to 1000")
-        if not 3 <= self.lease <= 3600:
+        if not 3 <= self.lease <= LONGEST_LEASE:
             raise BadSettings(
                 f"REDISQ_LEASE is {self.lease:g} s: take 3 to 3600; with less, living workers lose theirs"
             )

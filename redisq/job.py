@@ -89,6 +89,8 @@ class Job:
                 "payload": dict(payload),
                 "at": int(at) | float(at),
             }:
+                check_name(kind, "kind")
+                _check_json(payload, MAX_DEPTH)
                 return cls(id, kind, payload, version, queue, float(at))
         raise BadJob("the envelope lacks a field or has one of another type")
 

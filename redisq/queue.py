@@ -29,6 +29,7 @@ from redis import Redis
 from redis.exceptions import NoScriptError
 
 from redisq import scripts
+from redisq.config import LONGEST_LEASE
 from redisq.errors import BadJob
 from redisq.job import JSON, Job
 from redisq.keys import Keys
@@ -126,6 +127,12 @@ class WorkerEntry:
     beat: str
     info: JSON
 
+    @property
+    def lease(self) -> float:
+        """The seconds after which it counts as gone; 0.0 when its entry cannot be read."""
+        lease = self.info.get("lease")
+        return min(float(lease), LONGEST_LEASE) if isinstance(lease, int | float) else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[R]):
@@ -168,11 +175,17 @@ class Queue:
             found += [Enqueued(id, state) for (id, _), state in zip(batch, states, strict=True)]
         return found
 
-    def fire(self, schedule: str, slot_ms: int, job: Job | None) -> bool:
-        """Take a schedule's slot and put its job in; False when the slot, or a later one, was taken before."""
+    def fire(self, schedule: str, slot_ms: int, job: Job | None) -> str | None:
+        """Take a schedule's slot and put its job in.
+
+        Return None when the slot, or a later one, was taken before; else "new", or the state in which the job already
+        is, or "none" for a slot without a job.
+        """
         k = self.keys
         args = (schedule, slot_ms, self._own(job).id if job else "", job.encode() if job else b"")
-        return bool(scripts.fire(self._redis, (k.slots, k.jobs, k.dead, k.ready), args))
+        keys = (k.slots, k.jobs, k.dead, k.ready, k.runs, k.delayed)
+        answer = _text(scripts.fire(self._redis, keys, args))
+        return None if answer == "taken" else answer
 
     def _enqueue(self, batch: Sequence[tuple[str, bytes]], delay: float) -> Call[list[str]]:
         k = self.keys

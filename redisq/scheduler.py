@@ -39,13 +39,20 @@ class Watch:
     _looked: float = float("-inf")
     _seen: dict[str, tuple[str, float]] = field(default_factory=dict)
 
-    def look(self, beats: dict[str, str], now: float) -> list[str]:
-        """Take in the beats of all workers; return those whose lease has lapsed."""
+    def look(self, beats: dict[str, str], now: float, leases: dict[str, float]) -> list[str]:
+        """Take in the beats of all workers; return those whose lease has lapsed.
+
+        `leases` has the workers that go by a longer lease than ours: two settings may be in force during a deploy.
+        """
         if now - self._looked > self.lease / 2:
             self._since = now
         self._looked = now
         self._seen = {worker: self._moved(worker, beat, now) for worker, beat in beats.items()}
-        return [worker for worker, (_, at) in self._seen.items() if now - max(at, self._since) >= self.lease]
+        return [
+            worker
+            for worker, (_, at) in self._seen.items()
+            if now - max(at, self._since) >= max(self.lease, leases.get(worker, 0.0))
+        ]
 
     def interrupted(self) -> None:
         """Note that we could not look."""
@@ -83,12 +90,13 @@ class Keeper:
         return TICK if wait is None else min(TICK, wait)
 
     def _reap(self, now: float) -> None:
-        beats = {worker.id: worker.beat for worker in self.queue.workers()}
+        workers = self.queue.workers()
+        beats = {worker.id: worker.beat for worker in workers}
         # A claim that a frozen Redis ran late lands in the list of a worker that was forgotten: no entry tells of it.
         self._cursor, lists = self.queue.processing_lists(self._cursor)
         self._orphans.update(lists)
         beats |= {worker: "" for worker in self._orphans if worker not in beats}
-        for worker in self._watch.look(beats, now):
+        for worker in self._watch.look(beats, now, {worker.id: worker.lease for worker in workers}):
             self._orphans.discard(worker)
             self._bring_back(worker, beats[worker])
 
@@ -110,8 +118,8 @@ class Clockwork:
         self._queues = {queue.name: queue for queue in queues}
         self._schedules, self._registry = schedules, registry
 
-    def tick(self) -> None:
-        """Fire every slot that is due. Raise `redis.RedisError`."""
+    def tick(self) -> float:
+        """Fire every slot that is due; return the seconds until the next look. Raise `redis.RedisError`."""
         for schedule in self._schedules:
             queue = self._queues[self._registry[schedule.kind].queue]
             now = datetime.fromtimestamp(queue.now(), UTC)
@@ -119,30 +127,40 @@ class Clockwork:
             if last_ms is None:
                 # Seen for the first time: slots before its birth were never missed.
                 queue.fire(schedule.name, _ms(now), None)
+                log.info("schedule begins", extra={"queue": queue.name, "schedule": schedule.name})
             else:
                 self._fire(queue, schedule, datetime.fromtimestamp(last_ms / 1000, UTC), now)
+        return TICK
 
     def _fire(self, queue: Queue, schedule: Schedule, last: datetime, now: datetime) -> None:
         for slot, runs in schedule.due(last, now):
-            extra = {"queue": queue.name, "schedule": schedule.name, "slot": slot.isoformat()}
+            extra: dict[str, str | None] = {
+                "queue": queue.name,
+                "schedule": schedule.name,
+                "slot": slot.isoformat(),
+            }
             try:
                 job = schedule.job(slot, self._registry[schedule.kind]) if runs else None
             except BadJob as error:
                 log.error("slot has no valid job", extra=extra | {"cause": str(error)})
                 return
-            if not queue.fire(schedule.name, _ms(slot), job):
-                return  # another scheduler is at it
-            if job is None:
-                log.warning("missed slot passed over by its policy", extra=extra | {"missed": schedule.missed})
-            else:
-                log.info("slot fired", extra=extra | {"jobId": job.id})
+            extra["jobId"] = job.id if job else None
+            match queue.fire(schedule.name, _ms(slot), job):
+                case None:
+                    return  # another scheduler is at it
+                case "none":
+                    log.warning("missed slot passed over by its policy", extra=extra | {"missed": schedule.missed})
+                case "dead":
+                    log.error("slot not fired: its job lies dead; requeue or remove it", extra=extra)
+                case state:
+                    log.info("slot fired", extra=extra | {"state": state})
 
 
 class Scheduler:
     """The loop: ticks until stopped, and outlives every outage of Redis."""
 
     def __init__(self, keepers: Sequence[Keeper], clockwork: Clockwork | None = None) -> None:
-        self._keepers, self._clockwork = keepers, clockwork
+        self._parts: list[Keeper | Clockwork] = [*keepers, *([clockwork] if clockwork else [])]
         self._stop = threading.Event()
         self.ticked = time.monotonic()  # when the loop last went round, whatever Redis did
         self.connected = True
@@ -168,9 +186,16 @@ class Scheduler:
             self.ticked = time.monotonic()
 
     def _tick(self) -> float:
-        if self._clockwork:
-            self._clockwork.tick()
-        return min([TICK, *(keeper.tick() for keeper in self._keepers)])
+        """Let every part have its turn, and then raise the first error: a full Redis refuses slots but not retries."""
+        pause, errors = TICK, []
+        for part in self._parts:
+            try:
+                pause = min(pause, part.tick())
+            except RedisError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return pause
 
 
 def check_schedules(schedules: Iterable[Schedule], registry: Registry) -> None:

@@ -30,7 +30,8 @@ from redisq.slots import Deferred, Done, Doomed, Failed, Outcome, Run, Slots
 WAIT = 2.0  # seconds of one BLMOVE: short, so that a worker drains quickly
 TURN = 0.5  # seconds between turns with nothing to do: time limits are this sharp
 SWEEP = 5.0  # seconds between looks for ghosts
-RETURN = 5.0  # seconds a handler has to come back after its time limit
+# Seconds a handler has to come back after its time limit: longer than a call of it may block outside the interpreter.
+RETURN = 35.0
 PARK = 60.0  # seconds between looks at a job that this release does not know
 PARK_LIMIT = 24 * 3600.0  # seconds until such a job is dead
 

@@ -436,6 +436,13 @@ def test_promise_5_reap_brings_jobs_back_and_buries_the_one_that_crashed_three_t
     assert read(redis) == REAPED
 
 
+def test_a_job_that_never_started_is_charged_no_crash(redis: Redis, queue: Queue) -> None:
+    """BLMOVE had just brought it when the worker went; it cannot be the cause."""
+    put(redis, State(processing={"w": ("a",)}, jobs=frozenset("a"), workers={"w": 7}))
+    assert queue.reap("w", "7", crashes=1) == (1, 0, 0)
+    assert read(redis) == State(ready=("a",), jobs=frozenset("a"))
+
+
 def test_jobs_that_crashed_together_twice_come_back_one_by_one(redis: Redis, queue: Queue) -> None:
     """One of them is the cause. Run together once more, it would take the innocent ones to the dead letters."""
     once = {id: Run("t", deliveries=1) for id in "ab"}

@@ -128,7 +128,7 @@ class Machine(RuleBasedStateMachine):
     @rule(id=one_of(IDS), slot=st.integers(1, 5), twice=st.booleans())
     def fire(self, id: str, slot: int, twice: bool) -> None:
         fresh = slot > self.model.slots.get("nightly", 0)
-        assert self.queue.fire("nightly", slot, job(id)) == fresh
+        assert bool(self.queue.fire("nightly", slot, job(id))) == fresh
         assert not (twice and self.queue.fire("nightly", slot, job(id)))
         if fresh:
             self.model.slots["nightly"] = slot
@@ -290,7 +290,11 @@ class Machine(RuleBasedStateMachine):
             )
 
     def _crash(self, id: str) -> bool:
-        run = self.model.change(id, token="-", crashes=self.model.runs.get(id, Run()).crashes + 1)
+        before = self.model.runs.get(id, Run())
+        if before.token == "-":  # brought by BLMOVE and never started
+            self.model.ready.insert(0, id)
+            return False
+        run = self.model.change(id, token="-", crashes=before.crashes + 1)
         if run.crashes >= CRASHES:
             self.model.dead.append(id)
             return True
@@ -377,7 +381,7 @@ MUTANTS = {
     "enqueue that trusts its caller": ("enqueue", "redis.call('HSETNX', KEYS[1], id, ARGV[i + 1]) == 1", "true"),
     "a reaper that does not look again": ("reap", "~= ARGV[2]", "== nil"),
     "a reaper that counts no crash": ("reap", "run.crashes = run.crashes + 1", ""),
-    "a reaper that leaves the token": ("reap", "run.token = NOBODY\n  run.crashes", "run.crashes"),
+    "a reaper that leaves the token": ("reap", "run.token = NOBODY\n    run.crashes", "run.crashes"),
     "promote that only copies": ("promote", "redis.call('ZREM', KEYS[1], unpack(due))", ""),
     "a claim that counts no delivery": ("claim", "run.deliveries = run.deliveries + 1", ""),
     "a claim that starts what was reaped": ("claim", "redis.call('LREM', KEYS[2], -1, ARGV[i]) == 1", "true"),

@@ -47,7 +47,7 @@ def _look(
 ) -> list[tuple[float, str]]:
     """Look again and again from `begin` to `end`; return what was found gone, with the time."""
     moments = [begin + every * n for n in range(round((end - begin) / every) + 1)]
-    return [(now, worker) for now in moments for worker in watch.look(beats, now)]
+    return [(now, worker) for now in moments for worker in watch.look(beats, now, {})]
 
 
 def test_a_worker_whose_beat_stands_still_for_a_lease_is_gone() -> None:
@@ -60,19 +60,19 @@ def test_a_beat_that_moves_keeps_a_worker_alive_whatever_it_says() -> None:
     """A clock that steps back makes beats smaller: they move all the same."""
     watch = Watch(10.0)
     for now in range(0, 100, 5):
-        assert watch.look({"w": str(1000 - now)}, float(now)) == []
+        assert watch.look({"w": str(1000 - now)}, float(now), {}) == []
 
 
 def test_one_workers_beat_says_nothing_of_another() -> None:
     """The dead are found among the living."""
     watch = Watch(10.0)
-    found = [watch.look({"dead": "1", "alive": str(now)}, float(now)) for now in range(12)]
+    found = [watch.look({"dead": "1", "alive": str(now)}, float(now), {}) for now in range(12)]
     assert found == [[]] * 10 + [["dead"]] * 2
 
 
 def test_a_reaper_that_has_just_started_reaps_nobody() -> None:
     """It does not know for how long the beats have stood still."""
-    assert Watch(10.0).look({"w": "1", "v": "2"}, 1e9) == []
+    assert Watch(10.0).look({"w": "1", "v": "2"}, 1e9, {}) == []
 
 
 def test_after_an_interruption_everybody_has_a_full_lease_again() -> None:
@@ -81,23 +81,33 @@ def test_after_an_interruption_everybody_has_a_full_lease_again() -> None:
     _look(watch, {"w": "5"}, begin=0, end=9)
     watch.interrupted()
     assert _look(watch, {"w": "5"}, begin=10, end=19) == []
-    assert watch.look({"w": "5"}, 20.0) == ["w"]
+    assert watch.look({"w": "5"}, 20.0, {}) == ["w"]
+
+
+def test_a_worker_with_a_longer_lease_than_ours_keeps_it() -> None:
+    """While an operator raises the lease machine by machine, both are in force."""
+    leases = {"patient": 60.0}
+    beats = {"patient": "1", "hasty": "1"}
+    watch = Watch(10.0)
+    found = {now: watch.look(beats, float(now), leases) for now in range(62)}
+    assert min(now for now, gone in found.items() if "hasty" in gone) == 10
+    assert min(now for now, gone in found.items() if "patient" in gone) == 60
 
 
 def test_after_a_gap_in_its_own_looking_everybody_has_a_full_lease_again() -> None:
     """A reaper that was stopped, or whose machine slept, has not seen the beats that moved meanwhile."""
     watch = Watch(10.0)
     _look(watch, {"w": "5"}, begin=0, end=4)
-    assert watch.look({"w": "5"}, 60.0) == []
+    assert watch.look({"w": "5"}, 60.0, {}) == []
     assert _look(watch, {"w": "5"}, begin=61, end=69) == []
-    assert watch.look({"w": "5"}, 70.0) == ["w"]
+    assert watch.look({"w": "5"}, 70.0, {}) == ["w"]
 
 
 def test_a_worker_that_vanished_and_came_back_is_new() -> None:
     """What was seen of it before its entry went says nothing now."""
     watch = Watch(10.0)
     _look(watch, {"w": "5"}, begin=0, end=8)
-    watch.look({}, 9.0)
+    watch.look({}, 9.0, {})
     assert _look(watch, {"w": "5"}, begin=10, end=19) == []
 
 
@@ -456,3 +466,33 @@ def test_the_loop_outlives_a_redis_that_dies(
     assert not loop.is_alive()
     lines = [record.getMessage() for record in caplog.records if record.name == "redisq.scheduler"]
     assert lines == ["redis is away", "redis is back"]
+
+
+def test_a_slot_whose_job_lies_dead_is_said_loudly(
+    redis: Redis, queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job with one id for all slots would otherwise be switched off by its first dead letter, and look healthy."""
+    kind = Kind(name="night", payload=Night, handler=_nothing, queue="q", key=lambda _: "always")
+    put(redis, State(dead={"night:always": "time_limit"}, jobs=frozenset(["night:always"])))
+    _missed(redis, queue, 1)
+    Clockwork([queue], [_schedule(queue)], Registry([kind])).tick()
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "lies dead" in record.getMessage()
+    assert record.__dict__["jobId"] == "night:always"
+
+
+def test_slots_that_redis_refuses_do_not_hold_up_retries(redis: Redis, queue: Queue) -> None:
+    """A full Redis takes no new job; those that it has must run, for that makes room."""
+    put(redis, State(delayed={"a": -1}, jobs=frozenset("a")))
+    _missed(redis, queue, 1)
+    scheduler = Scheduler([Keeper(queue, LEASE)], _clockwork(queue, _schedule(queue)))
+    thread = threading.Thread(target=scheduler.run)
+    redis.config_set("maxmemory", "1mb")
+    try:
+        thread.start()
+        eventually(lambda: queue.where(["a"]) == ["ready"], within=SOON)
+        eventually(lambda: not scheduler.connected, within=SOON)
+    finally:
+        redis.config_set("maxmemory", "0")
+        scheduler.stop()
+        thread.join()

@@ -58,7 +58,7 @@ def assert_quiet(worker: Process, lines: int) -> None:
 
 
 @pytest.mark.slow
-def test_ten_kills_under_load_lose_nothing(redis: Redis, redis_url: str, queue: Queue, stage: Stage) -> None:
+def test_promise_1_ten_kills_under_load_lose_nothing(redis: Redis, redis_url: str, queue: Queue, stage: Stage) -> None:
     """Deploys, the OOM killer, power: a worker may end between any two of its instructions."""
     ids = [f"effect:{n}" for n in range(1000)]
     with Crew(stage, redis_url, slots=4) as crew:
@@ -75,13 +75,16 @@ def test_ten_kills_under_load_lose_nothing(redis: Redis, redis_url: str, queue: 
             victim, successor = successor, victim
         assert killed_with >= 5
         eventually(lambda: all_ended(queue, ids), within=30 + REAPED)
+        buried = sorted(
+            census(redis)["dead"]
+        )  # a bystander of three kills: accounted for, and the operator's to requeue
+        assert len(buried) <= 2
+        queue.requeue(buried)
+        eventually(lambda: queue.where(ids) == [None] * len(ids), within=30)
     found = assert_conserved(redis)
-    buried = set(found["dead"])  # a bystander of three kills: accounted for, with the reason
-    assert all((letter := queue.dead_letter(id)) and letter.error_class == "crash" for id in buried)
-    assert len(buried) <= 2
-    assert stage.effects() | buried == set(ids)
+    assert stage.effects() == set(ids)
     # One accepted end for each job, however often it ran.
-    assert queue.counts()["total_done"] == len(ids) - len(buried)
+    assert queue.counts()["total_done"] == len(ids)
     assert not found["ready"] + found["processing"] + found["delayed"]
     assert len(stage.runs()) < len(ids) + 10 * 4 * 2
 

@@ -60,7 +60,7 @@ def _workers(queue: Queue) -> list[Row]:
             "host": worker.info.get("host"),
             "pid": worker.info.get("pid"),
             "slots": worker.info.get("slots"),
-            "beatAge": round(max(0.0, now - int(worker.beat) / 1000), 1),  # seconds
+            "beatAge": round(max(0.0, now - int(worker.beat or 0) / 1000), 1),  # seconds
             "lease": worker.info.get("lease"),
         }
         for worker in queue.workers()

@@ -1,17 +1,21 @@
 -- fire: a schedule's slot -> READY
--- KEYS  1 slots  2 jobs  3 dead  4 ready
+-- KEYS  1 slots  2 jobs  3 dead  4 ready  5 runs  6 delayed
 -- ARGV  1 schedule  2 slot time in ms  3 id or ""  4 envelope
 -- An empty id stores the slot without a job: a schedule seen for the first time, or a slot skipped by its policy.
--- Returns 1 when the slot was taken now, 0 when it, or a later one, was taken before.
+-- Returns "taken" when the slot, or a later one, was taken before; else what became of the job: "new", the state in
+-- which that id already is, or "none".
 -- Twice, or by two schedulers: the second finds the slot stored. A job that already exists is not put in again.
 
 local last = redis.call('HGET', KEYS[1], ARGV[1])
 if last and tonumber(last) >= tonumber(ARGV[2]) then
-  return 0
+  return 'taken'
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-if ARGV[3] ~= '' and redis.call('HEXISTS', KEYS[3], ARGV[3]) == 0
-    and redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[4]) == 1 then
-  redis.call('LPUSH', KEYS[4], ARGV[3])
+if ARGV[3] == '' then
+  return 'none'
 end
-return 1
+if redis.call('HEXISTS', KEYS[3], ARGV[3]) == 0 and redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[4]) == 1 then
+  redis.call('LPUSH', KEYS[4], ARGV[3])
+  return 'new'
+end
+return state_of(ARGV[3], KEYS[2], KEYS[5], KEYS[6], KEYS[3])

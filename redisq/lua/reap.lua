@@ -13,30 +13,35 @@ local entry = redis.call('HGET', KEYS[1], ARGV[1])
 if (entry and string.match(entry, '^%d+') or '') ~= ARGV[2] then
   return {}
 end
-local back, suspects, dead = 0, 0, 0
+local back, suspects, dead, crashed = 0, 0, 0, 0
 for _, id in ipairs(redis.call('RPOP', KEYS[2], ARGV[6]) or {}) do
   local run = parse_run(redis.call('HGET', KEYS[4], id))
-  run.token = NOBODY
-  run.crashes = run.crashes + 1
+  local started = run.token ~= NOBODY -- else BLMOVE brought it, and it never ran
+  if started then
+    run.token = NOBODY
+    run.crashes = run.crashes + 1
+    crashed = crashed + 1
+  end
   if run.crashes >= tonumber(ARGV[3]) then
     lay_down(KEYS[6], KEYS[7], KEYS[8], id, ARGV[5])
     dead = dead + 1
-  elseif run.crashes > 1 then
+  elseif started and run.crashes > 1 then
     suspects = suspects + 1
     redis.call('ZADD', KEYS[9], now_ms() + suspects * ARGV[7], id)
   else
     redis.call('RPUSH', KEYS[3], id)
     back = back + 1
   end
-  redis.call('HSET', KEYS[4], id, format_run(run))
-  note_error(KEYS[5], id, ARGV[4])
+  if started then
+    redis.call('HSET', KEYS[4], id, format_run(run))
+    note_error(KEYS[5], id, ARGV[4])
+  end
 end
-back = back + suspects
-if back + dead > 0 then
-  redis.call('HINCRBY', KEYS[8], 'crashed', back + dead)
+if crashed > 0 then
+  redis.call('HINCRBY', KEYS[8], 'crashed', crashed)
 end
 local left = redis.call('LLEN', KEYS[2])
 if left == 0 then
   redis.call('HDEL', KEYS[1], ARGV[1])
 end
-return {back, dead, left}
+return {back + suspects, dead, left}
