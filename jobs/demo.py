@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from jobs import database, integrations, payloads
-from jobs.app import Application
+from jobs.app import BACKFILL, Application
 from jobs.providers.insights import DAY_ZONE
 from jobs.servers import private_postgres, private_redis
 from jobs.simulator import Simulator
@@ -50,7 +50,7 @@ def run(*, keep: bool) -> int:
         environ = _servers(stack, folder, days)
         application = Application(environ)
         connection = stack.enter_context(psycopg.connect(environ["REDISQ_DATABASE_URL"], autocommit=True))
-        for service in ("scheduler", "worker"):
+        for service in (["scheduler"], ["worker"], ["worker", "--queue", BACKFILL]):
             stack.enter_context(_running(service, folder, environ))
         talk.print(f"Planning {DAYS} days of {PAGES} synthetic pages, newest first …")
         plan = application.registry["plan"]
@@ -115,11 +115,11 @@ def _spoil(simulator: Simulator, days: list[dt.date]) -> None:
 
 
 @contextmanager
-def _running(service: str, folder: Path, environ: Mapping[str, str]) -> Iterator[None]:
-    program = Path(sys.executable).with_name(service)
-    with (folder / f"{service}.log").open("wb") as log:
+def _running(service: list[str], folder: Path, environ: Mapping[str, str]) -> Iterator[None]:
+    program = Path(sys.executable).with_name(service[0])
+    with (folder / f"{service[0]}.log").open("ab") as log:
         # A session of its own: Ctrl-C is for the demo, which then stops its parts in order.
-        process = subprocess.Popen([program], env=environ, stderr=log, start_new_session=True)
+        process = subprocess.Popen([program, *service[1:]], env=environ, stderr=log, start_new_session=True)
     try:
         yield
     finally:

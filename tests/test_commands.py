@@ -287,3 +287,30 @@ def test_postgresql_that_is_down_is_one_line_without_password(shell: Shell, line
     assert (ran.returncode, len(ran.stderr.splitlines())) == (69, 1)
     assert ran.stderr.startswith(f"redisq: cannot reach postgresql at {NOWHERE}/redisq: ")
     assert "canary" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("ingest", "--org", "acme", "--integration", "fb-1"),
+        ("aggregate", "--org", "acme"),
+        ("plan",),
+    ],
+    ids=lambda line: line[0],
+)
+def test_a_day_that_providers_have_forgotten_is_refused_before_it_is_enqueued(
+    shell: Shell, redis: Redis, line: tuple[str, ...]
+) -> None:
+    """A plan of 1980 would lay down one dead letter for every page."""
+    add(shell)
+    ran = shell.run("enqueue", *line, "--date", "1980-01-01")
+    assert ran.returncode == 2
+    assert "1980-01-01 is more than the 730 days ago that providers keep" in ran.stderr
+    assert redis.keys() == []
+
+
+def test_a_csv_page_needs_no_token(shell: Shell, rows: psycopg.Connection[Any]) -> None:
+    """There is nobody to give one."""
+    ran = shell.run("integration", "add", "--org", "acme", "--integration", "f-1", "--page", "11", "--provider", "csv")
+    assert ran.returncode == 0, ran.stderr
+    assert rows.execute("SELECT provider FROM integration").fetchall() == [("csv",)]

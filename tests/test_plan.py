@@ -61,7 +61,7 @@ def test_planning_again_enqueues_nothing_that_is_there(world: World) -> None:
     assert world.ready() == ingest_ids("a", "b")
 
 
-def test_after_a_flush_exactly_the_missing_days_come_back(world: World) -> None:
+def test_promise_7_after_a_flush_exactly_the_missing_days_come_back(world: World) -> None:
     """The ledger outlives the queue: what is done stays done, everything else is enqueued again."""
     world.connect("org", "done", "open", "dead", "abandoned")
     world.plans.plan(DAY)

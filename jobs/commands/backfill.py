@@ -7,7 +7,7 @@ import click
 from jobs import integrations
 from jobs.aggregate import FanIn
 from jobs.app import BACKFILL, Application
-from jobs.commands.days import check_range, in_range, no_page
+from jobs.commands.days import check_age, check_range, in_range, no_page
 from jobs.commands.store import connected, one_line
 from jobs.database import open_pool
 from jobs.plan import Plan, Planned
@@ -22,8 +22,10 @@ def backfill(organization_id: str, first: dt.date, last: dt.date, as_json: bool)
     check_range(first, last)
     application = Application()
     settings = application.job_settings
-    if (dt.datetime.now(dt.UTC).date() - first).days > settings.max_age_days:
-        raise click.UsageError(f"{first} is more than the {settings.max_age_days} days ago that providers keep")
+    try:
+        check_age(first, settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     with connected(settings) as connection:
         if not integrations.list_all(connection, organization_id):
             raise no_page(organization_id)

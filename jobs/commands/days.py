@@ -6,6 +6,7 @@ from collections.abc import Callable
 import click
 
 from jobs import payloads
+from jobs.settings import JobSettings
 from redisq import redact
 from redisq.cli import Exit, Failed
 
@@ -25,6 +26,12 @@ def check_range(first: dt.date, last: dt.date) -> None:
     """Refuse a range that holds no day: its result would look like that of a finished one."""
     if first > last:
         raise click.UsageError(f"--from {first} is after --to {last}")
+
+
+def check_age(day: dt.date, settings: JobSettings) -> None:
+    """Raise `ValueError` for a day that every provider has forgotten: its job could only die."""
+    if (dt.datetime.now(dt.UTC).date() - day).days > settings.max_age_days:
+        raise ValueError(f"{day} is more than the {settings.max_age_days} days ago that providers keep")
 
 
 def no_page(organization_id: str) -> Failed:

@@ -7,6 +7,7 @@ from typing import Any
 from psycopg import Connection
 
 from jobs import integrations, ledger, payloads
+from jobs.commands.days import check_age
 from jobs.commands.store import connected
 from jobs.settings import JobSettings
 from redisq import Job
@@ -14,13 +15,16 @@ from redisq.cli import Failed, say
 
 
 def check_job(job: Job) -> None:
-    """Raise `ValueError` for a job that names a page or an organization we do not have.
+    """Raise `ValueError` for a job that names a page or an organization we do not have, or a day that is forgotten.
 
     Where the database cannot be asked the job is let through: enqueueing must not depend on a second store, and the
     worker looks again.
     """
+    settings = JobSettings.from_environment()
+    if day := job.payload.get("date"):
+        check_age(dt.date.fromisoformat(day), settings)
     try:
-        with connected(JobSettings.from_environment()) as connection:
+        with connected(settings) as connection:
             complaint = _complaint(connection, job)
     except Failed as failed:
         say(f"redisq: not checked against the database: {failed.message}")

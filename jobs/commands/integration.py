@@ -32,9 +32,9 @@ def integration() -> None:
 @click.option("--name", default="", help="For people.")
 @_TOKEN_FILE
 def add(token_file: TextIO, **page: str) -> None:
-    """Connect a page. Ends with 4 when it is connected already."""
+    """Connect a page. Ends with 4 when it is connected already. The provider `csv` needs no token."""
     application = Application()
-    vault, token = application.vault, _read_token(token_file)
+    vault, token = application.vault, "-" if page["provider"] == "csv" else _read_token(token_file)
     with connected(application.job_settings) as connection, _as_usage():
         added = integrations.add(connection, vault, token=token, **page)
     if not added:

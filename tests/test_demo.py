@@ -1,0 +1,47 @@
+"""The demo is the first thing that anybody sees of the system."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.system import REDISQ
+
+
+@pytest.mark.slow
+def test_the_demo_shows_what_went_well_and_what_went_wrong_and_leaves_nothing(tmp_path: Path) -> None:
+    """Three things go wrong in it: one heals by itself, one waits, one needs a person."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("REDISQ_")}
+    mark = f"demo-{os.getpid()}"
+    ran = subprocess.run(
+        [REDISQ, "demo"],
+        env=environ | {"TMPDIR": str(tmp_path), "DEMO_MARK": mark, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert ran.returncode == 0, ran.stderr
+    shown = ran.stdout + ran.stderr
+    for organization in ("acme", "birch", "cobalt", "dune"):
+        assert organization in ran.stdout
+    assert "token_expired" in shown, "the expired token"
+    assert "waiting, rate_limited" in shown, "the rate limit"
+    assert "F failed 1" in shown, "the server error healed, so one failure is left"
+    assert "What you could type next" in shown
+    assert list(tmp_path.iterdir()) == []
+    assert _processes_with(mark) == []
+
+
+def _processes_with(mark: str) -> list[str]:
+    """Return the command lines of the processes that inherited the mark."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text())
+        except OSError:
+            continue  # it ended meanwhile, or is not ours
+    return [command for command in found if "pytest" not in command]
