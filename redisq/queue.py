@@ -393,8 +393,9 @@ class Queue:
     def _letter(
         self, id: str, verdict: bytes, envelope: bytes | None, history: bytes | None, at_ms: float
     ) -> DeadLetter:
-        fields = orjson.loads(verdict)
-        verdict_of = (fields["class"], fields["reason"], fields["detail"])
+        # What cannot be read hides no letter, least of all the others on the page.
+        fields = {"class": "unreadable", "reason": "bad_verdict", "detail": _text(verdict)} | _object(verdict)
+        verdict_of = (str(fields["class"]), str(fields["reason"]), str(fields["detail"]))
         return DeadLetter(id, *verdict_of, (at_ms or 0) / 1000, self._job(envelope), envelope or b"", _history(history))
 
     def _job(self, envelope: bytes | None) -> Job | None:
@@ -455,7 +456,7 @@ def _claimed(flat: Sequence[Any]) -> list[Claimed]:
 
 
 def _history(lines: bytes | None) -> tuple[JSON, ...]:
-    return tuple(orjson.loads(line[1:]) for line in (lines or b"").splitlines())
+    return tuple(_object(line[1:]) or {"detail": _text(line)} for line in (lines or b"").splitlines())
 
 
 def _line(tag: str, failure: Failure, claimed: Claimed, worker: str) -> bytes:

@@ -436,6 +436,17 @@ def test_promise_5_reap_brings_jobs_back_and_buries_the_one_that_crashed_three_t
     assert read(redis) == REAPED
 
 
+def test_a_letter_that_cannot_be_read_hides_no_other(redis: Redis, queue: Queue) -> None:
+    """An operator's hand, or another release, wrote it; the rest of the page must still be shown."""
+    put(redis, State(dead={"a": "time_limit", "b": "permission"}, jobs=frozenset("ab")))
+    redis.hset(KEYS.dead, "a", b"\xff not JSON")
+    redis.hset(KEYS.errors, "b", b"A{torn")
+    letters = {letter.id: letter for letter in queue.dead_letters()}
+    assert (letters["a"].error_class, letters["a"].reason) == ("unreadable", "bad_verdict")
+    assert letters["b"].reason == "permission"
+    assert letters["b"].errors == ({"detail": "A{torn"},)
+
+
 def test_a_job_that_never_started_is_charged_no_crash(redis: Redis, queue: Queue) -> None:
     """BLMOVE had just brought it when the worker went; it cannot be the cause."""
     put(redis, State(processing={"w": ("a",)}, jobs=frozenset("a"), workers={"w": 7}))
