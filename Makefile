@@ -92,9 +92,11 @@ install: python
 	@echo "Installed. Next: edit $(CONFDIR)/redisq.env, put the secrets into $(CONFDIR)/credentials/,"
 	@echo "run 'redisq db upgrade', then 'systemctl enable --now redisq.target'."
 
+# A worker that drains still needs its programs, so they go after it. The template stands for all its instances.
 uninstall:
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
-	  systemctl disable --quiet --now redisq.target redisq-scheduler.service 'redisq-worker@*.service' 2> /dev/null || true; fi
+	  systemctl stop redisq.target redisq-scheduler.service 'redisq-worker@*.service' 2> /dev/null; \
+	  systemctl disable --quiet $(UNITS) 2> /dev/null; true; fi
 	@rm -rf $(INSTALLED) $(DROPIN)
 	@rm -f $(DESTDIR)$(BINDIR)/redisq $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
 	@rm -f $(DESTDIR)$(SYSUSERSDIR)/redisq.conf $(DESTDIR)$(TMPFILESDIR)/redisq.conf

@@ -48,13 +48,12 @@ TimeoutAbortSec=3
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
     """A machine with Redis and, by `make install`, redisq."""
-    with booted(debian.provide(), wheels=debian.wheels(), port=6379) as machine:
+    with booted(debian.provide(), wheels=debian.wheels(), ports=[6379]) as machine:
         machine.write("/etc/redis/for-tests.conf", "bind 0.0.0.0\nprotected-mode no\nappendonly yes\n")
         machine.run("sh", "-c", "echo include /etc/redis/for-tests.conf >> /etc/redis/redis.conf")
         machine.run("systemctl", "restart", "redis-server")
         machine.copy(PROJECT, "/usr/local/src/redisq")
-        offline = ("env", "PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheels")
-        machine.run(*offline, "make", "--directory=/usr/local/src/redisq", "install")
+        machine.run("make", "--directory=/usr/local/src/redisq", "install")
         machine.write("/etc/redisq/redisq.env", ENVIRONMENT)
         machine.write("/etc/redisq/credentials/token-key", Fernet.generate_key().decode())
         machine.write("/usr/local/share/held_jobs.py", (PROJECT / "tests/image/held_jobs.py").read_text())

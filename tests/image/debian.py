@@ -18,7 +18,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 FOR_OLDER_PYTHONS = ("async-timeout",)
 # As on a machine, mounts have to reach other name spaces: else a unit finds the directory of its credentials empty.
 BOOT = "mount --make-rshared / && exec /lib/systemd/systemd"
-PACKAGES = ("systemd", "dbus", "make", "python3-venv", "redis-server")
+# Of a bare machine, then those that the README has installed.
+PACKAGES = ("systemd", "dbus", "python3-venv", "make", "redis-server", "postgresql")
 
 
 def why_not() -> str | None:

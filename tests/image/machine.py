@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,9 @@ CAPABILITIES = ("--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE")
 UNCONFINED = ("--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined")
 # The host's control groups, of either version: systemd keeps its units in them.
 MOUNTS = ("--tmpfs=/run", "--tmpfs=/run/lock", "--cgroupns=host", "--volume=/sys/fs/cgroup:/sys/fs/cgroup")
+
+# The wheels are all that pip needs, so that no package index has to be reachable.
+PIP = "[global]\nno-index = true\nfind-links = /wheels\n"
 
 
 class Machine:
@@ -64,25 +67,32 @@ class Machine:
         """Return the port of this host behind which a port of the machine answers."""
         return int(docker("port", self._container, f"{inside}/tcp").splitlines()[0].rpartition(":")[2])
 
+    def is_up(self) -> bool:
+        """Return whether the machine has booted and none of its units has failed."""
+        try:
+            return self.run("systemctl", "is-system-running") == "running"
+        except DockerError:
+            return False
+
+    def reboot(self) -> None:
+        """Shut down, boot, and wait until everything is up."""
+        docker("restart", "--time=60", self._container)
+        eventually(self.is_up, within=60, every=0.2)
+
     def _unpack(self, packed: bytes) -> None:
         subprocess.run(["docker", "cp", "-", f"{self._container}:/"], input=packed, check=True, capture_output=True)
 
 
 @contextmanager
-def booted(image: str, *, wheels: Path, port: int) -> Iterator[Machine]:
-    """Boot `image` with `wheels` at /wheels and `port` published on loopback; remove it in the end."""
-    options = ("--detach", "--stop-signal=SIGRTMIN+3", f"--publish=127.0.0.1::{port}", f"--volume={wheels}:/wheels:ro")
-    container = docker("run", *options, *CAPABILITIES, *UNCONFINED, *MOUNTS, image)
+def booted(image: str, *, wheels: Path, ports: Sequence[int]) -> Iterator[Machine]:
+    """Boot `image` with `wheels` for its pip and `ports` published on loopback; remove it in the end."""
+    options = ["--detach", "--stop-signal=SIGRTMIN+3", f"--volume={wheels}:/wheels:ro"]
+    published = [f"--publish=127.0.0.1::{port}" for port in ports]
+    container = docker("run", *options, *published, *CAPABILITIES, *UNCONFINED, *MOUNTS, image)
     try:
         machine = Machine(container)
-        eventually(lambda: _is_up(machine), within=60, every=0.2)
+        eventually(machine.is_up, within=60, every=0.2)
+        machine.write("/etc/pip.conf", PIP)
         yield machine
     finally:
         docker("rm", "--force", "--volumes", container)
-
-
-def _is_up(machine: Machine) -> bool:
-    try:
-        return machine.run("systemctl", "is-system-running") == "running"
-    except DockerError:
-        return False
