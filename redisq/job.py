@@ -6,7 +6,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -129,6 +129,13 @@ def _check_text(text: str) -> None:
         raise BadJob("the payload has a lone surrogate, which is not text") from None
 
 
+class _JobLog(logging.LoggerAdapter[logging.Logger]):
+    """The standard adapter drops what a single call has to add (until Python 3.13, which asks for a flag)."""
+
+    def process(self, msg: object, kwargs: MutableMapping[str, Any]) -> tuple[object, MutableMapping[str, Any]]:
+        return msg, {**kwargs, "extra": {**(self.extra or {}), **kwargs.get("extra", {})}}
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One run of a job, as its handler sees it."""
@@ -156,7 +163,7 @@ class Delivery:
             "attempt": self.attempt,
             "worker": self.worker,
         }
-        return logging.LoggerAdapter(logging.getLogger(f"redisq.job.{self.job.kind}"), extra)
+        return _JobLog(logging.getLogger(f"redisq.job.{self.job.kind}"), extra)
 
 
 def _random_key(_payload: object) -> str:

@@ -261,3 +261,22 @@ def test_a_handler_cannot_ask_for_a_wait_without_end(ask: Callable[[float], Exce
     """Refused where the handler stands: the worker that settles the job must not stumble over it."""
     with pytest.raises(ValueError, match="take a number of seconds"):
         ask(after)
+
+
+def test_a_line_of_a_handler_has_the_job_and_what_the_handler_adds(caplog: pytest.LogCaptureFixture) -> None:
+    """A search for a page's id must find what its handler said."""
+    caplog.set_level(logging.INFO, "redisq.job.page")
+    job = Job("page:1", "page", {})
+    delivery = Delivery(job, 2, False, "w", "t", {"date": "2026-01-01"}, lambda: True)
+    delivery.log.info("read", extra={"rows": 12, "date": "2026-01-02"})
+    [record] = caplog.records
+    found = {name: record.__dict__[name] for name in ("jobId", "queue", "kind", "attempt", "worker", "rows", "date")}
+    assert found == {
+        "jobId": "page:1",
+        "queue": "default",
+        "kind": "page",
+        "attempt": 2,
+        "worker": "w",
+        "rows": 12,
+        "date": "2026-01-02",
+    }
