@@ -487,7 +487,7 @@ def test_slots_that_redis_refuses_do_not_hold_up_retries(redis: Redis, queue: Qu
     _missed(redis, queue, 1)
     scheduler = Scheduler([Keeper(queue, LEASE)], _clockwork(queue, _schedule(queue)))
     thread = threading.Thread(target=scheduler.run)
-    redis.config_set("maxmemory", "1mb")
+    redis.config_set("maxmemory", "1")
     try:
         thread.start()
         eventually(lambda: queue.where(["a"]) == ["ready"], within=SOON)
