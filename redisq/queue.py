@@ -22,11 +22,10 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import orjson
 from redis import Redis
-from redis.exceptions import NoScriptError
 
 from redisq import scripts
 from redisq.config import LONGEST_LEASE
@@ -58,8 +57,7 @@ class Enqueued:
         return self.state == "new"
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """One delivery: the envelope is still bytes that nobody has looked at."""
 
     id: str
@@ -411,21 +409,8 @@ class Queue:
 
         Each call is atomic, the whole is not: when this raises, each of them may have happened or not.
         """
-        if len(calls) == 1:
-            call = calls[0]
-            return [call.read(call.script(self._redis, call.keys, call.args))]
-        with self._redis.pipeline(transaction=False) as pipe:
-            for call in calls:
-                pipe.evalsha(call.script.sha, len(call.keys), *wire(*call.keys, *call.args))
-            answers = pipe.execute(raise_on_error=False)
-        return [call.read(self._settled(call, answer)) for call, answer in zip(calls, answers, strict=True)]
-
-    def _settled(self, call: Call[Any], answer: Any) -> Any:
-        if isinstance(answer, NoScriptError):
-            return call.script(self._redis, call.keys, call.args)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        answers = scripts.run(self._redis, [(call.script, call.keys, call.args) for call in calls])
+        return [call.read(answer) for call, answer in zip(calls, answers, strict=True)]
 
 
 def _ms(seconds: float) -> int:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 Argument = str | bytes | int | float
 
@@ -21,12 +21,50 @@ class Script:
     sha: str
 
     def __call__(self, client: "Redis", keys: Sequence[str], args: Sequence[Argument]) -> Any:
-        """Run the script; a server that has forgotten it (restart, failover, flush) is given it again."""
-        values = wire(*keys, *args)
-        try:
-            return client.evalsha(self.sha, len(keys), *values)
-        except NoScriptError:
-            return client.eval(self.source, len(keys), *values)
+        """Run the script on its own."""
+        return run(client, [(self, keys, args)])[0]
+
+
+def run(client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Argument]]]) -> list[Any]:
+    """Run scripts in one round trip and return their answers in order.
+
+    When this raises, each of them may have run or not. A server that has forgotten a script (restart, failover,
+    flush) is given it again.
+    """
+    commands = [("EVALSHA", script.sha, len(keys), *wire(*keys, *args)) for script, keys, args in runs]
+    answers = _round_trip(client, commands)
+    for n, (script, *_) in enumerate(runs):
+        if isinstance(answers[n], NoScriptError):
+            [answers[n]] = _round_trip(client, [("EVAL", script.source, *commands[n][2:])])
+    for answer in answers:
+        if isinstance(answer, ResponseError):
+            raise answer
+    return answers
+
+
+def _round_trip(client: "Redis", commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Send `commands` together and return what Redis answered to each, be it an error.
+
+    Straight on a connection of the pool: what redis-py's own pipeline adds (callbacks, metrics, its retries, which
+    are off) takes longer than Redis itself.
+    """
+    pool = client.connection_pool
+    connection: Any = pool.get_connection()  # whose methods have no types
+    try:
+        connection.send_packed_command(connection.pack_commands(commands))
+        return [_answer(connection) for _ in commands]
+    except BaseException:
+        connection.disconnect()  # an answer that was not read would be taken for that of the next command
+        raise
+    finally:
+        pool.release(connection)
+
+
+def _answer(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 def wire(*values: Argument) -> list[Any]:
