@@ -4,14 +4,18 @@
 -- Returns for each pair 1, or 0 when the lease was lost.
 -- Twice: the second run finds no token and answers 0.
 
-local answers, done = {}, {}
+local ids = {}
 for i = 1, #ARGV, 2 do
-  local id = ARGV[i]
-  if leave_processing(KEYS[1], KEYS[2], id, ARGV[i + 1]) then
+  ids[#ids + 1] = ARGV[i]
+end
+local records = redis.call('HMGET', KEYS[2], unpack(ids))
+local answers, done = {}, {}
+for i, id in ipairs(ids) do
+  if token_of(records[i]) == ARGV[2 * i] and redis.call('LREM', KEYS[1], -1, id) == 1 then
     done[#done + 1] = id
-    answers[#answers + 1] = 1
+    answers[i] = 1
   else
-    answers[#answers + 1] = 0
+    answers[i] = 0
   end
 end
 if #done > 0 then

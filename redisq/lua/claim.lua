@@ -28,11 +28,10 @@ for i, id in ipairs(ids) do
   local run = parse_run(records[i])
   run.token = ARGV[2] .. '.' .. i
   run.deliveries = run.deliveries + 1
-  changed[#changed + 1] = id
-  changed[#changed + 1] = format_run(run)
-  for _, value in ipairs({id, run.token, envelopes[i] or '', run.attempts, run.crashes}) do
-    claimed[#claimed + 1] = value
-  end
+  changed[2 * i - 1], changed[2 * i] = id, format_run(run)
+  local n = 5 * (i - 1)
+  claimed[n + 1], claimed[n + 2], claimed[n + 3] = id, run.token, envelopes[i] or ''
+  claimed[n + 4], claimed[n + 5] = run.attempts, run.crashes
 end
 redis.call('HSET', KEYS[4], unpack(changed))
 return claimed

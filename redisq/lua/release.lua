@@ -8,7 +8,7 @@ local moved = 0
 for i = #ARGV - 1, 1, -2 do
   local id, token = ARGV[i], ARGV[i + 1]
   if token == '*' then
-    token = parse_run(redis.call('HGET', KEYS[2], id)).token
+    token = token_of(redis.call('HGET', KEYS[2], id))
   end
   local run = leave_processing(KEYS[1], KEYS[2], id, token)
   if run then
