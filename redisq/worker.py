@@ -239,16 +239,17 @@ class Worker:
             self._sweep_at = 0.0
             raise
         self._find_redis(now)
+        claimed: list[Claimed] = answers.pop() if self._moved or want else []
+        self._forget(settled, answers)
         if self._moved or want:
-            claimed: list[Claimed] = answers.pop()
             self._hungry = len(claimed) < want + len(self._moved)
             self._moved.clear()
-            if self._pulse.holds(epoch):
-                for delivery in claimed:
-                    self._begin(Run(delivery, now, epoch))
-            else:
-                self._sweep_at = 0.0  # we slept on the answer: what is still ours goes back, the rest was reaped
-        self._forget(settled, answers)
+        # Last, because a slot that is handed a run competes with us for the interpreter.
+        if self._pulse.holds(epoch):
+            for delivery in claimed:
+                self._begin(Run(delivery, now, epoch))
+        elif claimed:
+            self._sweep_at = 0.0  # we slept on the answer: what is still ours goes back, the rest was reaped
 
     def _wanted(self) -> int:
         """Return how many jobs could start at once. While the doorbell waits, nothing is ready and one place is its."""
@@ -373,13 +374,15 @@ class Worker:
             del self._held[run.claimed.token]
 
     def _log_end(self, run: Run, where: str) -> None:
+        if where == "lost" and run.sent > 1:
+            where = "lost_or_settled_before"  # the first reply was lost, so this cannot be told
+        level = {"done": logging.INFO, "dead": logging.ERROR}.get(where, logging.WARNING)
+        if not log.isEnabledFor(level):
+            return
         fields = self._fields(run) | {"outcome": where}
         match run.outcome:
             case Failed(failure) | Deferred(failure) | Doomed(failure):
                 fields |= {"class": failure.error_class, "reason": failure.reason, "detail": failure.detail}
-        if where == "lost" and run.sent > 1:
-            where = fields["outcome"] = "lost_or_settled_before"  # the first reply was lost, so this cannot be told
-        level = {"done": logging.INFO, "dead": logging.ERROR}.get(where, logging.WARNING)
         log.log(level, f"job {where}", extra=fields)
 
     def _fields(self, run: Run) -> dict[str, Any]:
