@@ -2,6 +2,7 @@
 
 import argparse
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -163,6 +164,7 @@ def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
     _on_signals(stop)
     if not _wait_for_redis(worker.prepare, notifier, settings, stopping):
         return 0
+    gc.freeze()  # modules and handlers stay as they are: the collector need not walk over them again and again
     keeping.start()
     notifier.ready()
     code = worker.run()

@@ -5,6 +5,7 @@ bare loop (LMOVE, then LREM, a round trip each) of the same round.
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -142,6 +143,7 @@ class RunningWorker:
 
     def __enter__(self) -> None:
         self._worker.prepare()
+        gc.freeze()  # as a worker's process does
         self._thread.start()
 
     def __exit__(self, *_exception: object) -> None:
