@@ -1,7 +1,7 @@
 """The benchmark: `python -m tests.bench [--quick]`. Measures on a private Redis and PostgreSQL; asserts nothing.
 
-Machines are noisy, so each figure is the median of interleaved rounds, and the drain also stands as a ratio to a
-bare loop (LMOVE, then LREM, a round trip each) of the same round.
+Machines are noisy, so each figure is the median of interleaved rounds, and the drain also stands as a ratio to bare
+loops of the same round: LMOVE, then LREM, a round trip each; and both for 100 jobs joined in one round trip.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 from redis import Redis
 
 from jobs.servers import RedisServer, private_redis
-from redisq import Delivery, Kind, Queue, Registry, Settings, Worker, connect
+from redisq import Delivery, Keeper, Kind, Queue, Registry, Scheduler, Settings, Worker, connect
 from tests.bench_jobs import Day, day_of_pages
 
 NOTHING = b'{"organizationId":"org-000001","integrationId":"page-000001","date":"2026-01-01"}'
@@ -119,6 +119,43 @@ class Bench:
 
         return count / timed(loop)
 
+    def raw_joined(self, count: int, batch: int = 100) -> float:
+        """Measure a loop that sends the acks of a batch with the claims of the next: the most that Redis gives."""
+        self.client.flushall()
+        for _ in range(count // 500):
+            self.client.lpush("ready", *[NOTHING] * 500)
+
+        def loop() -> None:
+            done: list[bytes] = []
+            while True:
+                with self.client.pipeline(transaction=False) as pipe:
+                    for job in done:
+                        pipe.lrem("processing", -1, job)
+                    for _ in range(batch):
+                        pipe.lmove("ready", "processing", "RIGHT", "LEFT")
+                    claimed = pipe.execute()[len(done) :]
+                done = [job for job in claimed if job]
+                if not done:
+                    return
+
+        return count / timed(loop)
+
+    def lateness(self, count: int, delay: float = 0.2) -> list[float]:
+        """Return the seconds from the due time to the start of the handler, for delayed jobs and an idle system."""
+        self.client.flushall()
+        scheduler = Scheduler([Keeper(Queue(connect(Settings(redis_url=self.server.url)), "bench"), Settings().lease)])
+        threading.Thread(target=scheduler.run, daemon=True).start()
+        waits = []
+        with self.worker(8):
+            for job in self.jobs(count):
+                self.counter.expect(1)
+                begun = time.perf_counter()
+                self.queue.enqueue(job, delay=delay)
+                self.counter.enough.wait(10)
+                waits.append(self.counter.started_at[0] - begun - delay)
+        scheduler.stop()
+        return waits
+
     def latency(self, count: int) -> list[float]:
         """Return the seconds from enqueue to the start of the handler, for jobs that find the worker idle."""
         self.client.flushall()
@@ -198,17 +235,23 @@ def measure(rounds: int, size: int, options: Sequence[str]) -> dict[str, list[fl
         bench = Bench(stack.enter_context(private_redis(folder / "redis", options=options)))
         for _ in range(rounds):
             raw = note("raw loop, two round trips a job (jobs/s)", bench.raw_loop(size // 5))
+            joined = note("raw loop, joined by 100 (jobs/s)", bench.raw_joined(size))
             for slots in (1, 8, 64):
                 rate = note(
                     f"drained with {slots} slots (jobs/s)", bench.drain(size if slots > 1 else size // 5, slots)
                 )
                 note(f"drained with {slots} slots / raw loop", rate / raw)
-            note("raw RPUSH, one by one (jobs/s)", bench.raw_rpush(size // 5))
-            note("enqueued one by one (jobs/s)", bench.enqueue_one_by_one(size // 5))
+            note("drained with 64 slots / raw loop, joined", rate / joined)
+            rpush = note("raw RPUSH, one by one (jobs/s)", bench.raw_rpush(size // 5))
+            one_by_one = note("enqueued one by one (jobs/s)", bench.enqueue_one_by_one(size // 5))
+            note("enqueued one by one / raw RPUSH", one_by_one / rpush)
             note("enqueued in bulk (jobs/s)", bench.enqueue_many(size))
             waits = sorted(bench.latency(size // 100))
             note("enqueue to handler start, idle worker, p50 (ms)", 1000 * statistics.median(waits))
             note("enqueue to handler start, idle worker, p99 (ms)", 1000 * waits[int(len(waits) * 0.99)])
+            late = sorted(bench.lateness(20 if size < 10_000 else 100))
+            note("due time to handler start, idle system, p50 (ms)", 1000 * statistics.median(late))
+            note("due time to handler start, idle system, p99 (ms)", 1000 * late[int(len(late) * 0.99)])
         note("resident memory of an idle worker (MiB)", idle_memory(bench.server))
     return found
 

@@ -1,0 +1,99 @@
+"""What a job and an idle system cost, counted: a figure that does not depend on the machine."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+
+import redisq.scripts
+from redisq import Delivery, Kind, Queue, Registry
+from tests.harness import Task, at_work, job
+from tests.proxy import load
+from tests.waiting import eventually
+
+JOBS = 1000
+
+
+@pytest.fixture
+def queue(redis: Redis) -> Queue:
+    load(redis)  # a server that has to be given a script first is asked twice
+    return Queue(redis, "default")
+
+
+def kinds() -> Registry:
+    """Return one kind that does nothing."""
+
+    def nothing(_task: Task, _delivery: Delivery) -> None:
+        pass
+
+    return Registry([Kind(name="nothing", payload=Task, handler=nothing, key=lambda task: task.key)])
+
+
+def commands(redis: Redis) -> dict[str, int]:
+    """Return how often Redis ran each command since `reset`, those inside of scripts included."""
+    found = redis.info("commandstats")
+    counted = {name.removeprefix("cmdstat_"): stats["calls"] for name, stats in found.items()}
+    return {name: calls for name, calls in counted.items() if name not in ("config|resetstat", "info")}
+
+
+def reset(redis: Redis) -> None:
+    redis.config_resetstat()
+
+
+@pytest.fixture
+def trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows with each round trip of a script, by the number of scripts in it."""
+    counted: list[int] = []
+    send = redisq.scripts._round_trip
+
+    def count(client: Redis, sent: list[tuple[object, ...]]) -> list[object]:
+        counted.append(len(sent))
+        return send(client, sent)
+
+    monkeypatch.setattr(redisq.scripts, "_round_trip", count)
+    return counted
+
+
+def drain(queue: Queue, url: str, slots: int) -> None:
+    with at_work(kinds(), url, slots=slots, lease=15.0):
+        eventually(lambda: queue.counts().get("total_done") == JOBS, within=30, every=0.2)
+
+
+def test_a_hundred_jobs_joined_cost_one_search_each_and_a_dozen_commands_together(redis: Redis, queue: Queue) -> None:
+    """The searches are one LREM a job; all else is paid once for the whole batch."""
+    queue.enqueue_many([job("nothing", n) for n in range(100)])
+    reset(redis)
+    [claimed] = queue.send([queue.claim("w", 100)])
+    queue.send([queue.ack("w", [(one.id, one.token) for one in claimed])])
+    counted = commands(redis)
+    assert counted.pop("lrem") == 100
+    assert {name for name, calls in counted.items() if calls > 3} == set()
+    assert sum(counted.values()) <= 12
+
+
+def test_one_slot_pays_one_round_trip_for_each_job(
+    redis: Redis, redis_url: str, queue: Queue, trips: list[int]
+) -> None:
+    """The end of a job and the claim of the next go together, however few slots there are."""
+    queue.enqueue_many([job("nothing", n) for n in range(JOBS)])
+    trips.clear()
+    reset(redis)
+    drain(queue, redis_url, slots=1)
+    assert len(trips) < JOBS * 1.05
+    assert sum(commands(redis).values()) < JOBS * 14
+
+
+def test_many_slots_share_their_round_trips(redis: Redis, redis_url: str, queue: Queue, trips: list[int]) -> None:
+    """What has finished meanwhile is settled together: a thousand jobs cost some twenty trips, not a thousand."""
+    queue.enqueue_many([job("nothing", n) for n in range(JOBS)])
+    trips.clear()
+    reset(redis)
+    drain(queue, redis_url, slots=64)
+    assert len(trips) < JOBS / 2
+    assert sum(commands(redis).values()) < JOBS * 8
+
+
+def test_a_thousand_jobs_go_in_with_two_round_trips(queue: Queue, trips: list[int]) -> None:
+    """And none of the two holds up Redis for long."""
+    queue.enqueue_many([job("nothing", n) for n in range(JOBS)])
+    assert trips == [1, 1]
