@@ -11,7 +11,7 @@ from redis import Redis
 
 from jobs import payloads
 from jobs.aggregate import Aggregate, FanIn
-from jobs.database import database_errors, open_pool
+from jobs.database import CONNECTIONS, database_errors, open_pool
 from jobs.ingest import Ingest
 from jobs.plan import Plan, Reconcile
 from jobs.providers.base import Provider
@@ -19,7 +19,7 @@ from jobs.providers.csvfiles import CsvProvider
 from jobs.providers.facebook import FacebookProvider
 from jobs.settings import JobSettings
 from jobs.vault import Vault, VaultError
-from redisq import BadSettings, Delivery, Kind, Queue, Registry, Schedule, Settings, connect
+from redisq import Backoff, BadSettings, Delivery, Kind, Queue, Registry, Schedule, Settings, connect
 
 BACKFILL = "backfill"
 
@@ -50,10 +50,28 @@ class Application:
         self._environ = environ
         self.registry = Registry(
             [
-                Kind(name="ingest", payload=payloads.Ingest, handler=self._ingest, key=_page_day, time_limit=120.0),
+                Kind(
+                    name="ingest",
+                    payload=payloads.Ingest,
+                    handler=self._ingest,
+                    key=_page_day,
+                    time_limit=120.0,
+                    # Enqueued before its day began, it waits for the day's end, and then a day more for the numbers.
+                    defer_limit=3 * 86400.0,
+                ),
                 Kind(name="aggregate", payload=payloads.Aggregate, handler=self._aggregate, key=_organization_day),
                 Kind(name="plan", payload=payloads.Plan, handler=self._plan, key=_day, time_limit=600.0),
-                Kind(name="reconcile", payload=payloads.Reconcile, handler=self._reconcile, key=_all, time_limit=600.0),
+                Kind(
+                    name="reconcile",
+                    payload=payloads.Reconcile,
+                    handler=self._reconcile,
+                    key=_all,
+                    time_limit=600.0,
+                    # It is never given up: every later slot would find its dead letter and put nothing in.
+                    attempts=1_000_000,
+                    backoff=Backoff(cap=300.0),
+                    defer_limit=366 * 86400.0,
+                ),
             ],
             queues=[BACKFILL],
             log_fields=("organizationId", "integrationId", "date"),
@@ -106,7 +124,7 @@ class Application:
     @cached_property
     def _handlers(self) -> Handlers:
         settings, kinds = self.job_settings, self.registry
-        pool = open_pool(settings.database_url, size=self.settings.slots + 2)
+        pool = open_pool(settings.database_url, size=min(self.settings.slots, CONNECTIONS) + 2)
         fan_in = FanIn(self.queue, kinds)
         plan = Plan(pool, self.queue, kinds, fan_in)
         deadline = dt.timedelta(seconds=settings.aggregate_deadline)

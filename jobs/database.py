@@ -20,7 +20,7 @@ APPLICATION = "redisq"
 _LOCK = 0x7265646973710001  # any number that nobody else locks: "redisq" and one
 _FILE = re.compile(r"(?P<version>[0-9]{4})_[a-z0-9_]+\.sql\Z")
 # A statement of ours takes milliseconds: one that takes longer than this waits for something that is broken.
-_OPTIONS = "-c statement_timeout=60s -c lock_timeout=20s -c idle_in_transaction_session_timeout=60s"
+_OPTIONS = "-c statement_timeout=30s -c lock_timeout=20s -c idle_in_transaction_session_timeout=60s"
 
 
 # By the class of the SQLSTATE, or the whole of it (PostgreSQL's appendix A). Python's classes do not tell: a standby
@@ -28,6 +28,9 @@ _OPTIONS = "-c statement_timeout=60s -c lock_timeout=20s -c idle_in_transaction_
 _AWAY = ("57P", "53", "08", "25006")  # stopping, starting, out of room, unreachable, a standby
 _BAD_DATA = ("22", "23")
 _NOT_DEPLOYED = ("42",)  # a table or a right is missing
+# A slot has a connection for a few milliseconds of a page, so that a dozen serve any number of slots. Each connection
+# costs PostgreSQL a process, and plans every statement for itself.
+CONNECTIONS = 12
 AWAY_WAIT = 15.0  # seconds
 DEPLOY_WAIT = 60.0
 
@@ -61,7 +64,7 @@ def open_pool(dsn: str, *, size: int, wait: float = 10.0) -> Pool:
         min_size=0,
         max_size=size,
         timeout=wait,
-        # Without it every connection that a restarted server left behind costs a job one of its attempts.
+        # Without it every connection that a restarted server left behind costs a job a delay.
         check=ConnectionPool.check_connection,
         open=True,
         name=APPLICATION,
@@ -72,7 +75,7 @@ def open_pool(dsn: str, *, size: int, wait: float = 10.0) -> Pool:
 def database_errors() -> Iterator[None]:
     """Turn what PostgreSQL raises inside a handler into what the handler's job should do.
 
-    A database that is away is not the job's failure: it costs no attempt.
+    A database that is away, or has not the schema of this release yet, is not the job's failure: it costs no attempt.
     """
     try:
         yield
@@ -84,7 +87,7 @@ def database_errors() -> Iterator[None]:
             case known if known.startswith(_AWAY):
                 raise Defer(AWAY_WAIT, "database_away", f"{state} {said}") from error
             case known if known.startswith(_NOT_DEPLOYED):
-                raise Retry("database_schema", f"{state} {said}: run `redisq db upgrade`", after=DEPLOY_WAIT) from error
+                raise Defer(DEPLOY_WAIT, "database_schema", f"{state} {said}: run `redisq db upgrade`") from error
             case known if known.startswith(_BAD_DATA) or isinstance(error, psycopg.DataError):
                 raise Permanent("database_refused", f"{state} {said}") from error
         raise Retry("database", f"{state} {said}") from error
@@ -97,6 +100,11 @@ def upgrade(dsn: str) -> list[str]:
     applied file was edited since, or the database is newer than this release.
     """
     with psycopg.connect(dsn, autocommit=True, application_name=APPLICATION) as connection:
+        if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
+            # In SQL_ASCII every text comes back as bytes.
+            raise SchemaError(
+                f"the database has encoding {encoding}: create it with ENCODING 'UTF8' TEMPLATE template0"
+            )
         connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])  # gone with the connection, however it ends
         connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations ("

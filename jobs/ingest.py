@@ -20,6 +20,7 @@ from redisq import Defer, Delivery, Permanent, Retry
 RECENT_DAYS = 3
 PENDING_WAIT = 3600.0  # seconds; most metrics are refreshed once a day, some several times
 KEY_WAIT = 300.0  # seconds in which an operator may put a missing key back
+CATALOG_AGE = dt.timedelta(seconds=10)  # in which a change of the catalog reaches every worker
 NOT_YET = "not_yet_published"
 
 Ask = Defer | Permanent | Retry
@@ -149,6 +150,7 @@ class Ingest:
         self._fan_in = fan_in
         self._clock = clock
         self._max_age_days = max_age_days
+        self._catalog: dict[str, tuple[dt.datetime, list[Metric]]] = {}  # when, and what, by provider
 
     def __call__(self, payload: payloads.Ingest, delivery: Delivery) -> None:
         """Read the page and store what it says; running it again changes nothing unless the numbers changed.
@@ -159,19 +161,24 @@ class Ingest:
         entry = _blank(payload, delivery)
         with self._pool.connection() as connection:
             integration = _owned(connection, payload)
-            verdict = self._without_a_call(connection, integration, entry, now)
+            verdict = self._without_a_call(integration, entry, now)
             if verdict:
                 return self._settle(connection, integration, verdict, now)
-            metrics = ledger.metrics_of(connection, integration.provider)
+            metrics = self._metrics_of(connection, integration.provider, now)
         verdict = self._ask(integration, metrics, entry, now, is_last_attempt=delivery.is_last_attempt)
         if not delivery.lease_holds():
-            raise Retry("lease_lost", "another worker may have this job by now; nothing was stored")
+            raise Defer(0.0, "lease_lost", "another worker may have this job by now; nothing was stored")
         with self._pool.connection() as connection:
             return self._settle(connection, integration, verdict, now)
 
-    def _without_a_call(
-        self, connection: Connection[Any], integration: Integration, entry: Entry, now: dt.datetime
-    ) -> Verdict | None:
+    def _metrics_of(self, connection: Connection[Any], provider: str, now: dt.datetime) -> list[Metric]:
+        """Return what to ask of the provider: the same for every page, so it is not looked up for each."""
+        known = self._catalog.get(provider)
+        if known is None or abs(now - known[0]) > CATALOG_AGE:
+            known = self._catalog[provider] = (now, ledger.metrics_of(connection, provider))
+        return known[1]
+
+    def _without_a_call(self, integration: Integration, entry: Entry, now: dt.datetime) -> Verdict | None:
         """Return the verdict on a day that the provider must not be asked for, None when it may be."""
         moved = integration.organization_id != entry.organization_id
         if why_not := "moved" if moved else integration.why_not():
@@ -181,7 +188,7 @@ class Ingest:
         provider = self._provider(integration)
         if wait := seconds_until_over(entry.day, provider, now):
             return put_off(entry, wait, NOT_YET, f"{entry.day} is not over in {provider.day_zone}", now)
-        if wait := ledger.blocked_for(connection, integration, now):
+        if wait := integration.blocked_for(now):
             wait = max(wait, ledger.SHORTEST_BLOCK)
             return put_off(entry, wait, "rate_limited", "the provider asked for a pause", now)
         return None

@@ -32,6 +32,11 @@ class Integration:
     refresh_needed: bool
     refresh_reason: str | None
     deleted: bool
+    blocked_until: dt.datetime | None = None  # the provider wants no call before; known of a page found by its id
+
+    def blocked_for(self, now: dt.datetime) -> float:
+        """Return for how many seconds the provider wants no call for this page, 0.0 when it may be called."""
+        return max(0.0, (self.blocked_until - now).total_seconds()) if self.blocked_until else 0.0
 
     def why_not(self) -> str | None:
         """Return why the provider must not be called for this page, None when it may be."""
@@ -86,10 +91,19 @@ def add(
     return added.rowcount == 1
 
 
+_FIND = f"""
+SELECT {_COLUMNS}, (
+    SELECT max(g.blocked_until) FROM provider_gate g
+    WHERE g.provider = i.provider AND (g.scope, g.key) IN (('app', i.provider), ('page', i.internal_id), ('user', i.id))
+) AS blocked_until
+FROM {_SOURCE} WHERE i.id = %s
+"""
+
+
 def find(connection: Connection[Any], integration_id: str) -> Integration | None:
     """Return the integration, deleted or not; None when there never was one."""
     with connection.cursor(row_factory=class_row(Integration)) as cursor:
-        return cursor.execute(f"SELECT {_COLUMNS} FROM {_SOURCE} WHERE i.id = %s", [integration_id]).fetchone()
+        return cursor.execute(_FIND, [integration_id]).fetchone()
 
 
 def list_all(connection: Connection[Any], organization_id: str | None = None) -> list[Integration]:
@@ -101,6 +115,17 @@ def list_all(connection: Connection[Any], organization_id: str | None = None) ->
             " ORDER BY i.organization_id, i.id",
             {"organization": organization_id},
         ).fetchall()
+
+
+def has_page(connection: Connection[Any], organization_id: str) -> bool:
+    """Tell whether the organization has an integration that is not deleted."""
+    return bool(
+        connection.execute(
+            f"SELECT 1 FROM {_SOURCE} WHERE i.organization_id = %s AND i.deleted_at IS NULL AND o.deleted_at IS NULL"
+            " LIMIT 1",
+            [organization_id],
+        ).fetchone()
+    )
 
 
 def disable(connection: Connection[Any], integration_id: str) -> bool:

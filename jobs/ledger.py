@@ -1,15 +1,15 @@
 """The SQL of the ledger: what became of each (integration, day), its numbers, and what is due because of them."""
 
 import datetime as dt
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import orjson
 from psycopg import Connection
 from psycopg.rows import class_row
-from psycopg.types.json import Jsonb
 
-from jobs.integrations import Integration
 from jobs.providers.base import Answer, Gate, Metric
 
 State = Literal["expected", "done", "dead", "skipped", "abandoned"]
@@ -56,13 +56,31 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """One cell of the grid of days: a state of the ledger, or "missing" where it has no row."""
+    """One page's days, a character of `MARKS` for each: a year of thousands of pages is millions of cells."""
 
     integration_id: str
     name: str
+    marks: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Why a day is as it is."""
+
+    integration_id: str
     day: dt.date
-    state: str
-    reason: str | None
+    state: State
+    reason: str
+
+
+MARKS: dict[State, str] = {"done": ".", "dead": "F", "expected": "w", "skipped": "s", "abandoned": "a"}
+MISSING = "-"  # no row in the ledger
+NOBODYS = " "  # nor is one missing: the page is deleted
+
+
+def _squeezed(sql: str) -> str:
+    """Return `sql` without comments and indentation: psycopg parses what is longer than 4,096 characters every time."""
+    return " ".join(re.sub("--.*", "", sql).split())
 
 
 # -- planning --------------------------------------------------------------------------------------------------------
@@ -106,6 +124,22 @@ def expect(
     return (row[0], row[1]) if row else (0, 0)
 
 
+_FORGOTTEN = """
+SELECT d.day::date FROM generate_series(%(first)s::date, %(last)s::date, interval '1 day') AS d(day)
+-- Through the organizations, for the index: a day without a row would else cost a look at every row.
+WHERE NOT EXISTS (
+    SELECT FROM organization o JOIN ingest_day_state s ON s.organization_id = o.id AND s.day = d.day::date)
+AND EXISTS (
+    SELECT FROM integration i WHERE i.created_at < d.day + interval '1 day' AND i.deleted_at IS NULL AND NOT i.disabled)
+ORDER BY 1 DESC
+"""
+
+
+def forgotten_days(connection: Connection[Any], first: dt.date, last: dt.date) -> list[dt.date]:
+    """Return the days from `first` to `last` that had pages to read and were never planned, newest first."""
+    return [day for (day,) in connection.execute(_FORGOTTEN, {"first": first, "last": last})]
+
+
 def open_days(connection: Connection[Any]) -> list[dt.date]:
     """Return the days that have rows expected or dead, newest first."""
     rows = connection.execute(
@@ -121,9 +155,12 @@ WHERE day = %(day)s AND state IN ('expected', 'dead')
 ORDER BY row_number() OVER (PARTITION BY organization_id ORDER BY integration_id), organization_id
 """
 
+# A look at each row by its key: right after a plan the planner knows nothing yet of the day's rows and would read
+# all of them for every chunk.
 _STILL_OPEN = """
-SELECT integration_id FROM ingest_day_state
-WHERE day = %s AND integration_id = ANY(%s) AND state IN ('expected', 'dead')
+SELECT id FROM unnest(%s::text[]) AS id CROSS JOIN LATERAL (
+    SELECT state FROM ingest_day_state WHERE integration_id = id AND day = %s LIMIT 1
+) AS now WHERE state IN ('expected', 'dead')
 """
 
 
@@ -139,7 +176,7 @@ def open_rows(
         cursor.execute(_OPEN, {"day": day, "organization": organization_id})
         while rows := cursor.fetchmany(chunk):
             ids = [row.integration_id for row in rows]
-            still_open = {id for (id,) in connection.execute(_STILL_OPEN, [day, ids])}
+            still_open = {id for (id,) in connection.execute(_STILL_OPEN, [ids, day])}
             yield [row for row in rows if row.integration_id in still_open]
 
 
@@ -214,16 +251,6 @@ def metrics_of(connection: Connection[Any], provider: str) -> list[Metric]:
     return [Metric(*row) for row in rows]
 
 
-def blocked_for(connection: Connection[Any], integration: Integration, now: dt.datetime) -> float:
-    """Return for how many seconds the provider wants no call for this page, 0.0 when it may be called."""
-    row = connection.execute(
-        "SELECT max(blocked_until) FROM provider_gate WHERE provider = %s AND blocked_until > %s"
-        " AND (scope, key) IN (('app', %s), ('page', %s), ('user', %s))",
-        [integration.provider, now, integration.provider, integration.internal_id, integration.id],
-    ).fetchone()
-    return (row[0] - now).total_seconds() if row and row[0] else 0.0
-
-
 def close_gates(connection: Connection[Any], provider: str, gates: Sequence[Gate], now: dt.datetime) -> None:
     """Store which calls have to wait until when. A block is never shortened."""
     closed = {(gate.scope, gate.key): gate for gate in gates if wait_of(gate)}
@@ -244,21 +271,21 @@ def wait_of(gate: Gate) -> float:
     return max(gate.blocked_for, SHORTEST_BLOCK) if is_near or gate.blocked_for > 0 else 0.0
 
 
-# One statement is one transaction and one round trip: a killed worker leaves all of it or nothing.
-_RECORD = """
+# One statement is one transaction and one round trip: a killed worker leaves all of it or nothing. Entry and readings
+# travel as a JSON document each: six arrays cost psycopg more than the whole rest of a page.
+_RECORD = _squeezed("""
 WITH incoming AS (
-    SELECT * FROM unnest(%(metrics)s::text[], %(days)s::date[], %(statuses)s::text[], %(values)s::numeric[],
-                         %(breakdowns)s::jsonb[], %(end_times)s::timestamptz[])
-        AS r (metric, day, status, value, breakdown, source_end_time)
+    SELECT * FROM json_to_recordset(%(readings)s) AS r (
+        metric text, day date, status text, value numeric, breakdown jsonb, source_end_time timestamptz)
     -- Days before the page was connected are nobody's: they would come as numbers without a ledger row.
-    WHERE day = %(day)s OR EXISTS (
-        SELECT FROM ingest_day_state s WHERE s.integration_id = %(integration_id)s AND s.day = r.day)
+    WHERE r.day = %(day)s OR EXISTS (
+        SELECT FROM ingest_day_state s WHERE s.integration_id = %(page)s AND s.day = r.day)
 ), stored AS (
     INSERT INTO page_metric_daily AS p (
         integration_id, metric, day, organization_id, provider, value, breakdown, status, source_end_time,
         fetched_at, first_seen_at, last_changed_at, run_id)
-    SELECT %(integration_id)s, metric, day, %(organization_id)s, %(provider)s, value, breakdown, status,
-           source_end_time, %(fetched_at)s, %(fetched_at)s, %(fetched_at)s, %(run_id)s
+    SELECT %(page)s, metric, day, %(organization)s, %(provider)s, value, breakdown, status, source_end_time,
+           %(at)s, %(at)s, %(at)s, %(run)s
     FROM incoming
     ON CONFLICT (integration_id, day, metric) DO UPDATE
     SET value = excluded.value, breakdown = excluded.breakdown, status = excluded.status,
@@ -273,26 +300,28 @@ WITH incoming AS (
     RETURNING day
 ), anomalies AS (
     INSERT INTO page_metric_anomaly (integration_id, metric, day, status, kept_value, first_seen_at, run_id)
-    SELECT p.integration_id, metric, day, incoming.status, p.value, %(fetched_at)s, %(run_id)s
-    FROM incoming JOIN page_metric_daily p USING (metric, day)
-    WHERE incoming.status <> 'value' AND p.status = 'value' AND p.integration_id = %(integration_id)s
+    SELECT %(page)s, metric, day, status, kept.value, %(at)s, %(run)s
+    -- A look at one row for each empty answer, whatever the planner guesses of their number.
+    FROM incoming r CROSS JOIN LATERAL (
+        SELECT p.value FROM page_metric_daily p
+        WHERE p.integration_id = %(page)s AND p.day = r.day AND p.metric = r.metric AND p.status = 'value' LIMIT 1
+    ) AS kept
+    WHERE r.status <> 'value'
     ON CONFLICT DO NOTHING
 ), written AS (
     INSERT INTO ingest_day_state AS s (
         integration_id, day, organization_id, queue, state, attempts_used, deferrals, error_class, reason, detail,
         provider_code, provider_subcode, http_status, fbtrace_id, next_attempt_at, last_success_at, run_id)
-    VALUES (
-        %(integration_id)s, %(day)s, %(organization_id)s, %(queue)s, %(state)s, %(attempts_used)s, %(deferrals)s,
-        %(error_class)s, %(reason)s, %(detail)s, %(provider_code)s, %(provider_subcode)s, %(http_status)s,
-        %(fbtrace_id)s, %(next_attempt_at)s, %(last_success_at)s, %(run_id)s)
+    SELECT integration_id, day, organization_id, queue, state, attempts_used, deferrals, error_class, reason, detail,
+        provider_code, provider_subcode, http_status, fbtrace_id, next_attempt_at, last_success_at, run_id
+    FROM json_populate_record(NULL::ingest_day_state, %(entry)s)
     ON CONFLICT (integration_id, day) DO UPDATE
-    SET state = excluded.state, organization_id = excluded.organization_id, run_id = excluded.run_id,
-        attempts_used = excluded.attempts_used, deferrals = s.deferrals + excluded.deferrals,
-        error_class = excluded.error_class, reason = excluded.reason, detail = excluded.detail,
-        provider_code = excluded.provider_code, provider_subcode = excluded.provider_subcode,
-        http_status = excluded.http_status, fbtrace_id = excluded.fbtrace_id,
-        next_attempt_at = excluded.next_attempt_at, updated_at = now(),
-        last_success_at = coalesce(excluded.last_success_at, s.last_success_at)
+    SET (state, organization_id, run_id, attempts_used, deferrals, error_class, reason, detail, provider_code,
+         provider_subcode, http_status, fbtrace_id, next_attempt_at, updated_at, last_success_at)
+      = (excluded.state, excluded.organization_id, excluded.run_id, excluded.attempts_used,
+         s.deferrals + excluded.deferrals, excluded.error_class, excluded.reason, excluded.detail,
+         excluded.provider_code, excluded.provider_subcode, excluded.http_status, excluded.fbtrace_id,
+         excluded.next_attempt_at, now(), coalesce(excluded.last_success_at, s.last_success_at))
     -- A day that was answered stays answered, whatever becomes of a later reading.
     WHERE s.state <> 'done'
     RETURNING s.day, s.state
@@ -300,18 +329,17 @@ WITH incoming AS (
     -- A later day's window brought what this day's own job could not.
     UPDATE ingest_day_state
     SET state = 'done', error_class = NULL, reason = 'read_with_later_day', detail = NULL, next_attempt_at = NULL,
-        last_success_at = %(fetched_at)s, run_id = %(run_id)s, updated_at = now()
-    WHERE integration_id = %(integration_id)s AND day = ANY(%(answered)s) AND day <> %(day)s
-      AND state IN ('expected', 'dead')
+        last_success_at = %(at)s, run_id = %(run)s, updated_at = now()
+    WHERE integration_id = %(page)s AND day = ANY(%(earlier)s) AND state IN ('expected', 'dead')
     RETURNING day
 ), marked AS (
     INSERT INTO aggregate_dirty (organization_id, day, reason)
-    SELECT %(organization_id)s, day, 'ingest' FROM (
+    SELECT %(organization)s, day, 'ingest' FROM (
         SELECT day FROM stored UNION SELECT day FROM written WHERE state <> 'expected' UNION SELECT day FROM healed
     ) AS changed
 )
 SELECT coalesce((SELECT state FROM written), 'done')
-"""
+""")
 
 
 def record(connection: Connection[Any], entry: Entry, provider: str, answer: Answer | None = None) -> State:
@@ -319,23 +347,26 @@ def record(connection: Connection[Any], entry: Entry, provider: str, answer: Ans
 
     Doing it again with the same numbers changes nothing. `answer` must hold each (metric, day) once.
     """
-    readings = answer.readings if answer else ()
     row = connection.execute(
         _RECORD,
         {
-            **{name: getattr(entry, name) for name in Entry.__slots__},
+            "page": entry.integration_id,
+            "organization": entry.organization_id,
+            "day": entry.day,
+            "run": entry.run_id,
+            "entry": _document(entry),
+            "readings": _document(answer.readings if answer else ()),
             "provider": provider,
-            "fetched_at": answer.fetched_at if answer else None,
-            "metrics": [reading.metric for reading in readings],
-            "days": [reading.day for reading in readings],
-            "statuses": [reading.status for reading in readings],
-            "values": [reading.value for reading in readings],
-            "breakdowns": [Jsonb(reading.breakdown) if reading.breakdown else None for reading in readings],
-            "end_times": [reading.source_end_time for reading in readings],
-            "answered": answered_days(answer) if answer else [],
+            "at": answer.fetched_at if answer else None,
+            "earlier": [day for day in answered_days(answer) if day != entry.day] if answer else [],
         },
     ).fetchone()
     return row[0] if row else entry.state
+
+
+def _document(records: object) -> str:
+    """Return dataclasses as JSON, numbers exact: as text."""
+    return orjson.dumps(records, default=str).decode()
 
 
 def answered_days(answer: Answer) -> list[dt.date]:
@@ -346,9 +377,10 @@ def answered_days(answer: Answer) -> list[dt.date]:
 
 # -- what is due -----------------------------------------------------------------------------------------------------
 
+# One row answers it. As NOT EXISTS, beside an OR, PostgreSQL would read the whole ledger into a hash table for it.
 _NOTHING_EXPECTED = """
-NOT EXISTS (SELECT FROM ingest_day_state s
-            WHERE s.organization_id = d.organization_id AND s.day = d.day AND s.state = 'expected')
+(SELECT true FROM ingest_day_state s
+ WHERE s.organization_id = d.organization_id AND s.day = d.day AND s.state = 'expected' LIMIT 1) IS NULL
 """
 
 
@@ -372,8 +404,8 @@ SELECT d.organization_id, d.day,
                  WHERE s.organization_id = d.organization_id AND s.day = d.day LIMIT 1), 'default')
 FROM (SELECT DISTINCT organization_id, day FROM aggregate_dirty) AS d
 WHERE {_NOTHING_EXPECTED}
-   OR EXISTS (SELECT FROM ingest_day_state s
-              WHERE s.organization_id = d.organization_id AND s.day = d.day AND s.created_at < %s)
+   OR (SELECT true FROM ingest_day_state s
+       WHERE s.organization_id = d.organization_id AND s.day = d.day AND s.created_at < %s LIMIT 1)
 ORDER BY d.day DESC, d.organization_id
 """
 
@@ -401,17 +433,47 @@ def mark_settled(connection: Connection[Any], before: dt.date) -> int:
 
 # -- for people ------------------------------------------------------------------------------------------------------
 
-_COVERAGE = """
-SELECT i.id AS integration_id, i.name, d.day::date AS day, coalesce(s.state, 'missing') AS state, s.reason
-FROM integration i CROSS JOIN generate_series(%(first)s::date, %(last)s::date, interval '1 day') AS d (day)
-LEFT JOIN ingest_day_state s
-       ON s.integration_id = i.id AND s.day = d.day::date AND s.organization_id = i.organization_id
-WHERE i.organization_id = %(organization)s AND (i.deleted_at IS NULL OR s.state IS NOT NULL)
-ORDER BY i.id, d.day
+_MARK = " ".join(f"WHEN '{state}' THEN '{mark}'" for state, mark in MARKS.items())
+
+# The days come in any order, each mark with its place, so that nothing has to be sorted.
+_COVERAGE = f"""
+SELECT i.id, i.name, i.deleted_at IS NOT NULL, coalesce(kept.marks, ''), coalesce(kept.places, '{{}}')
+FROM integration i LEFT JOIN (
+    SELECT integration_id, string_agg(CASE state {_MARK} END, '') AS marks,
+           array_agg((day - %(first)s::date)::int2) AS places
+    FROM ingest_day_state
+    WHERE organization_id = %(organization)s AND day BETWEEN %(first)s AND %(last)s
+    GROUP BY integration_id
+) AS kept ON kept.integration_id = i.id
+WHERE i.organization_id = %(organization)s AND (i.deleted_at IS NULL OR kept.marks IS NOT NULL)
+ORDER BY i.id
+"""
+
+_EXPLAINED = """
+SELECT integration_id, day, state, reason FROM ingest_day_state
+WHERE organization_id = %s AND day BETWEEN %s AND %s AND reason IS NOT NULL
+ORDER BY integration_id, day
 """
 
 
 def coverage(connection: Connection[Any], organization_id: str, first: dt.date, last: dt.date) -> list[Coverage]:
-    """Return the state of every page of the organization on every day from `first` to `last`, both included."""
-    with connection.cursor(row_factory=class_row(Coverage)) as cursor:
-        return cursor.execute(_COVERAGE, {"organization": organization_id, "first": first, "last": last}).fetchall()
+    """Return every page of the organization with its days from `first` to `last`, both included."""
+    cells = (last - first).days + 1
+    with connection.cursor(binary=True) as cursor:
+        cursor.execute(_COVERAGE, {"organization": organization_id, "first": first, "last": last})
+        return [
+            Coverage(id, name, _row_of_marks(marks, places, [NOBODYS if is_deleted else MISSING] * cells))
+            for id, name, is_deleted, marks, places in cursor
+        ]
+
+
+def explained(connection: Connection[Any], organization_id: str, first: dt.date, last: dt.date) -> list[Explained]:
+    """Return the days that have a reason, in the order of `coverage`."""
+    with connection.cursor(row_factory=class_row(Explained)) as cursor:
+        return cursor.execute(_EXPLAINED, [organization_id, first, last]).fetchall()
+
+
+def _row_of_marks(marks: str, places: Sequence[int], row: list[str]) -> str:
+    for place, mark in zip(places, marks, strict=True):
+        row[place] = mark
+    return "".join(row)

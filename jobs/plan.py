@@ -16,6 +16,9 @@ from redisq import Delivery, Enqueued
 
 # One script's worth of jobs: the memory of a plan stays the same however many pages there are.
 CHUNK = 500
+# A Redis that was wiped has forgotten which slots of the daily plan it fired. The ledger sees a hole behind them: older
+# than this many days, for the last slot may only be late, and not older than so many.
+YOUNGEST_HOLE, OLDEST_HOLE = 2, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +113,20 @@ class Reconcile:
 
     def __call__(self, _payload: payloads.Reconcile, delivery: Delivery) -> None:
         """Put back what the queue lost."""
+        for day in self.plan_forgotten():
+            delivery.log.warning("planned a day that nobody had planned", extra={"date": day.isoformat()})
         planned, aggregates = self.reconcile()
         delivery.log.info("reconciled", extra={"enqueued": planned.enqueued, "aggregates": aggregates})
+
+    def plan_forgotten(self) -> list[dt.date]:
+        """Plan the recent days that have no row in the ledger, and return them."""
+        today = self._clock().date()
+        span = (today - dt.timedelta(days=OLDEST_HOLE), today - dt.timedelta(days=YOUNGEST_HOLE))
+        with self._pool.connection() as connection:
+            days = ledger.forgotten_days(connection, *span)
+        for day in days:
+            self._plan.plan(day)
+        return days
 
     def reconcile(self) -> tuple[Planned, int]:
         """Enqueue what has not ended well of every day, and the aggregates that are due; return what was done.

@@ -46,6 +46,8 @@ class JobSettings:
             if option.name not in given and (text := environ.get(name)):
                 given[option.name] = _read(name, text, kinds[option.name])
         settings = cls(**given)  # type: ignore[arg-type]  # each value was read by its field's type
+        if not settings.graph_url.startswith(("http://", "https://")):
+            raise BadSettings(f"REDISQ_GRAPH_URL is {settings.graph_url!r}, which is not an http or https address")
         return cls(**{**given, "database_url": _dsn(settings.database_url, credential("database-password", environ))})  # type: ignore[arg-type]  # as above
 
 

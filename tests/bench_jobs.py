@@ -1,13 +1,14 @@
-"""One day of many pages through the real queue, the real provider and a real database, with a simulator of its own."""
+"""What the jobs cost: a day of pages through everything there is, and the queries that grow with pages and days."""
 
 import datetime as dt
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,17 @@ from pathlib import Path
 import psycopg
 
 from jobs import database, integrations, payloads
+from jobs.aggregate import FanIn, aggregate
 from jobs.app import Application
+from jobs.plan import Plan
 from jobs.servers import private_postgres, private_redis
 from jobs.simulator_pages import GeneratedPages
 from jobs.vault import Vault
+from redisq.cli import Exit
+from tests.many_pages import many_days, many_pages
 
 SEED = 7
+_LAST = dt.date(2026, 3, 7)
 PROGRAMS = Path(__file__).parent.parent / "bin"
 
 
@@ -67,8 +73,62 @@ def day_of_pages(day: Day) -> float:
         begun = time.perf_counter()
         queue.enqueue(application.registry["plan"].job(payloads.Plan(date.isoformat())))
         while _done(connection) < day.pages:
-            time.sleep(0.02)
+            time.sleep(0.1)  # each look reads the whole ledger
         return time.perf_counter() - begun
+
+
+def aggregate_of(pages: int) -> float:
+    """Return the seconds that the sums of one organization's day take."""
+    with _database() as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+        many_pages(connection, pages, organizations=1)
+        many_days(connection, _LAST - dt.timedelta(days=6), _LAST, numbers=True)
+        return _timed(lambda: aggregate(connection, "org-0", _LAST, now=dt.datetime.now(dt.UTC)))
+
+
+def plan_of(pages: int) -> tuple[float, float]:
+    """Return the seconds that a plan takes, and by how many MiB this process grew at most meanwhile."""
+    with ExitStack() as stack:
+        dsn = stack.enter_context(_database())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        redis = stack.enter_context(private_redis(folder))
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            many_pages(connection, pages, organizations=100)
+        application = Application({"REDISQ_REDIS_URL": redis.url, "REDISQ_DATABASE_URL": dsn})
+        pool = stack.enter_context(database.open_pool(dsn, size=2))
+        plan = Plan(pool, application.queue, application.registry, FanIn(application.queue, application.registry))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds = _timed(lambda: plan.plan(_LAST))
+        return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def coverage_of(pages: int, days: int, *options: str) -> float:
+    """Return the seconds that the real command takes for so many pages and days, its start included."""
+    with _database() as dsn:
+        first = _LAST - dt.timedelta(days=days - 1)
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            many_pages(connection, pages, organizations=1)
+            many_days(connection, first, _LAST, numbers=False)
+        span = ["--org", "org-0", "--from", first.isoformat(), "--to", _LAST.isoformat()]
+        line = [Path(sys.executable).with_name("redisq"), "coverage", *span, *options]
+        environ = os.environ | {"REDISQ_DATABASE_URL": dsn}
+        ends: list[int] = []
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        seconds = _timed(lambda: ends.append(subprocess.run(line, env=environ, check=False, **quiet).returncode))
+        assert ends == [Exit.FOUND]  # an error would be quick
+        return seconds
+
+
+def _timed(action: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+@contextmanager
+def _database() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder, private_postgres(Path(folder)) as postgres:
+        database.upgrade(postgres.dsn)
+        yield postgres.dsn
 
 
 def _connect_pages(connection: psycopg.Connection[object], count: int, vault: Vault) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.settings import JobSettings
 from redisq import BadSettings, Settings, credential, redact, redaction
 from redisq.config import with_password
 
@@ -139,3 +140,9 @@ def test_a_named_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(BadSettings, match="REDISQ_SOME_KEY_FILE: cannot read"):
         credential("some-key", {"REDISQ_SOME_KEY_FILE": str(tmp_path / "binary")})
+
+
+def test_an_address_of_the_provider_without_its_scheme_is_refused() -> None:
+    """At the start and by name, and not as a thousand calls that reach nobody."""
+    with pytest.raises(BadSettings, match="REDISQ_GRAPH_URL"):
+        JobSettings.from_environment({"REDISQ_GRAPH_URL": "graph.facebook.com"})

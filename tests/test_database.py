@@ -92,6 +92,18 @@ def test_a_pool_outlives_the_loss_of_its_connections(database: str) -> None:
 upgrade, open_pool = database.upgrade, database.open_pool  # the fixture `database` hides the module in a test
 
 
+def test_a_database_of_another_encoding_is_refused_by_name(dsn: str) -> None:
+    """A cluster of locale C makes such databases, in which every text would come back as bytes."""
+    name = "ascii_only"
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+        try:
+            with pytest.raises(SchemaError, match="encoding SQL_ASCII: create it with ENCODING 'UTF8'"):
+                upgrade(psycopg.conninfo.make_conninfo(dsn, dbname=name))
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 # -- what a handler asks for when PostgreSQL refuses ---------------------------------------------------------------
 
 
@@ -104,7 +116,7 @@ upgrade, open_pool = database.upgrade, database.open_pool  # the fixture `databa
         ("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '40P01'; END $$", Retry, "database"),
         ("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '25P03'; END $$", Retry, "database"),
         ("SET statement_timeout = 1; SELECT pg_sleep(1)", Retry, "database"),
-        ("SELECT * FROM nowhere", Retry, "database_schema"),
+        ("SELECT * FROM nowhere", Defer, "database_schema"),
         ("SELECT 1 / 0", Permanent, "database_refused"),
         ("SELECT E'\\x00'", Permanent, "database_refused"),
     ],

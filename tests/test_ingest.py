@@ -98,7 +98,7 @@ def test_an_answered_day_is_done(world: World) -> None:
     assert world.ready() == [AGGREGATE]
 
 
-def test_running_an_ingest_again_changes_nothing(world: World) -> None:
+def test_promise_2_running_an_ingest_again_changes_nothing(world: World) -> None:
     """A worker that dies between the commit and the ack has its job run once more."""
     world.provider.answers["page", DAY] = {VIEWS: 12}
     world.ingest("org", "page")
@@ -111,7 +111,7 @@ def test_running_an_ingest_again_changes_nothing(world: World) -> None:
 def test_a_run_that_lost_its_lease_stores_nothing(world: World) -> None:
     """Somebody else has the job, perhaps with newer numbers."""
     world.provider.answers["page", DAY] = {VIEWS: 12}
-    with pytest.raises(Retry, match="lease_lost"):
+    with pytest.raises(Defer, match="lease_lost"):
         world.ingest("org", "page", holds=False)
     assert world.fetch("SELECT * FROM page_metric_daily") == []
 

@@ -52,6 +52,10 @@ def found(world: World, page: str) -> Integration:
     return integration
 
 
+def waits(world: World, *pages: str) -> list[float]:
+    return [found(world, page).blocked_for(NOW) for page in pages]
+
+
 def rows(world: World) -> list[Any]:
     return world.fetch("SELECT metric, status, value, revision FROM page_metric_daily ORDER BY metric")
 
@@ -162,22 +166,20 @@ def test_attempts_are_the_latest_and_deferrals_add_up(world: World) -> None:
 def test_a_gate_holds_back_those_it_names(world: World) -> None:
     """A limit on one page must not stop the others; one on the app must."""
     world.connect("org", "other")
-    page, other = found(world, "page"), found(world, "other")
     ledger.close_gates(world.db, "facebook", [Gate("page", "page", 420.0, None, "usage")], NOW)
-    assert (ledger.blocked_for(world.db, page, NOW), ledger.blocked_for(world.db, other, NOW)) == (420.0, 0.0)
+    assert waits(world, "page", "other") == [420.0, 0.0]
     ledger.close_gates(world.db, "facebook", [Gate("app", "facebook", 120.0, 100.0, "usage")], NOW)
-    assert (ledger.blocked_for(world.db, page, NOW), ledger.blocked_for(world.db, other, NOW)) == (420.0, 120.0)
-    assert ledger.blocked_for(world.db, page, NOW + dt.timedelta(seconds=420)) == 0.0
+    assert waits(world, "page", "other") == [420.0, 120.0]
+    assert found(world, "page").blocked_for(NOW + dt.timedelta(seconds=420)) == 0.0
     ledger.close_gates(world.db, "facebook", [Gate("user", "other", 240.0, None, "usage")], NOW)
-    assert (ledger.blocked_for(world.db, page, NOW), ledger.blocked_for(world.db, other, NOW)) == (420.0, 240.0)
+    assert waits(world, "page", "other") == [420.0, 240.0]
 
 
 def test_a_gate_is_never_shortened(world: World) -> None:
     """Two answers cross on the way: the longer wait is the provider's word."""
-    page = found(world, "page")
     for seconds in (420.0, 60.0):
         ledger.close_gates(world.db, "facebook", [Gate("page", "page", seconds, None, "usage")], NOW)
-    assert ledger.blocked_for(world.db, page, NOW) == 420.0
+    assert waits(world, "page") == [420.0]
 
 
 @pytest.mark.parametrize(
@@ -204,10 +206,16 @@ def test_coverage_has_a_cell_for_every_page_and_day(world: World) -> None:
     world.connect("tenant", "third")
     ledger.record(world.db, DONE, "facebook")
     ledger.record(world.db, replace(DONE, integration_id="other", state="dead", reason="app"), "facebook")
-    cells = ledger.coverage(world.db, "org", DAY, DAY + dt.timedelta(days=1))
-    assert [(cell.integration_id, cell.day.day, cell.state, cell.reason) for cell in cells] == [
-        ("other", 7, "dead", "app"),
-        ("other", 8, "missing", None),
-        ("page", 7, "done", None),
-        ("page", 8, "missing", None),
-    ]
+    span = (DAY, DAY + dt.timedelta(days=1))
+    pages = ledger.coverage(world.db, "org", *span)
+    assert [(page.integration_id, page.marks) for page in pages] == [("other", "F-"), ("page", ".-")]
+    reasons = ledger.explained(world.db, "org", *span)
+    assert [(each.integration_id, each.day, each.reason) for each in reasons] == [("other", DAY, "app")]
+
+
+def test_coverage_asks_nothing_more_of_a_deleted_page(world: World) -> None:
+    """What was read of it stays visible; the days after are nobody's."""
+    ledger.record(world.db, DONE, "facebook")
+    world.db.execute("UPDATE integration SET deleted_at = now()")
+    (page,) = ledger.coverage(world.db, "org", DAY - dt.timedelta(days=1), DAY + dt.timedelta(days=1))
+    assert page.marks == " . "

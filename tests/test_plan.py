@@ -160,6 +160,16 @@ def test_reconcile_puts_back_every_day_that_the_queue_lost(world: World) -> None
     assert world.ready() == ingest_ids("page") + ingest_ids("page", day=BEFORE)
 
 
+def test_promise_7_a_day_whose_slot_was_lost_with_the_queue_is_planned_by_the_ledger(world: World) -> None:
+    """A wiped Redis has forgotten which days it planned, and a hole in the ledger is what is left of one."""
+    world.connect("org", "old")
+    world.db.execute("UPDATE integration SET created_at = %s", [NOW - dt.timedelta(days=5, hours=1)])
+    world.plans.plan(NOW.date() - dt.timedelta(days=3))
+    assert world.reconciles.plan_forgotten() == [NOW.date() - dt.timedelta(days=back) for back in (2, 4, 5)]
+    assert world.reconciles.plan_forgotten() == []
+    assert len(world.ready()) == 4
+
+
 def test_reconcile_enqueues_an_aggregate_whose_job_was_lost(world: World) -> None:
     """The worker died between its commit and the enqueue."""
     world.connect("org", "page")

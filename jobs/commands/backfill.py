@@ -27,7 +27,7 @@ def backfill(organization_id: str, first: dt.date, last: dt.date, as_json: bool)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     with connected(settings) as connection:
-        if not integrations.list_all(connection, organization_id):
+        if not integrations.has_page(connection, organization_id):
             raise no_page(organization_id)
     days = [last - dt.timedelta(days=back) for back in range((last - first).days + 1)]
     total = Planned()

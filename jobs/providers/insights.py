@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -51,6 +52,7 @@ class Window:
         return int(end_time(self.days[-1]).timestamp())
 
 
+@lru_cache(maxsize=4096)  # every page asks for the same few days, and time zones are slow
 def end_time(day: date) -> datetime:
     """Return the moment (UTC) at which the provider's `day` ends."""
     return datetime.combine(day + timedelta(days=1), time.min, DAY_ZONE).astimezone(UTC)

@@ -1,0 +1,163 @@
+"""How PostgreSQL finds the rows of every hot query: by an index, however much lies in the tables.
+
+The plans are those that were really used, as a worker's connection ends up with them: prepared, and generic.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import Connection, Rollback
+
+from jobs import aggregate, integrations, ledger
+from jobs.ledger import Entry
+from jobs.providers.base import Answer, Reading
+from jobs.servers import PostgresServer
+from tests.many_pages import many_days, many_pages
+
+LAST = dt.date(2026, 3, 7)
+FIRST = LAST - dt.timedelta(days=4)
+NOW = dt.datetime(2026, 3, 17, 13, tzinfo=dt.UTC)
+# Those that grow with the pages and their days. The outbox and the gates stay small.
+LARGE = {"integration", "ingest_day_state", "page_metric_daily"}
+
+DONE = Entry(integration_id="page-7", organization_id="org-7", day=LAST, queue="default", run_id="run", state="done")
+READINGS = (
+    Reading("page_follows", LAST, "no_data"),
+    Reading("page_media_view", LAST - dt.timedelta(days=1), "value", Decimal(7)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hot:
+    """A function whose statements run often or over much, the indexes they need, and why those."""
+
+    name: str
+    run: Callable[[Connection[Any]], object]
+    indexes: set[str]
+    why: str
+
+
+HOT = [
+    Hot(
+        "find",
+        lambda db: integrations.find(db, "page-7"),
+        {"integration_pkey", "provider_gate_pkey"},
+        "Every ingest begins with its page and the gates that may hold it back: a row each.",
+    ),
+    Hot(
+        "record",
+        lambda db: ledger.record(db, DONE, "facebook", Answer(READINGS, NOW)),
+        {"ingest_day_state_pkey", "page_metric_daily_pkey"},
+        "Every ingest ends with it: it touches the rows of one page, of the thousands that have the same day.",
+    ),
+    Hot(
+        "due days",
+        lambda db: ledger.due_days(db, "org-7", [LAST]),
+        {"aggregate_dirty_of", "ingest_day_state_expected"},
+        "Asked after every ingest; the partial index holds only what is still to come, so it is empty when it matters.",
+    ),
+    Hot(
+        "open days",
+        ledger.open_days,
+        {"ingest_day_state_open"},
+        "Asked every five minutes of years of days, nearly all of which have ended: the partial index holds the rest.",
+    ),
+    Hot(
+        "open rows",
+        lambda db: list(ledger.open_rows(db, LAST, chunk=500)),
+        {"ingest_day_state_open", "ingest_day_state_pkey"},
+        "A plan reads one day's open rows, and looks at each again by its key before it is enqueued.",
+    ),
+    Hot(
+        "aggregate",
+        lambda db: aggregate.aggregate(db, "org-7", LAST, now=NOW),
+        {"aggregate_dirty_of", "ingest_day_state_of_organization", "page_metric_daily_pkey"},
+        "It reads one organization's day; the numbers lie together by page and day, the metrics of both side by side.",
+    ),
+    Hot(
+        "coverage",
+        lambda db: ledger.coverage(db, "org-7", FIRST, LAST),
+        {"ingest_day_state_coverage"},
+        "A person waits for a year of one organization: the index alone tells, in the order of the pages.",
+    ),
+    Hot(
+        "due everywhere",
+        lambda db: list(ledger.due_everywhere(db, NOW, chunk=500)),
+        {"ingest_day_state_expected", "ingest_day_state_of_organization"},
+        "It goes through the outbox, which is short, and must not go through the ledger for each of its days.",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def seeded(postgres_server: PostgresServer, migrated: str) -> Iterator[Connection[Any]]:
+    """A connection to 20,000 days of pages with 240,000 numbers. Seeded once: what runs on it is rolled back."""
+    with psycopg.connect(postgres_server.dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE plans TEMPLATE {migrated}")  # type: ignore[arg-type]  # our own name
+        # Never prepared, then for any value: a guess that is right only for the first one cannot hide.
+        options = "-c plan_cache_mode=force_generic_plan"
+        with psycopg.connect(postgres_server.dsn_of("plans"), autocommit=True, options=options) as connection:
+            many_pages(connection, 4_000, organizations=200)
+            many_days(connection, FIRST, LAST, numbers=True)
+            connection.execute(
+                "INSERT INTO aggregate_dirty (organization_id, day, reason)"
+                " SELECT organization_id, day, 'ingest' FROM ingest_day_state"
+            )
+            connection.execute(
+                "INSERT INTO provider_gate (provider, scope, key, blocked_until, source)"
+                " SELECT 'facebook', 'page', n::text, now(), 'usage' FROM generate_series(1, 1000) AS n"
+            )
+            connection.execute("VACUUM ANALYZE")
+            try:
+                connection.execute("LOAD 'auto_explain'")
+            except psycopg.errors.UndefinedFile:
+                pytest.skip("this PostgreSQL comes without auto_explain")
+            connection.prepare_threshold = 0
+            yield connection
+        admin.execute("DROP DATABASE plans")
+
+
+def plans_of(connection: Connection[Any], run: Callable[[Connection[Any]], object]) -> list[dict[str, Any]]:
+    """Return every node of the plans of the statements that `run` sends, and take back what it did."""
+    found: list[str] = []
+
+    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
+        _, explained, plan = (diagnostic.message_primary or "").partition("plan:\n")
+        if explained:
+            found.append(plan)
+
+    connection.add_notice_handler(note)
+    with connection.transaction():
+        for setting in ("client_min_messages = log", "auto_explain.log_format = json"):
+            connection.execute(f"SET LOCAL {setting}")  # type: ignore[arg-type]  # from the line above
+        connection.execute("SET LOCAL auto_explain.log_min_duration = 0")
+        run(connection)
+        raise Rollback
+    connection.remove_notice_handler(note)
+    assert found
+    return [node for plan in found for node in nodes_of(json.loads(plan)["Plan"])]
+
+
+def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes_of(part)
+
+
+@pytest.mark.parametrize("hot", HOT, ids=lambda hot: hot.name)
+def test_hot_query_goes_by_its_indexes(seeded: Connection[Any], hot: Hot) -> None:
+    """A table that is read through is fast in every test and takes minutes after a year."""
+    nodes = plans_of(seeded, hot.run)
+    read_through = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
+    # An upsert finds its row by the arbiter of its conflict clause.
+    used = {name for node in nodes for name in (node.get("Index Name"), *node.get("Conflict Arbiter Indexes", ()))}
+    assert not read_through & LARGE, hot.why
+    assert hot.indexes <= used, hot.why
