@@ -11,17 +11,22 @@ TMPFILESDIR ?= /usr/lib/tmpfiles.d
 CONFDIR := /etc/redisq
 
 VENV ?= .venv
+# Whole files, for each has servers of its own to start.
+PARALLEL ?= --numprocesses=3 --dist=loadfile
 UNITS := redisq-worker@.service redisq-scheduler.service redisq.target
 INSTALLED := $(DESTDIR)$(LIBDIR)
 DROPIN := $(DESTDIR)$(UNITDIR)/redisq-worker@.service.d
 
-.PHONY: help demo test test-quick lint types units check bench bench-quick install uninstall clean python
+.PHONY: help demo test test-quick test-chaos lint types units check bench bench-quick chaos mutants install uninstall clean python
 
 help:
 	@echo "make demo         twenty synthetic pages, fourteen days, through a private Redis and PostgreSQL"
-	@echo "make test         every test this machine can run; test-quick leaves out the slow ones"
+	@echo "make test         every test this machine can run but chaos; test-quick leaves out the slow ones"
 	@echo "make check        lint, types and every test; units for the systemd units alone"
 	@echo "make bench        the benchmarks; bench-quick for a short look"
+	@echo "make test-chaos   five seeds of chaos, as CI runs them"
+	@echo "make chaos        faults drawn from SEED=\"1 2 3\" for SECONDS each, watched by an auditor"
+	@echo "make mutants      weakened queues, each of which the auditor must catch"
 	@echo "make install      into PREFIX=$(PREFIX), units into UNITDIR=$(UNITDIR); DESTDIR is honoured"
 	@echo "make uninstall    takes out what install put in; keeps $(CONFDIR) and all data"
 	@echo "make clean        removes $(VENV) and everything else that was made here"
@@ -30,10 +35,13 @@ demo: $(VENV)/.with-embedded
 	@$(VENV)/bin/redisq demo $(DEMO)
 
 test: $(VENV)/.with-dev
-	$(VENV)/bin/pytest $(TESTS)
+	$(VENV)/bin/pytest $(PARALLEL) -m "not chaos" $(TESTS)
 
 test-quick: $(VENV)/.with-dev
-	$(VENV)/bin/pytest -m "not slow and not docker and not systemd" $(TESTS)
+	$(VENV)/bin/pytest $(PARALLEL) -m "not slow and not docker and not systemd" $(TESTS)
+
+test-chaos: $(VENV)/.with-dev
+	$(VENV)/bin/pytest -m chaos $(TESTS)
 
 lint: $(VENV)/.with-dev
 	$(VENV)/bin/ruff check .
@@ -53,6 +61,12 @@ bench: $(VENV)/.with-dev
 
 bench-quick: $(VENV)/.with-dev
 	$(VENV)/bin/python -m tests.bench --quick
+
+chaos: $(VENV)/.with-dev
+	$(VENV)/bin/python -m tests.chaos --seed $(or $(SEED),1 2 3 4 5) --seconds $(or $(SECONDS),12)
+
+mutants: $(VENV)/.with-dev
+	$(VENV)/bin/python -m tests.chaos --seed $(or $(SEED),1 2 3 4 5) --seconds $(or $(SECONDS),10) --mutants
 
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.image.engine import has_image, import_image, pack
@@ -35,10 +38,11 @@ def why_not() -> str | None:
 
 def provide() -> str:
     """Return the name of the image. The first time it takes a minute, and the tar it is made of is kept."""
-    if not has_image(_name()):
-        if not _tar().exists():
-            _bootstrap(_tar())
-        import_image(_name(), _tar(), changes=[f'CMD ["sh", "-c", "{BOOT}"]', "ENV container=docker"])
+    with _one_at_a_time():
+        if not has_image(_name()):
+            if not _tar().exists():
+                _bootstrap(_tar())
+            import_image(_name(), _tar(), changes=[f'CMD ["sh", "-c", "{BOOT}"]', "ENV container=docker"])
     return _name()
 
 
@@ -47,13 +51,22 @@ def wheels() -> Path:
     pyproject = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     wanted = sorted([*pyproject["project"]["dependencies"], *pyproject["build-system"]["requires"], *FOR_OLDER_PYTHONS])
     directory = _cache() / f"wheels-{_digest(wanted)}"
-    if not directory.exists():
-        unfinished = Path(tempfile.mkdtemp(dir=_cache()))
-        target = ["--only-binary=:all:", "--implementation=cp", "--python-version=3.11"]
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(unfinished)]
-        subprocess.run([*pip, *target, *wanted], check=True)
-        unfinished.rename(directory)
+    with _one_at_a_time():
+        if not directory.exists():
+            unfinished = Path(tempfile.mkdtemp(dir=_cache()))
+            target = ["--only-binary=:all:", "--implementation=cp", "--python-version=3.11"]
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(unfinished)]
+            subprocess.run([*pip, *target, *wanted], check=True)
+            unfinished.rename(directory)
     return directory
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let no two processes of one test run make the same thing."""
+    with (_cache() / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # gone with the file, however the process ends
+        yield
 
 
 def _bootstrap(tar: Path) -> None:

@@ -1,0 +1,179 @@
+"""What a run of chaos plays on: private servers, a proxy before Redis, and the processes of the test application."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Self
+
+import psycopg
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from jobs.servers import PostgresServer, RedisServer, private_redis, redis_program
+from tests.chaos import mutants
+from tests.chaos.auditor import NAME
+from tests.chaos.ledger import SCHEMA
+from tests.proxy import Proxy
+
+PROJECT = Path(__file__).resolve().parents[2]
+LEASE = 3.0  # the shortest that the settings allow
+CREW = {"worker": 2, "scheduler": 2, "producer": 2}
+
+
+class Clock:
+    """The wall clock of a Redis, apart from the machine's: a library that is preloaded reads an offset from a file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._offset_ms = 0
+        self._page: mmap.mmap | None = None
+        compiler = shutil.which("cc")
+        self.program: str | None = None
+        if compiler is None:
+            return
+        library, offset, program = (directory / name for name in ("clock.so", "clock.offset", "redis-server"))
+        source = str(Path(__file__).with_name("clock.c"))
+        subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", str(library), source], check=True)
+        offset.write_bytes(bytes(8))
+        program.write_text(f'#!/bin/sh\nLD_PRELOAD="{library}" CHAOS_CLOCK="{offset}" exec "{redis_program()}" "$@"\n')
+        program.chmod(0o755)
+        self.program = str(program)
+        with offset.open("r+b") as file:
+            self._page = mmap.mmap(file.fileno(), 8)
+
+    def step(self, seconds: float) -> bool:
+        """Move the clock; False when there is no compiler to make the library with."""
+        if self._page is None:
+            return False
+        self._offset_ms += round(seconds * 1000)
+        self._page[:8] = struct.pack("=q", self._offset_ms)
+        return True
+
+
+class Member:
+    """One place in the crew: a process, and the next one when it has ended."""
+
+    def __init__(self, role: str, number: int, environment: dict[str, str], log: Path) -> None:
+        self.role, self.number = role, number
+        self._environment, self.log = environment, log
+        self._process = self._start()
+        self.dismissed = False
+
+    def signal(self, number: signal.Signals) -> bool:
+        """Send a signal; False when the process has gone."""
+        if self._process.poll() is not None:
+            return False
+        self._process.send_signal(number)
+        return True
+
+    def restart_if_gone(self) -> None:
+        """Do what systemd does."""
+        if not self.dismissed and self._process.poll() is not None:
+            self._process = self._start()
+
+    def dismiss(self) -> None:
+        """Tell the process to stop for good."""
+        self.dismissed = True
+        self.signal(signal.SIGTERM if self.role != "producer" else signal.SIGKILL)
+
+    def wait(self, within: float) -> int | None:
+        """Return the exit code, None when it had to be killed."""
+        try:
+            return self._process.wait(within)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.load", self.role, str(self.number)],
+                cwd=PROJECT,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+
+class Site:
+    """Everything that runs, from `__enter__` to `__exit__`."""
+
+    def __init__(self, directory: Path, postgres: PostgresServer, seed: int, mutant: str) -> None:
+        self.directory, self.postgres = directory, postgres
+        directory.mkdir(parents=True, exist_ok=True)
+        self._seed, self._mutant = seed, mutant
+        self.dsn = self._create_database()
+        self.clock = Clock(directory)
+        # Without rewrites the append-only file is a journal of the whole run.
+        options = ["--auto-aof-rewrite-percentage", "0"]
+        self.redis: RedisServer = private_redis(directory / "redis", options=options, binary=self.clock.program)
+        self.redis_is_struck = False
+        self.admin = Redis.from_url(
+            self.redis.url, client_name=NAME, retry=Retry(NoBackoff(), 0), socket_timeout=1.0, decode_responses=True
+        )
+        self.proxy = Proxy(self.redis.port)
+        self.members: list[Member] = []
+
+    def __enter__(self) -> Self:
+        self.members = [self._member(role, n) for role, count in CREW.items() for n in range(count)]
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for member in self.members:
+            member.dismissed = True
+            member.signal(signal.SIGKILL)
+            member.wait(5)
+        self.proxy.__exit__()
+        self.redis.stop()
+
+    def pick(self, role: str, pick: float) -> Member:
+        crew = [member for member in self.members if member.role == role]
+        return crew[int(pick * len(crew))]
+
+    def keep_up(self) -> None:
+        """Restart whoever has ended."""
+        for member in self.members:
+            member.restart_if_gone()
+
+    def terminate_backends(self) -> None:
+        """End every connection to PostgreSQL but this one."""
+        with psycopg.connect(self.postgres.dsn, autocommit=True) as connection:
+            connection.execute("""
+                SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'""")
+
+    def _member(self, role: str, number: int) -> Member:
+        # All workers meet the proxy's faults, and of the others one each: those see what is true.
+        proxied = role == "worker" or number == 0
+        environment = os.environ | {
+            "REDISQ_REDIS_URL": self.proxy.url if proxied else self.redis.url,
+            "REDISQ_LEASE": f"{LEASE:g}",
+            "REDISQ_SLOTS": "8",
+            "REDISQ_GRACE": "1",
+            "CHAOS_DSN": self.dsn,
+            "CHAOS_DIRECTORY": str(self.directory),
+            "CHAOS_SEED": str(self._seed),
+            mutants.VARIABLE: self._mutant,
+        }
+        return Member(role, number, environment, self.directory / f"{role}-{number}.log")
+
+    def _create_database(self) -> str:
+        name = f"chaos_{uuid.uuid4().hex}"
+        with psycopg.connect(self.postgres.dsn, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+            # The private server commits late to be fast; here an answered commit must outlive its crash.
+            connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = on")
+        dsn = self.postgres.dsn_of(name)
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(SCHEMA)
+        return dsn
