@@ -27,7 +27,7 @@ from redis import Redis
 
 from jobs.servers import RedisServer, private_redis
 from redisq import Delivery, Keeper, Kind, Queue, Registry, Scheduler, Settings, Worker, connect
-from tests.bench_jobs import Day, day_of_pages
+from tests.bench_jobs import Day, aggregate_of, coverage_of, day_of_pages, plan_of
 
 NOTHING = b'{"organizationId":"org-000001","integrationId":"page-000001","date":"2026-01-01"}'
 
@@ -256,6 +256,18 @@ def measure(rounds: int, size: int, options: Sequence[str]) -> dict[str, list[fl
     return found
 
 
+def measure_jobs() -> dict[str, list[float]]:
+    """Return the samples of what the jobs cost."""
+    days = (Day(pages=20, latency=0.1, slots=8), Day(pages=5000, latency=0.1, slots=64))
+    found = {day.title: [day_of_pages(day) for _ in range(3 if day.pages < 100 else 1)] for day in days}
+    found["aggregate of 5,000 pages (ms)"] = [1000 * aggregate_of(5000) for _ in range(3)]
+    seconds, grown = plan_of(100_000)
+    found["plan of 100,000 pages (s)"] = [seconds]
+    found["memory that this plan takes (MiB)"] = [grown]
+    found["redisq coverage of 5,000 pages and 400 days (s)"] = [coverage_of(5000, 400)]
+    return found
+
+
 def machine() -> str:
     redis = subprocess.run([shutil.which("redis-server") or "true", "--version"], capture_output=True, text=True)
     server = next((word[2:] for word in redis.stdout.split() if word.startswith("v=")), "embedded")
@@ -275,8 +287,7 @@ def main() -> None:
     options = ("--appendonly", "no")
     samples = measure(1 if quick else 3, 5_000 if quick else 50_000, options)
     if not quick:
-        for day in (Day(pages=20, latency=0.1, slots=8), Day(pages=5000, latency=0.0, slots=64)):
-            samples[day.title] = [day_of_pages(day) for _ in range(3 if day.pages < 100 else 1)]
+        samples |= measure_jobs()
     print(machine() + ", without AOF")
     for figure, values in samples.items():
         print(f"{figure:<56} {statistics.median(values):>12,.2f}   {min(values):,.2f} to {max(values):,.2f}")
