@@ -3,7 +3,6 @@
 import datetime as dt
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -85,8 +84,8 @@ def aggregate_of(pages: int) -> float:
         return _timed(lambda: aggregate(connection, "org-0", _LAST, now=dt.datetime.now(dt.UTC)))
 
 
-def plan_of(pages: int) -> tuple[float, float]:
-    """Return the seconds that a plan takes, and by how many MiB this process grew at most meanwhile."""
+def plan_of(pages: int) -> float:
+    """Return the seconds that a plan takes."""
     with ExitStack() as stack:
         dsn = stack.enter_context(_database())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -96,9 +95,7 @@ def plan_of(pages: int) -> tuple[float, float]:
         application = Application({"REDISQ_REDIS_URL": redis.url, "REDISQ_DATABASE_URL": dsn})
         pool = stack.enter_context(database.open_pool(dsn, size=2))
         plan = Plan(pool, application.queue, application.registry, FanIn(application.queue, application.registry))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        seconds = _timed(lambda: plan.plan(_LAST))
-        return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        return _timed(lambda: plan.plan(_LAST))
 
 
 def coverage_of(pages: int, days: int, *options: str) -> float:

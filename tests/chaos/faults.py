@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from tests.chaos.auditor import NAME
 from tests.chaos.site import LEASE, Member, Site
+from tests.proxy import Rule
 
 GAP = 0.3  # seconds between faults, on average
 
@@ -82,6 +83,7 @@ class Hand:
 
     def __init__(self, site: Site, later: Callable[[float, Callable[[], None]], None]) -> None:
         self._site, self._later = site, later
+        self._rules: list[Rule] = []  # of replies to be cut
 
     def strike(self, fault: Fault) -> bool:
         """Do `fault`; False when there was nothing to strike."""
@@ -138,14 +140,12 @@ class Hand:
             return  # it is down: nobody is connected
 
     def _cut_replies(self, fault: Fault) -> bool:
-        self._site.proxy.lose(b"", how="cut", times=1 + int(fault.pick * 8))
-        return True
+        return self._lose(b"", times=1 + int(fault.pick * 8))
 
     def _cut_claims(self, fault: Fault) -> bool:
         """Only answers that carry jobs: the ones that cannot be asked for again."""
         request = b"BLMOVE" if fault.pick < 0.3 else b"EVALSHA"
-        self._site.proxy.lose(request, reply=b":2024-05-01", how="cut", times=2 + int(fault.pick * 8))
-        return True
+        return self._lose(request, reply=b":2024-05-01", times=5 + int(fault.pick * 10))
 
     def _swallow_a_reply(self, _fault: Fault) -> bool:
         self._site.proxy.lose(b"EVALSHA", how="swallow")
@@ -156,7 +156,19 @@ class Hand:
 
     def _partition(self, fault: Fault) -> bool:
         self._site.proxy.partition()
-        self._later(fault.lasts, self._site.proxy.heal)
+        self._later(fault.lasts, self._reconnect)
+        return True
+
+    def _reconnect(self) -> None:
+        """End a partition; replies that are still to be cut are still to be cut."""
+        self._site.proxy.heal()
+        rules, self._rules = self._rules, []
+        for rule in rules:
+            if rule.fired < rule.times:
+                self._lose(rule.request, reply=rule.reply, times=rule.times - rule.fired)
+
+    def _lose(self, request: bytes, *, reply: bytes = b"", times: int) -> bool:
+        self._rules.append(self._site.proxy.lose(request, reply=reply, how="cut", times=times))
         return True
 
     # -- Redis ---------------------------------------------------------------------------------------------------------
