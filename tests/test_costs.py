@@ -33,7 +33,8 @@ def commands(redis: Redis) -> dict[str, int]:
     """Return how often Redis ran each command since `reset`, those inside of scripts included."""
     found = redis.info("commandstats")
     counted = {name.removeprefix("cmdstat_"): stats["calls"] for name, stats in found.items()}
-    return {name: calls for name, calls in counted.items() if name not in ("config|resetstat", "info")}
+    ours = ("config|resetstat", "config", "info")  # Redis 6.2 does not name the second word
+    return {name: calls for name, calls in counted.items() if name not in ours}
 
 
 def reset(redis: Redis) -> None:
