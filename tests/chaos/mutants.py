@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from redis import Redis
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from redisq import queue, scripts, server, service, worker
@@ -58,8 +58,9 @@ def _replace(owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
-_FENCE = "if run.token ~= token or redis.call('LREM', processing, -1, id) ~= 1 then"
-_EXITS = ("ack", "fail", "defer", "bury", "release")
+_FENCED = ("fail", "defer", "bury", "release")
+_FENCE = "if token_of(record) ~= token or redis.call('LREM', processing, -1, id) ~= 1 then"
+_ACK_FENCE = "if token_of(records[i]) == ARGV[2 * i] and redis.call('LREM', KEYS[1], -1, id) == 1 then"
 
 
 @mutant
@@ -70,6 +71,13 @@ def client_retries() -> None:
         retry = Retry(ExponentialWithJitterBackoff(base=0.01, cap=1.0), 10)
         return Redis.from_url(settings.redis_url, retry=retry, socket_timeout=timeout, socket_connect_timeout=2.0)
 
+    once = scripts._round_trip
+
+    def again(client: Redis, commands: Sequence[Any]) -> list[Any]:
+        return Retry(NoBackoff(), 10).call_with_retry(lambda: once(client, commands), lambda _error: None)
+
+    # The scripts go past redis-py's own repetition, so they are given it back.
+    _replace(scripts, "_round_trip", again)
     _replace(service, "connect", connect)
     _replace(server, "connect", connect)
 
@@ -83,13 +91,15 @@ def no_ghost_sweep() -> None:
 @mutant
 def lrem_unchecked() -> None:
     """Whoever once had the id may settle it. With the token checked, no fault here makes LREM find nothing."""
-    _rewrite(_EXITS, _FENCE, "redis.call('LREM', processing, -1, id)\n  if false then")
+    _rewrite(_FENCED, _FENCE, "redis.call('LREM', processing, -1, id)\n  if false then")
+    _rewrite(["ack"], _ACK_FENCE, "redis.call('LREM', KEYS[1], -1, id)\n  if true then")
 
 
 @mutant
 def token_unchecked() -> None:
     """Whoever has the id in its list may settle it, for whichever delivery."""
-    _rewrite(_EXITS, "run.token ~= token or ", "")
+    _rewrite(_FENCED, _FENCE, _FENCE.replace("token_of(record) ~= token or ", ""))
+    _rewrite(["ack"], _ACK_FENCE, _ACK_FENCE.replace("token_of(records[i]) == ARGV[2 * i] and ", ""))
 
 
 @mutant
