@@ -12,7 +12,7 @@ from jobs.servers import PostgresServer, private_postgres
 from tests.chaos.faults import SHAPES, plan
 from tests.chaos.run import run
 
-SECONDS = 10.0  # of faults; a run takes about three times as long on a busy machine
+SECONDS = 12.0  # of faults; a run takes twice as long, on a busy machine three times
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_nothing_is_lost_and_nothing_sticks_under_chaos(seed: int, postgres: Pos
     assert report.jobs > 50
     assert report.looks > 50
     # Some find their victim down already.
-    assert len(report.faults) > len(SHAPES) * 0.7
+    assert len(report.faults) > len(SHAPES) / 2
 
 
 def test_the_same_seed_draws_the_same_faults() -> None:
