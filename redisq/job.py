@@ -92,7 +92,9 @@ class Job:
             and isinstance(at, int | float)
         ):
             check_name(kind, "kind")
-            _check_json(payload, MAX_DEPTH)
+            # orjson has refused what JSON cannot carry. Depth is left, and few brackets cannot nest deep.
+            if envelope.count(b"{") + envelope.count(b"[") > MAX_DEPTH:
+                _check_json(payload, MAX_DEPTH)
             return cls(id, kind, payload, version, queue, float(at))
         raise BadJob("the envelope lacks a field or has one of another type")
 
@@ -131,6 +133,12 @@ def _check_text(text: str) -> None:
         raise BadJob("the payload has a lone surrogate, which is not text") from None
 
 
+def context(job: Job | None, fields: Iterable[str]) -> dict[str, str | None]:
+    """Return the payload `fields` of `job` that its log lines carry; one that it does not have is None."""
+    payload = job.payload if job else {}
+    return {name: payload.get(name) for name in fields}
+
+
 class _JobLog(logging.LoggerAdapter[logging.Logger]):
     """The standard adapter drops what a single call has to add (until Python 3.13, which asks for a flag)."""
 
@@ -147,7 +155,7 @@ class Delivery:
     is_last_attempt: bool  # a failure now ends in the dead letters
     worker: str
     token: str
-    context: Mapping[str, str | None]  # the payload fields that every log line carries
+    log_fields: tuple[str, ...]  # the payload fields that every log line carries
     holds: Callable[[], bool]
 
     def lease_holds(self) -> bool:
@@ -158,7 +166,7 @@ class Delivery:
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose lines carry the job's id and context."""
         extra = {
-            **self.context,
+            **context(self.job, self.log_fields),
             "jobId": self.job.id,
             "queue": self.job.queue,
             "kind": self.job.kind,
@@ -207,13 +215,16 @@ class Kind(Generic[P]):
 
         Fields that a newer version added are passed over here and stay in the job.
         """
+        payload = job.payload
         known = _fields(self.payload)  # type: ignore[arg-type]  # a class is hashable, TypeVar cannot say so
-        if job.version <= self.version and (unknown := job.payload.keys() - known):
-            raise BadPayload(
-                f"{self.name} has no field {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}"
-            )
+        if payload.keys() != known:
+            if job.version <= self.version and (unknown := payload.keys() - known):
+                raise BadPayload(
+                    f"{self.name} has no field {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}"
+                )
+            payload = {name: value for name, value in payload.items() if name in known}
         try:
-            return self.payload(**{name: value for name, value in job.payload.items() if name in known})
+            return self.payload(**payload)
         except (TypeError, ValueError) as error:
             raise BadPayload(f"{self.name}: {error}") from None
 
@@ -242,8 +253,3 @@ class Registry(Mapping[str, Kind[Any]]):
 
     def __len__(self) -> int:
         return len(self._kinds)
-
-    def context(self, job: Job | None) -> dict[str, str | None]:
-        """Return the log fields of `job`; one that it does not have is None."""
-        payload = job.payload if job else {}
-        return {name: payload.get(name) for name in self.log_fields}

@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from redisq.errors import BadJob
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
+@lru_cache(maxsize=256)  # every job names its kind
 def check_name(name: str, what: str) -> str:
     """Return `name` when it can be part of a key; raise `BadJob` otherwise."""
     if not _NAME.match(name):

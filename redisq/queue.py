@@ -409,8 +409,12 @@ class Queue:
 
         Each call is atomic, the whole is not: when this raises, each of them may have happened or not.
         """
-        answers = scripts.run(self._redis, [(call.script, call.keys, call.args) for call in calls])
-        return [call.read(answer) for call, answer in zip(calls, answers, strict=True)]
+        return self.post(calls)()
+
+    def post(self, calls: Sequence[Call[Any]]) -> Callable[[], list[Any]]:
+        """Send as `send` does, and return the half that waits for the answers. It must be called, once."""
+        receive = scripts.post(self._redis, [(call.script, call.keys, call.args) for call in calls])
+        return lambda: [call.read(answer) for call, answer in zip(calls, receive(), strict=True)]
 
 
 def _ms(seconds: float) -> int:
@@ -434,9 +438,10 @@ def _bools(values: Iterable[int]) -> list[bool]:
 
 
 def _claimed(flat: Sequence[Any]) -> list[Claimed]:
+    fields = iter(flat)
     return [
-        Claimed(_text(flat[i]), _text(flat[i + 1]), flat[i + 2], flat[i + 3], flat[i + 4])
-        for i in range(0, len(flat), 5)
+        Claimed(_text(id), _text(token), envelope, attempts, crashes)
+        for id, token, envelope, attempts, crashes in zip(*[fields] * 5, strict=True)
     ]
 
 

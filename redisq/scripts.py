@@ -1,11 +1,12 @@
 """The Lua files, loaded once and run by their hash."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from hiredis import pack_command
 from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
@@ -31,33 +32,55 @@ def run(client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Ar
     When this raises, each of them may have run or not. A server that has forgotten a script (restart, failover,
     flush) is given it again.
     """
+    return post(client, runs)()
+
+
+def post(client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Argument]]]) -> Callable[[], list[Any]]:
+    """Send scripts, and return the half of `run` that waits for their answers. It must be called, once."""
     commands = [("EVALSHA", script.sha, len(keys), *wire(*keys, *args)) for script, keys, args in runs]
-    answers = _round_trip(client, commands)
-    for n, (script, *_) in enumerate(runs):
-        if isinstance(answers[n], NoScriptError):
-            [answers[n]] = _round_trip(client, [("EVAL", script.source, *commands[n][2:])])
-    for answer in answers:
-        if isinstance(answer, ResponseError):
-            raise answer
+    receive = _send(client, commands)
+
+    def answers() -> list[Any]:
+        answers = receive()
+        for n, (script, *_) in enumerate(runs):
+            if isinstance(answers[n], NoScriptError):
+                [answers[n]] = _send(client, [("EVAL", script.source, *commands[n][2:])])()
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise answer
+        return answers
+
     return answers
 
 
-def _round_trip(client: "Redis", commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Send `commands` together and return what Redis answered to each, be it an error.
+def _send(client: "Redis", commands: Sequence[tuple[Any, ...]]) -> Callable[[], list[Any]]:
+    """Send `commands` together; what is returned reads the answer to each, be it an error.
 
     Straight on a connection of the pool: what redis-py's own pipeline adds (callbacks, metrics, its retries, which
     are off) takes longer than Redis itself.
     """
     pool = client.connection_pool
     connection: Any = pool.get_connection()  # whose methods have no types
-    try:
-        connection.send_packed_command(connection.pack_commands(commands))
-        return [_answer(connection) for _ in commands]
-    except BaseException:
+
+    def drop() -> None:
         connection.disconnect()  # an answer that was not read would be taken for that of the next command
-        raise
-    finally:
         pool.release(connection)
+
+    def receive() -> list[Any]:
+        try:
+            answers = [_answer(connection) for _ in commands]
+        except BaseException:
+            drop()
+            raise
+        pool.release(connection)
+        return answers
+
+    try:
+        connection.send_packed_command([b"".join(map(pack_command, commands))])
+    except BaseException:
+        drop()
+        raise
+    return receive
 
 
 def _answer(connection: Any) -> Any:

@@ -21,10 +21,10 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from redisq.config import Settings
 from redisq.errors import BadJob, NewerEnvelope, UnknownKind
-from redisq.job import Delivery, Job, Registry
+from redisq.job import Delivery, Job, Registry, context
 from redisq.lease import Pulse
 from redisq.queue import EVERY_GHOST, Call, Claimed, Failure, Queue
-from redisq.server import describe, require_fit
+from redisq.server import COMMAND_TIMEOUT, describe, require_fit
 from redisq.slots import Deferred, Done, Doomed, Failed, Outcome, Run, Slots
 
 WAIT = 2.0  # seconds of one BLMOVE: short, so that a worker drains quickly
@@ -124,13 +124,14 @@ class Worker:
     ) -> None:
         self.id = f"{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}"
         self._registry, self._settings, self._observer = registry, settings, observer
-        self._clients = [connect(2.0), connect(WAIT + 2.0), connect(2.0)]
+        self._clients = [connect(COMMAND_TIMEOUT), connect(WAIT + 2.0), connect(COMMAND_TIMEOUT)]
         command, blocking, beating = (Queue(client, queue_name, settings.prefix) for client in self._clients)
         self._queue = command
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._held: dict[str, Run] = {}  # by token
         self._unsettled: list[Run] = []
         self._moved: list[str] = []  # by the doorbell, not yet started
+        self._claimed: list[Run] = []  # held, and not yet started
         self._lost_slots = 0  # whose handler never came back
         self._outage = Outage()
         self._sweep_at = 0.0
@@ -178,12 +179,13 @@ class Worker:
 
     def _gather(self) -> None:
         """Wait for an event, or for a turn's length, and take in all that has come."""
-        try:
-            self._take(self._events.get(timeout=TURN))
-            while True:
-                self._take(self._events.get_nowait())
-        except Empty:
-            return
+        if not self._claimed:
+            try:
+                self._take(self._events.get(timeout=TURN))
+            except Empty:
+                return
+        while not self._events.empty():  # nobody else takes from it
+            self._take(self._events.get())
 
     def _take(self, event: Event) -> None:
         match event:
@@ -215,6 +217,7 @@ class Worker:
                 self._ring(now)
             except RedisError as error:
                 self._lose_redis(error)
+                self._start_claimed()
         self._observer.turned(
             running=len(self._held),
             slots=self._slots.count,
@@ -223,16 +226,20 @@ class Worker:
         )
 
     def _exchange(self, now: float) -> None:
+        """Send, start what the last exchange claimed, and then wait: Redis and the slots work side by side."""
         want = self._wanted()
         settled, self._unsettled = self._unsettled, []
         calls = self._settlements(settled)
         if self._moved or want:
             calls.append(self._queue.claim(self.id, want, self._moved))
         if not calls:
+            self._start_claimed()
             return
         epoch = self._pulse.epoch
         try:
-            answers = self._queue.send(calls)
+            receive = self._queue.post(calls)
+            self._start_claimed()
+            answers = receive()
         except RedisError:
             self._unsettled = settled + self._unsettled
             self._moved.clear()  # whatever they became, they are ghosts now
@@ -244,19 +251,17 @@ class Worker:
         if self._moved or want:
             self._hungry = len(claimed) < want + len(self._moved)
             self._moved.clear()
-        # Last, because a slot that is handed a run competes with us for the interpreter.
-        if self._pulse.holds(epoch):
-            for delivery in claimed:
-                self._begin(Run(delivery, now, epoch))
-        elif claimed:
-            self._sweep_at = 0.0  # we slept on the answer: what is still ours goes back, the rest was reaped
+        self._hold([Run(delivery, now, epoch) for delivery in claimed])
 
     def _wanted(self) -> int:
-        """Return how many jobs could start at once. While the doorbell waits, nothing is ready and one place is its."""
+        """Return how many jobs could start at once. While the doorbell waits, nothing is ready and one place is its.
+
+        At most half of the slots: one half is on its way to Redis and back while the other runs.
+        """
         if self._doorbell.waiting or not self._may_start():
             return 0
         busy = len(self._held) - len(self._unsettled) + self._lost_slots
-        return max(0, self._slots.count - busy - len(self._moved))
+        return max(0, min(self._slots.count - busy - len(self._moved), (self._slots.count + 1) // 2))
 
     def _may_start(self) -> bool:
         return not self._stops and self._pulse.holds(self._pulse.epoch)
@@ -283,14 +288,29 @@ class Worker:
 
     # -- beginning a run -------------------------------------------------------------------------------------------
 
-    def _begin(self, run: Run) -> None:
-        self._held[run.claimed.token] = run
-        trouble = self._read(run)
-        if trouble:
-            run.outcome = trouble
-            self._events.put(run)
-        else:
-            self._slots.start(run)
+    def _hold(self, runs: list[Run]) -> None:
+        """Take in what was claimed. It starts now, unless there is something to send to Redis first."""
+        for run in runs:
+            self._held[run.claimed.token] = run
+        self._claimed = runs
+        if self._events.empty() and not self._wanted():
+            self._start_claimed()
+
+    def _start_claimed(self) -> None:
+        runs, self._claimed = self._claimed, []
+        if runs and not self._pulse.holds(runs[0].epoch):
+            # We slept on the answer: what is still ours goes back, the rest was reaped.
+            for run in runs:
+                del self._held[run.claimed.token]
+            self._sweep_at = 0.0
+            return
+        for run in runs:
+            trouble = self._read(run)
+            if trouble:
+                run.outcome = trouble
+                self._events.put(run)
+            else:
+                self._slots.start(run)
 
     def _read(self, run: Run) -> Outcome | None:
         """Read the envelope into `run`; what cannot be run is parked for a later release, or buried."""
@@ -311,7 +331,7 @@ class Worker:
             claimed.attempts + 1 >= run.kind.attempts,
             self.id,
             claimed.token,
-            self._registry.context(run.job),
+            self._registry.log_fields,
             lambda: self._held.get(claimed.token) is run and self._pulse.holds(run.epoch),
         )
         return None
@@ -387,7 +407,7 @@ class Worker:
 
     def _fields(self, run: Run) -> dict[str, Any]:
         return {
-            **self._registry.context(run.job),
+            **context(run.job, self._registry.log_fields),
             "jobId": run.claimed.id,
             "queue": self._queue.name,
             "kind": run.job.kind if run.job else None,

@@ -158,4 +158,4 @@ def a_world(database: str, redis: Redis) -> Iterator[World]:
 
 
 def a_delivery(job: Job, *, attempt: int = 1, is_last_attempt: bool = False, holds: bool = True) -> Delivery:
-    return Delivery(job, attempt, is_last_attempt, "worker-1", "token-1", {}, lambda: holds)
+    return Delivery(job, attempt, is_last_attempt, "worker-1", "token-1", (), lambda: holds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from redis import Redis
 
@@ -45,13 +47,13 @@ def reset(redis: Redis) -> None:
 def trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that grows with each round trip of a script, by the number of scripts in it."""
     counted: list[int] = []
-    send = redisq.scripts._round_trip
+    send = redisq.scripts._send
 
-    def count(client: Redis, sent: list[tuple[object, ...]]) -> list[object]:
+    def count(client: Redis, sent: list[tuple[object, ...]]) -> Callable[[], list[object]]:
         counted.append(len(sent))
         return send(client, sent)
 
-    monkeypatch.setattr(redisq.scripts, "_round_trip", count)
+    monkeypatch.setattr(redisq.scripts, "_send", count)
     return counted
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from redisq import BadJob, BadPayload, Defer, Delivery, Job, Kind, Registry, Retry, UnknownKind
 from redisq.errors import NewerEnvelope
-from redisq.job import MAX_BYTES, MAX_DEPTH
+from redisq.job import MAX_BYTES, MAX_DEPTH, context
 
 
 def _job(**changes: Any) -> Job:
@@ -245,11 +245,10 @@ def test_a_registry_knows_its_queues_once_each() -> None:
 
 def test_log_lines_carry_the_fields_of_the_job() -> None:
     """Every line of a job can be found by what it is about; what a job lacks is null, not absent."""
-    registry = Registry([PAGE], log_fields=("name", "date"))
     job = PAGE.job(Page("a"))
-    assert registry.context(job) == {"name": "a", "date": None}
-    assert registry.context(None) == {"name": None, "date": None}
-    delivery = Delivery(job, 2, False, "w", "t", {"date": None}, lambda: True)
+    assert context(job, ("name", "date")) == {"name": "a", "date": None}
+    assert context(None, ("name", "date")) == {"name": None, "date": None}
+    delivery = Delivery(job, 2, False, "w", "t", ("date",), lambda: True)
     assert isinstance(delivery.log, logging.LoggerAdapter)
     bound = {"date": None, "jobId": "page:a:1", "queue": "default", "kind": "page", "attempt": 2, "worker": "w"}
     assert delivery.log.extra == bound
@@ -266,8 +265,8 @@ def test_a_handler_cannot_ask_for_a_wait_without_end(ask: Callable[[float], Exce
 def test_a_line_of_a_handler_has_the_job_and_what_the_handler_adds(caplog: pytest.LogCaptureFixture) -> None:
     """A search for a page's id must find what its handler said."""
     caplog.set_level(logging.INFO, "redisq.job.page")
-    job = Job("page:1", "page", {})
-    delivery = Delivery(job, 2, False, "w", "t", {"date": "2026-01-01"}, lambda: True)
+    job = Job("page:1", "page", {"date": "2026-01-01"})
+    delivery = Delivery(job, 2, False, "w", "t", ("date",), lambda: True)
     delivery.log.info("read", extra={"rows": 12, "date": "2026-01-02"})
     [record] = caplog.records
     found = {name: record.__dict__[name] for name in ("jobId", "queue", "kind", "attempt", "worker", "rows", "date")}

@@ -423,7 +423,7 @@ def _busy(seconds: float) -> Handler:
 
 def _run(name: str, handler: Handler) -> Run:
     item = job(name, 1)
-    delivery = Delivery(item, 1, False, "worker", "token", {}, lambda: True)
+    delivery = Delivery(item, 1, False, "worker", "token", (), lambda: True)
     return Run(Claimed(item.id, "token", b"", 0, 0), 0.0, 1, item, kind(name, handler), delivery)
 
 
@@ -541,6 +541,44 @@ def test_a_worker_never_claims_more_than_it_can_start(redis: Redis, redis_url: s
             stage.open_gate(stage.runs()[done].removeprefix("wait:"))
         eventually(lambda: len(stage.effects()) == 12, within=5)
         assert work.turns.most_running == 3
+
+
+def test_jobs_run_while_redis_answers_the_next_claim(
+    redis: Redis, redis_server: RedisServer, queue: Queue, stage: Stage
+) -> None:
+    """Else Redis stands still while the slots work, and the slots while Redis does."""
+    queue.enqueue_many([job("effect", 1), job("effect", 2)])
+    load(redis)
+    with Proxy(redis_server.port) as proxy:
+        second = proxy.lose(scripts.claim, reply=b"effect:2", how="hold")
+        with at_work(application(stage), proxy.url, slots=2):
+            eventually(lambda: second.fired == 1 and stage.effects() == {"effect:1"}, within=1.5)  # before its time-out
+            second.release.set()
+            eventually(lambda: stage.effects() == {"effect:1", "effect:2"}, within=5)
+    assert sorted(stage.runs()) == ["effect:1", "effect:2"]
+    assert not census(redis)["jobs"]
+
+
+def test_a_claim_that_was_answered_after_the_lease_starts_nothing(
+    redis: Redis, redis_server: RedisServer, queue: Queue, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever slept on an answer, by a freeze or a slow network, may have been reaped meanwhile."""
+    monkeypatch.setattr(redisq.worker, "COMMAND_TIMEOUT", 2 * LEASE)
+    queue.enqueue(job("effect", 1))
+    load(redis)
+    with Proxy(redis_server.port) as proxy:
+        claim = proxy.lose(scripts.claim, reply=b"effect:1", how="hold")
+        with at_work(application(stage), proxy.url) as work:
+            eventually(lambda: claim.fired == 1, within=5)
+            beats = proxy.lose(scripts.heartbeat, times=1000)
+            eventually(lambda: not work.worker._may_start(), within=LEASE + 2)  # the only way to see it
+            claim.release.set()
+            eventually(lambda: queue.where(["effect:1"]) == ["ready"], within=5)  # ours still, so it went back unharmed
+            assert stage.runs() == []
+            assert beats.fired > 1
+            proxy.heal()
+            eventually(lambda: stage.effects() == {"effect:1"}, within=8)
+    assert not census(redis)["jobs"]
 
 
 def test_a_full_redis_is_drained_without_spinning(redis: Redis, redis_url: str, queue: Queue, stage: Stage) -> None:
