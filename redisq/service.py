@@ -165,6 +165,7 @@ def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
     if not _wait_for_redis(worker.prepare, notifier, settings, stopping):
         return 0
     gc.freeze()  # modules and handlers stay as they are: the collector need not walk over them again and again
+    gc.set_threshold(10_000)  # a turn of many slots makes thousands of objects and leaves none
     keeping.start()
     notifier.ready()
     code = worker.run()

@@ -181,6 +181,7 @@ class RunningWorker:
     def __enter__(self) -> None:
         self._worker.prepare()
         gc.freeze()  # as a worker's process does
+        gc.set_threshold(10_000)
         self._thread.start()
 
     def __exit__(self, *_exception: object) -> None:
