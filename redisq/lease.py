@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
+from redisq.outage import Outage
 from redisq.queue import Queue
-from redisq.server import describe
 
 MARGIN = 0.25  # of the lease: a worker stops trusting it so long before a reaper may take it
 
@@ -22,11 +22,17 @@ class Pulse:
     """
 
     def __init__(
-        self, queue: Queue, worker: str, info: dict[str, str | int | float], lease: float, wake: Callable[[], None]
+        self,
+        queue: Queue,
+        worker: str,
+        info: dict[str, str | int | float],
+        lease: float,
+        outage: Outage,
+        wake: Callable[[], None],
     ) -> None:
         self.epoch = 0
         self._queue, self._worker, self._info, self._wake = queue, worker, info, wake
-        self._lease = lease
+        self._lease, self._outage = lease, outage
         self._renewed = float("-inf")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="pulse", daemon=True)
@@ -55,10 +61,10 @@ class Pulse:
             try:
                 self._beat()
             except RedisError as error:
-                if not failing:
-                    log.warning("heartbeat failed", extra={"worker": self._worker, "cause": describe(error)})
+                self._outage.failed("heartbeat", error)
                 failing = True
             else:
+                self._outage.worked("heartbeat")
                 failing = False
 
     def _beat(self) -> None:

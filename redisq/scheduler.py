@@ -15,8 +15,8 @@ from redis.exceptions import RedisError
 from redisq.cron import Schedule
 from redisq.errors import BadJob
 from redisq.job import Registry
+from redisq.outage import Outage
 from redisq.queue import REAP, Queue
-from redisq.server import describe
 
 TICK = 1.0  # seconds between looks for due jobs, at most: one that is due sooner shortens the wait
 WATCH = 3.0  # seconds between looks at the leases
@@ -80,8 +80,8 @@ class Keeper:
             moved, wait = self.queue.promote()
             now = time.monotonic()
             if now >= self._watch_at:
-                self._watch_at = now + min(WATCH, self._lease / 5)
                 self._reap(now)
+                self._watch_at = now + min(WATCH, self._lease / 5)  # not before: what failed is tried again at once
         except RedisError:
             self._watch.interrupted()
             raise
@@ -159,8 +159,11 @@ class Clockwork:
 class Scheduler:
     """The loop: ticks until stopped, and outlives every outage of Redis."""
 
-    def __init__(self, keepers: Sequence[Keeper], clockwork: Clockwork | None = None) -> None:
+    def __init__(
+        self, keepers: Sequence[Keeper], clockwork: Clockwork | None = None, outage: Outage | None = None
+    ) -> None:
         self._parts: list[Keeper | Clockwork] = [*keepers, *([clockwork] if clockwork else [])]
+        self._outage = outage or Outage()  # a keeper beside a worker shares the worker's
         self._stop = threading.Event()
         self.ticked = time.monotonic()  # when the loop last went round, whatever Redis did
         self.connected = True
@@ -176,12 +179,10 @@ class Scheduler:
             try:
                 pause = self._tick()
             except RedisError as error:
-                if self.connected:
-                    log.warning("redis is away", extra={"cause": describe(error)})
+                self._outage.failed("scheduler", error)
                 self.connected, pause = False, TICK
             else:
-                if not self.connected:
-                    log.warning("redis is back")
+                self._outage.worked("scheduler")
                 self.connected = True
             self.ticked = time.monotonic()
 

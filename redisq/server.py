@@ -110,5 +110,7 @@ def _clock(client: "Redis") -> Finding:
 
 def describe(error: Exception) -> str:
     """Return the cause of a failed call in one line."""
-    text = str(error) or type(error).__name__
-    return text.splitlines()[0] if isinstance(error, RedisError) else f"{type(error).__name__}: {text.splitlines()[0]}"
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    if not isinstance(error, RedisError):
+        return f"{type(error).__name__}: {text}"
+    return f"{error.status_code} {text}" if error.status_code else text  # redis-py takes the first word off

@@ -151,10 +151,11 @@ def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
     faulthandler.enable()  # a watchdog's SIGABRT then leaves the stack of every thread in the journal
     log_json(settings.log_level)
     notifier = Notifier()
-    keeper = Scheduler([Keeper(Queue(connect(settings), queue_name, settings.prefix), settings.lease)])
-    keeping = threading.Thread(target=keeper.run, name="keeper", daemon=True)
     told = _Told(notifier, queue_name, lambda: worker.healthy() and keeping.is_alive())
     worker = Worker(queue_name, registry, settings, lambda timeout: connect(settings, timeout=timeout), told)
+    queue = Queue(connect(settings), queue_name, settings.prefix)
+    keeper = Scheduler([Keeper(queue, settings.lease)], outage=worker.outage)
+    keeping = threading.Thread(target=keeper.run, name="keeper", daemon=True)
     stopping = threading.Event()
 
     def stop() -> None:

@@ -7,22 +7,22 @@ renews the lease. They speak to the claim loop through one queue of events.
 
 import logging
 import os
-import random
 import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from redis import Redis
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import RedisError
 
 from redisq.config import Settings
 from redisq.errors import BadJob, NewerEnvelope, UnknownKind
 from redisq.job import Delivery, Job, Registry, context
 from redisq.lease import Pulse
+from redisq.outage import Outage, Patience
 from redisq.queue import EVERY_GHOST, Call, Claimed, Failure, Queue
 from redisq.server import COMMAND_TIMEOUT, describe, require_fit
 from redisq.slots import Deferred, Done, Doomed, Failed, Outcome, Run, Slots
@@ -89,28 +89,6 @@ class Observer(Protocol):
         """The claim loop has gone round once more."""
 
 
-@dataclass(slots=True)
-class Outage:
-    """How long Redis has been away, and when to knock again: capped, with jitter, never spinning."""
-
-    since: float | None = None
-    retry_at: float = 0.0
-    _wait: float = field(default=0.0)
-
-    def begin(self, now: float) -> bool:
-        """Note one more failure; True for the first."""
-        first, self.since = self.since is None, self.since or now
-        self._wait = min(2.0, self._wait * 2 or 0.05)
-        self.retry_at = now + self._wait * random.uniform(0.5, 1.0)
-        return first
-
-    def end(self, now: float) -> float | None:
-        """Note that Redis answers; return the seconds it was away, None when it was not."""
-        away = None if self.since is None else now - self.since
-        self.since, self._wait, self.retry_at = None, 0.0, 0.0
-        return away
-
-
 class Worker:
     """One run of a worker on one queue. Make it, `run` it, and `stop` it from a signal handler or another thread."""
 
@@ -133,7 +111,9 @@ class Worker:
         self._moved: list[str] = []  # by the doorbell, not yet started
         self._claimed: list[Run] = []  # held, and not yet started
         self._lost_slots = 0  # whose handler never came back
-        self._outage = Outage()
+        self.outage = Outage()
+        self._patience = Patience()
+        self._deaf = 0  # calls of BLMOVE that failed in a row
         self._sweep_at = 0.0
         self._ring_at = 0.0
         self._hungry = True  # the last claim did not fill the slots
@@ -148,7 +128,7 @@ class Worker:
             "lease": settings.lease,
             "started": round(time.time(), 3),
         }
-        self._pulse = Pulse(beating, self.id, info, settings.lease, self._wake)
+        self._pulse = Pulse(beating, self.id, info, settings.lease, self.outage, self._wake)
 
     # -- for the service -------------------------------------------------------------------------------------------
 
@@ -199,34 +179,36 @@ class Worker:
                 # A job that may not start any more stays in our list, and is given back from there.
                 if event.id is not None and self._may_start():
                     self._moved.append(event.id)
-                match event.error:
-                    case OutOfMemoryError():  # BLMOVE is refused at once, not after a wait: let `claim` look instead
-                        self._ring_at = time.monotonic() + TURN
-                    case RedisError():
-                        self._lose_redis(event.error)
+                self._hear(event.error)
 
     def _turn(self) -> None:
         """Settle what ended and claim what can start, in one round trip; then ring for more, or look for ghosts."""
         now = time.monotonic()
         self._begin_to_drain(now)
         self._watch_limits(now)
-        if self._outage.retry_at <= now:
+        if self._patience.retry_at <= now:
             try:
-                self._exchange(now)
+                heard = self._exchange(now)
                 self._sweep(now)
                 self._ring(now)
             except RedisError as error:
                 self._lose_redis(error)
                 self._start_claimed()
+            else:
+                if heard and self._patience.tried:
+                    self._find_redis()
         self._observer.turned(
             running=len(self._held),
             slots=self._slots.count,
             draining=self._stops > 0,
-            connected=self._outage.since is None,
+            connected=not self._patience.tried,
         )
 
-    def _exchange(self, now: float) -> None:
-        """Send, start what the last exchange claimed, and then wait: Redis and the slots work side by side."""
+    def _exchange(self, now: float) -> bool:
+        """Send, start what the last exchange claimed, and then wait: Redis and the slots work side by side.
+
+        Return whether Redis took all that there was to send.
+        """
         want = self._wanted()
         settled, self._unsettled = self._unsettled, []
         calls = self._settlements(settled)
@@ -234,7 +216,7 @@ class Worker:
             calls.append(self._queue.claim(self.id, want, self._moved))
         if not calls:
             self._start_claimed()
-            return
+            return self._pulse.holds(self._pulse.epoch)  # then it takes heartbeats at least
         epoch = self._pulse.epoch
         try:
             receive = self._queue.post(calls)
@@ -245,13 +227,13 @@ class Worker:
             self._moved.clear()  # whatever they became, they are ghosts now
             self._sweep_at = 0.0
             raise
-        self._find_redis(now)
         claimed: list[Claimed] = answers.pop() if self._moved or want else []
         self._forget(settled, answers)
         if self._moved or want:
             self._hungry = len(claimed) < want + len(self._moved)
             self._moved.clear()
         self._hold([Run(delivery, now, epoch) for delivery in claimed])
+        return True
 
     def _wanted(self) -> int:
         """Return how many jobs could start at once. While the doorbell waits, nothing is ready and one place is its.
@@ -281,7 +263,6 @@ class Worker:
         self._sweep_at = now + SWEEP
         held = {run.claimed.id for run in self._held.values()}
         ghosts = [id for id in self._queue.processing(self.id) if id not in held]
-        self._find_redis(now)
         if ghosts:
             self._queue.send([self._queue.release(self.id, [(id, EVERY_GHOST) for id in ghosts])])
             log.warning("gave back jobs whose claim was never answered", extra={"worker": self.id, "jobs": len(ghosts)})
@@ -421,13 +402,30 @@ class Worker:
 
     def _lose_redis(self, error: RedisError) -> None:
         self._sweep_at = 0.0
-        if self._outage.begin(time.monotonic()):
-            log.warning("redis is away", extra={"worker": self.id, "cause": describe(error)})
+        self._deaf = 0  # it is more than BLMOVE that fails
+        self._patience.fail(time.monotonic())
+        self.outage.failed("claim loop", error)
 
-    def _find_redis(self, now: float) -> None:
-        away = self._outage.end(now)
-        if away is not None:
-            log.warning("redis is back", extra={"worker": self.id, "away": round(away, 3)})
+    def _find_redis(self) -> None:
+        self._patience.reset()
+        self.outage.worked("claim loop")
+
+    def _hear(self, error: RedisError | None) -> None:
+        """Ask for jobs with `claim` while BLMOVE fails: when Redis is full, or refuses it for another reason.
+
+        Whether Redis is away is found by that claim, which follows at once.
+        """
+        if error is None:
+            if self._deaf > 1:
+                log.warning("waits for jobs in redis again", extra={"worker": self.id})
+            self._deaf = 0
+            return
+        self._sweep_at = 0.0  # it may have moved a job all the same
+        self._ring_at = time.monotonic() + TURN
+        self._deaf += 1
+        if self._deaf == 2:  # and between the two a claim got through
+            extra = {"worker": self.id, "cause": describe(error)}
+            log.warning("cannot wait for jobs in redis, asks for them instead", extra=extra)
 
     def _begin_to_drain(self, now: float) -> None:
         if self._stops and self._deadline == float("inf"):

@@ -46,9 +46,10 @@ class Proxy:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._lock = threading.Lock()  # protects the rules and the links
+        self._lock = threading.Lock()  # protects the rules, the links and the count
         self._rules: list[Rule] = []
         self._links: list[_Link] = []
+        self.attempts = 0  # connections and round trips that clients have begun
         self._open = threading.Event()
         self._open.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -106,6 +107,7 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            self._count()
             try:
                 link = _Link(client, socket.create_connection(("127.0.0.1", self._port)))
             except OSError:  # the server is down: so are we, to the client
@@ -119,6 +121,7 @@ class Proxy:
     def _pass_requests(self, link: _Link) -> None:
         try:
             while data := link.client.recv(1 << 16):
+                self._count()
                 self._open.wait()
                 link.request = data
                 link.server.sendall(data)
@@ -141,6 +144,10 @@ class Proxy:
         except OSError:
             pass  # the client gave up
         link.close()
+
+    def _count(self) -> None:
+        with self._lock:
+            self.attempts += 1
 
     def _match(self, request: bytes, reply: bytes) -> Rule | None:
         with self._lock:

@@ -20,6 +20,7 @@ LAYERS = (
     ("cron", "scripts"),
     ("queue",),
     ("server",),
+    ("outage",),
     ("lease", "slots", "scheduler"),
     ("worker",),
     ("service", "api"),

@@ -1,0 +1,67 @@
+"""An outage of Redis, as all threads of one process see it together: said once, and over when all of it is."""
+
+import logging
+import random
+import threading
+import time
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+
+from redisq.server import describe
+
+log = logging.getLogger("redisq.outage")
+
+
+class Outage:
+    """Says in one line that Redis is away, and in one that it is back.
+
+    A Redis that answers may still refuse: writes but not reads, one command but not another. So each part of the
+    process says what became of its own calls, and an outage is over when every part that failed has worked again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # protects what follows
+        self._failing: set[str] = set()
+        self._since = 0.0
+
+    def failed(self, part: str, error: RedisError) -> None:
+        """Note that a call of `part` failed."""
+        with self._lock:
+            begins = not self._failing
+            self._failing.add(part)
+            if begins:
+                self._since = time.monotonic()
+        if begins:
+            log.warning("redis is away", extra={"part": part, "cause": describe(error)})
+
+    def worked(self, part: str) -> None:
+        """Note that all of what `part` asks of Redis works."""
+        with self._lock:
+            ends = self._failing == {part}
+            self._failing.discard(part)
+            away = time.monotonic() - self._since
+        if ends:
+            log.warning("redis is back", extra={"away": round(away, 3)})
+
+
+@dataclass(slots=True)
+class Patience:
+    """When to knock again at a Redis that is away: capped, with jitter, never spinning."""
+
+    retry_at: float = 0.0
+    _wait: float = 0.0
+
+    @property
+    def tried(self) -> bool:
+        """Whether the last knock was in vain."""
+        return self._wait > 0.0
+
+    def fail(self, now: float) -> None:
+        """Note one more failure."""
+        self._wait = min(2.0, self._wait * 2 or 0.05)
+        self.retry_at = now + self._wait * random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """Note that Redis answers."""
+        self.retry_at = self._wait = 0.0

@@ -1,0 +1,128 @@
+"""What a Redis that crashes, loses power, is full or refuses does to the queue: nothing is lost that it kept."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from jobs.servers import RedisServer, private_redis
+from redisq import Queue, Settings, connect
+from tests.harness import LEASE, Crew, Process, Stage, assert_conserved, job
+from tests.proxy import Proxy
+from tests.refusals import FULL, OUTAGES, Refusal, admin, forbidding
+from tests.waiting import eventually
+
+AWAY, BACK = "redis is away", "redis is back"
+ASKS, WAITS = "cannot wait for jobs in redis, asks for them instead", "waits for jobs in redis again"
+SECONDS = LEASE + 2.0  # that an outage lasts: longer than the leases that nobody can renew in it
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def queue_of(server: RedisServer) -> Queue:
+    return Queue(connect(Settings(redis_url=server.url), timeout=10.0), "default")
+
+
+def all_ended(queue: Queue, ids: list[str]) -> bool:
+    return not set(queue.where(ids)) - {None, "dead"}
+
+
+def trouble(process: Process) -> list[str]:
+    """Return the warnings and errors of a process, jobs' own left out; fails for a line that is no JSON."""
+    levels = ("WARNING", "ERROR", "CRITICAL")
+    return [
+        line["message"]
+        for line in process.lines()
+        if line["level"] in levels and not line["message"].startswith("job ")
+    ]
+
+
+# -- a Redis that refuses ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OUTAGES)
+def test_a_refusal_is_survived_with_one_line_and_without_spinning(name: str, tmp_path: Path, stage: Stage) -> None:
+    """Reads may work in it, leases cannot be renewed, and results cannot be handed in: then all of it goes on."""
+    refusal = OUTAGES[name]
+    ids = [f"effect:{n}" for n in range(400)]
+    with (
+        private_redis(tmp_path / "redis", options=refusal.options) as server,
+        Proxy(server.port) as before_worker,
+        Proxy(server.port) as before_scheduler,
+        Crew(stage, before_worker.url, slots=4) as workers,
+        Crew(stage, before_scheduler.url) as schedulers,
+    ):
+        queue = queue_of(server)
+        [worker], scheduler = workers.workers(1), schedulers.scheduler()
+        eventually(lambda: scheduler.said("scheduler started"), within=20)
+        queue.enqueue_many([job("effect", n, seconds=0.02) for n in range(400)])
+        eventually(lambda: len(stage.effects()) > 20, within=10)
+        with refusal.strike(server):
+            eventually(lambda: worker.said(AWAY) and scheduler.said(AWAY), within=20)
+            per_second = rates(before_worker, before_scheduler)
+        eventually(lambda: all_ended(queue, ids), within=30)
+        eventually(lambda: worker.said(BACK) and scheduler.said(BACK), within=20)
+        assert worker.lives()
+        assert scheduler.lives()
+        assert_conserved(admin(server))
+        assert queue.counts()["total_done"] == len(ids)
+    assert sorted(stage.runs()) == sorted(ids)  # nobody was reaped for it, so nothing ran twice
+    again = ["lease was lost and taken anew"]  # a worker may say so after an outage longer than its lease
+    assert [line for line in trouble(worker) if line not in again] == [AWAY, BACK]
+    assert trouble(scheduler) == [AWAY, BACK]
+    print(f"{name}: worker {per_second[0]:.1f}/s, scheduler {per_second[1]:.1f}/s")  # noqa: T201  # a measurement
+    assert max(per_second) < 15
+
+
+def rates(*proxies: Proxy) -> list[float]:
+    """Return what is attempted per second through each proxy; here time itself is what is awaited."""
+    before = [proxy.attempts for proxy in proxies]
+    threading.Event().wait(SECONDS)
+    return [(proxy.attempts - n) / SECONDS for proxy, n in zip(proxies, before, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refusal", [FULL, forbidding("blmove")], ids=["oom", "noperm"])
+def test_a_redis_that_refuses_only_to_wait_is_asked_instead(refusal: Refusal, tmp_path: Path, stage: Stage) -> None:
+    """BLMOVE alone fails, scripts go through: the queue is drained all the same, and the log says once how."""
+    with (
+        private_redis(tmp_path / "redis") as server,
+        Proxy(server.port) as proxy,
+        Crew(stage, proxy.url, slots=4) as crew,
+    ):
+        queue = queue_of(server)
+        queue.enqueue_many([job("effect", n) for n in range(200)])
+        with refusal.strike(server):
+            [worker] = crew.workers(1)
+            eventually(lambda: len(stage.effects()) == 200, within=20)
+            eventually(lambda: worker.said(ASKS), within=10)
+            [per_second] = rates(proxy)
+        eventually(lambda: worker.said(WAITS), within=10)
+        queue.enqueue(job("effect", "last"))
+        eventually(lambda: all_ended(queue, ["effect:last"]), within=10)
+    assert trouble(worker) == [ASKS, WAITS]
+    print(f"{refusal.word}: worker {per_second:.1f}/s")  # noqa: T201  # a measurement
+    assert per_second < 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["lrange", "scan"])
+def test_one_forbidden_command_is_one_line(command: str, tmp_path: Path, stage: Stage) -> None:
+    """What failed must work again before Redis counts as back; that something else works says nothing."""
+    # The keeper scans less often than it promotes, at this lease.
+    with private_redis(tmp_path / "redis") as server, Crew(stage, server.url, slots=4, lease=15) as crew:
+        queue = queue_of(server)
+        [worker] = crew.workers(1)
+        with forbidding(command).strike(server):
+            eventually(lambda: worker.said(AWAY), within=20)
+            queue.enqueue_many([job("effect", n) for n in range(20)])
+            eventually(lambda: len(stage.effects()) == 20, within=30)  # it costs time only
+            threading.Event().wait(SECONDS)
+        eventually(lambda: worker.said(BACK), within=20)
+    assert trouble(worker) == [AWAY, BACK]
