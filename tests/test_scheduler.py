@@ -436,6 +436,16 @@ def test_a_schedule_that_could_not_make_its_job_is_refused_at_the_start(
         check_schedules([schedule], REGISTRY)
 
 
+def test_a_keeper_finds_out_that_writes_are_refused_though_nothing_is_due(redis: Redis, queue: Queue) -> None:
+    """Workers cannot renew their leases then, and a keeper that only reads would take them for gone."""
+    redis.config_set("min-replicas-to-write", "1")
+    try:
+        with pytest.raises(ResponseError, match="NOREPLICAS"):
+            Keeper(queue, LEASE).tick()
+    finally:
+        redis.config_set("min-replicas-to-write", "0")
+
+
 # -- the loop --------------------------------------------------------------------------------------------------------
 
 
