@@ -15,8 +15,8 @@ from redis.retry import Retry
 from jobs.servers import RedisServer
 from tests.waiting import eventually
 
-LOADED_IN = 6.0  # seconds that a start takes which loads slowly
-_JUNK = 12_000  # commands in its AOF: Redis looks at its clients once in 1024 of them
+_JUNK = 24_000  # commands in an AOF that is to be loaded: Redis looks at its clients once in 1024 of them
+_SLOWLY = "1000"  # microseconds of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,10 @@ def admin(server: RedisServer) -> Redis:
 def full(server: RedisServer) -> Iterator[None]:
     """The memory is used up, and nothing may be evicted."""
     admin(server).config_set("maxmemory", "1")
-    yield
-    admin(server).config_set("maxmemory", "0")
+    try:
+        yield
+    finally:
+        admin(server).config_set("maxmemory", "0")
 
 
 @contextmanager
@@ -47,30 +49,36 @@ def without_snapshot(server: RedisServer) -> Iterator[None]:
     (server.directory / "dump.rdb").mkdir()
     admin(server).config_set("save", "3600 1")
     _save(server, "err")
-    yield
-    (server.directory / "dump.rdb").rmdir()
-    _save(server, "ok")
+    try:
+        yield
+    finally:
+        (server.directory / "dump.rdb").rmdir()
+        _save(server, "ok")
 
 
 def _save(server: RedisServer, status: str) -> None:
     admin(server).execute_command("BGSAVE")
-    eventually(lambda: admin(server).info("persistence")["rdb_last_bgsave_status"] == status, within=15)
+    eventually(lambda: admin(server).info("persistence")["rdb_last_bgsave_status"] == status, within=30)
 
 
 @contextmanager
 def without_replicas(server: RedisServer) -> Iterator[None]:
     """Fewer replicas are connected than were asked for."""
     admin(server).config_set("min-replicas-to-write", "1")
-    yield
-    admin(server).config_set("min-replicas-to-write", "0")
+    try:
+        yield
+    finally:
+        admin(server).config_set("min-replicas-to-write", "0")
 
 
 @contextmanager
 def demoted(server: RedisServer) -> Iterator[None]:
     """It is a replica now, of a master that it cannot reach, so that it keeps what it has."""
     admin(server).execute_command("REPLICAOF", "127.0.0.1", "1")
-    yield
-    admin(server).execute_command("REPLICAOF", "NO", "ONE")
+    try:
+        yield
+    finally:
+        admin(server).execute_command("REPLICAOF", "NO", "ONE")
 
 
 @contextmanager
@@ -87,10 +95,12 @@ def busy(server: RedisServer) -> Iterator[None]:
 
     thread = threading.Thread(target=run)
     thread.start()
-    eventually(lambda: _complaint(server).startswith("BUSY"), within=15)
-    yield
-    admin(server).execute_command("SCRIPT", "KILL")
-    thread.join()
+    eventually(lambda: _complaint(server).startswith("BUSY"), within=30)
+    try:
+        yield
+    finally:
+        admin(server).execute_command("SCRIPT", "KILL")
+        thread.join()
 
 
 @contextmanager
@@ -109,16 +119,21 @@ def loading(server: RedisServer) -> Iterator[None]:
         threading.Event().wait()  # the server ends with the thread that started it
 
     threading.Thread(target=start, daemon=True).start()
-    eventually(lambda: "loading" in _complaint(server), within=15)
-    yield
-    assert started.wait(60)
+    eventually(lambda: "loading" in _complaint(server), within=30)
+    try:
+        yield
+    finally:
+        admin(server).config_set("key-load-delay", "0")
+        assert started.wait(30)
 
 
 @contextmanager
 def _forbidden(server: RedisServer, *commands: str) -> Iterator[None]:
     admin(server).acl_setuser("default", enabled=True, commands=[f"-{command}" for command in commands])
-    yield
-    admin(server).acl_setuser("default", enabled=True, categories=["+@all"])
+    try:
+        yield
+    finally:
+        admin(server).acl_setuser("default", enabled=True, categories=["+@all"])
 
 
 def forbidding(*commands: str) -> Refusal:
@@ -142,11 +157,7 @@ OUTAGES = {
     "noreplicas": Refusal("NOREPLICAS", without_replicas),
     "readonly": Refusal("READONLY", demoted),
     "busy": Refusal("BUSY", busy),
-    "loading": Refusal(
-        "LOADING",
-        loading,
-        ("--key-load-delay", str(round(LOADED_IN * 1e6 / _JUNK)), "--auto-aof-rewrite-percentage", "0"),
-    ),
+    "loading": Refusal("LOADING", loading, ("--key-load-delay", _SLOWLY, "--auto-aof-rewrite-percentage", "0")),
     "noperm": forbidding("evalsha", "eval"),
 }
 FULL = Refusal("OOM", full)

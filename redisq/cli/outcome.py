@@ -16,13 +16,13 @@ class Exit(IntEnum):
     EXISTS = 4
     NOT_FOUND = 5
     PARTIAL = 6
-    UNREACHABLE = 69  # EX_UNAVAILABLE of sysexits.h
+    UNREACHABLE = 69  # EX_UNAVAILABLE of sysexits.h: it does not answer, or takes nothing for now
     INTERRUPTED = 130  # as a shell reports SIGINT
 
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 usage, 3 condition found, 4 exists, 5 not found, 6 partial, "
-    "69 unreachable, 130 interrupted."
+    "69 unavailable, 130 interrupted."
 )
 
 

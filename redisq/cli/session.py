@@ -1,5 +1,6 @@
 """What a command works with: settings, queues, the application's parts."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,6 +19,18 @@ from redisq.errors import BadJob, BadSettings, RedisqError, UnknownKind
 from redisq.job import Registry
 from redisq.queue import Queue
 from redisq.server import connect, describe
+
+# What to do about an answer of Redis that is no fault of the command's, by its first word.
+_REMEDIES = {
+    "OOM": "full: let the workers drain it, or raise maxmemory, then repeat",
+    "MISCONF": "cannot save to its disk: make room there or see its log, then repeat",
+    "NOREPLICAS": "too few of its replicas are in sync (min-replicas-to-write): bring one back, then repeat",
+    "READONLY": "a replica: point REDISQ_REDIS_URL at its master",
+    "MASTERDOWN": "a replica without its master: point REDISQ_REDIS_URL at the master",
+    "BUSY": "kept by somebody's script that does not end: `redis-cli script kill`, then repeat",
+    "LOADING": "reading its data after a start: repeat in a moment",
+    "NOPERM": "not permitted to this user: see `acl log` of Redis, and REDISQ_REDIS_URL",
+}
 
 
 class Session:
@@ -55,15 +68,24 @@ class Session:
         """Turn what Redis and the library report into `Failed`, without secrets."""
         try:
             yield
-        except (ConnectionError, TimeoutError) as error:
-            address = self.settings.redis_address
-            raise Failed(f"cannot reach redis at {address}: {clean(describe(error))}", Exit.UNREACHABLE) from None
         except RedisError as error:
-            raise Failed(f"redis at {self.settings.redis_address} refuses: {clean(describe(error))}") from None
+            raise _failed(error, self.settings.redis_address) from None
         except (BadJob, BadSettings, UnknownKind) as error:
             raise Failed(clean(error), Exit.USAGE) from None
         except RedisqError as error:
             raise Failed(clean(error)) from None
+
+
+def _failed(error: RedisError, address: str) -> Failed:
+    cause = clean(describe(error))
+    # Redis 6.2 quotes the first word in the middle of its sentence when it was a script that was refused.
+    word = next((word for word in re.findall(r"[A-Z]{3,}", cause) if word in _REMEDIES), None)
+    if word:
+        code = Exit.FAILED if word == "NOPERM" else Exit.UNREACHABLE
+        return Failed(f"redis at {address} refuses ({word}): {_REMEDIES[word]}", code)
+    if isinstance(error, ConnectionError | TimeoutError):
+        return Failed(f"cannot reach redis at {address}: {cause}", Exit.UNREACHABLE)
+    return Failed(f"redis at {address} refuses: {cause}")
 
 
 def _complete_queue(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
