@@ -17,6 +17,7 @@ PROGRAM = Program(
         },
         before_enqueue="jobs.commands.hooks:check_job",
         before_removal="jobs.commands.hooks:abandon",
+        healing="reconcile puts each lost (integration, date) back from the ledger, within five minutes",
         checks="jobs.commands.checks:CHECKS",
     )
 )

@@ -20,7 +20,7 @@ LAYERS = (
     ("cron", "scripts"),
     ("queue",),
     ("server",),
-    ("outage",),
+    ("durability", "outage"),
     ("lease", "slots", "scheduler"),
     ("worker",),
     ("service", "api"),

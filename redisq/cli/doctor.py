@@ -9,6 +9,7 @@ from redisq.cli.outcome import Exit, Failed
 from redisq.cli.output import JSON_OPTION, show_document, show_table
 from redisq.cli.schedule import schedules_of
 from redisq.cli.session import Session
+from redisq.durability import inspect_durability
 from redisq.scheduler import check_schedules
 from redisq.server import Finding, inspect_server
 
@@ -22,7 +23,12 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     """Check everything that the promises rest on, one line a finding."""
     session: Session = ctx.obj
     application: Mapping[str, Check] = load(session.parts.checks)
-    checks = {"redis": lambda: inspect_server(session.redis), "schedules": lambda: _schedules(session), **application}
+    checks = {
+        "redis": lambda: inspect_server(session.redis),
+        "durability": lambda: inspect_durability(session.redis, session.parts.healing),
+        "schedules": lambda: _schedules(session),
+        **application,
+    }
     findings: list[Finding] = []
     code = 0
     for subject, check in checks.items():

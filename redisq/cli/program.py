@@ -32,6 +32,7 @@ class Parts:
     schedules: str  # reference of the Schedules that hold without a file
     option_names: Mapping[str, str]  # of payload fields whose option is called otherwise: organizationId -> org
     commands: Commands  # the application's own
+    healing: str  # what brings back jobs that Redis lost: half a sentence for `doctor`
     # References of functions. Each may raise `Failed`.
     before_enqueue: str  # (job): raises ValueError with a sentence for a job that cannot be meant
     before_removal: str  # (jobs): is told of dead letters before an operator's removal
