@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from redisq.config import Settings
 from redisq.errors import BadJob, NewerEnvelope, UnknownKind
@@ -420,7 +420,8 @@ class Worker:
                 log.warning("waits for jobs in redis again", extra={"worker": self.id})
             self._deaf = 0
             return
-        self._sweep_at = 0.0  # it may have moved a job all the same
+        if not isinstance(error, ResponseError):
+            self._sweep_at = 0.0  # not refused, so that it may have moved a job all the same
         self._ring_at = time.monotonic() + TURN
         self._deaf += 1
         if self._deaf == 2:  # and between the two a claim got through
