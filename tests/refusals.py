@@ -110,7 +110,7 @@ def loading(server: RedisServer) -> Iterator[None]:
         for n in range(_JUNK):
             pipe.set(f"junk:{n}", n)
         pipe.execute()
-    server.kill()
+    server.stop()
     started = threading.Event()
 
     def start() -> None:
