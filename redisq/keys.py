@@ -24,7 +24,8 @@ def check_name(name: str, what: str) -> str:
 class Keys:
     """ready LIST(id) · delayed ZSET(id, due ms) · dead HASH(id, verdict) · dead_index ZSET(id, ms) ·
     jobs HASH(id, envelope) · runs HASH(id, run record) · errors HASH(id, history) ·
-    workers HASH(worker, "beat info") · slots HASH(schedule, slot ms) · totals HASH(word, count)
+    workers HASH(worker, "beat info") · slots HASH(schedule, slot ms) · totals HASH(word, count) ·
+    bell CHANNEL(ms until a job is due)
     """
 
     queue: str
@@ -39,6 +40,7 @@ class Keys:
     workers: str = field(init=False)
     slots: str = field(init=False)
     totals: str = field(init=False)
+    bell: str = field(init=False)
 
     def __post_init__(self) -> None:
         check_name(self.queue, "queue")

@@ -187,7 +187,7 @@ class Queue:
 
     def _enqueue(self, batch: Sequence[tuple[str, bytes]], delay: float) -> Call[list[str]]:
         k = self.keys
-        args = [_ms(delay), *(value for pair in batch for value in pair)]
+        args = [_ms(delay), k.bell, *(value for pair in batch for value in pair)]
         return Call(scripts.enqueue, (k.jobs, k.runs, k.dead, k.ready, k.delayed), args, _texts)
 
     def _own(self, job: Job) -> Job:
@@ -217,14 +217,14 @@ class Queue:
     def fail(self, worker: str, claimed: Claimed, failure: Failure, *, attempts: int, delay: float) -> Call[str]:
         """Try again in `delay` seconds, or lay it down when `attempts` are spent: "delayed", "dead" or "lost"."""
         line = _line("A", failure, claimed, worker)
-        args = (claimed.id, claimed.token, attempts, _ms(delay), line, failure.record())
+        args = (claimed.id, claimed.token, attempts, _ms(delay), line, failure.record(), self.keys.bell)
         return Call(scripts.fail, self._down(worker, self.keys.delayed), args, _text)
 
     def defer(self, worker: str, claimed: Claimed, failure: Failure, *, limit: float, delay: float) -> Call[str]:
         """Run again in `delay` seconds at no cost, or lay it down when deferred for more than `limit` seconds."""
         line = _line("D", failure, claimed, worker)
         verdict = Failure(failure.error_class, f"{failure.reason}_too_long", failure.detail).record()
-        args = (claimed.id, claimed.token, _ms(limit), _ms(delay), line, verdict)
+        args = (claimed.id, claimed.token, _ms(limit), _ms(delay), line, verdict, self.keys.bell)
         return Call(scripts.defer, self._down(worker, self.keys.delayed), args, _text)
 
     def bury(self, worker: str, claimed: Claimed, failure: Failure) -> Call[str]:
@@ -263,6 +263,10 @@ class Queue:
         moved, wait_ms = scripts.promote(self._redis, (k.delayed, k.ready), (REAP,))
         return moved, None if wait_ms < 0 else wait_ms / 1000
 
+    def subscription(self) -> Any:
+        """Return a `redis.client.PubSub`, whose methods have no types: to nothing yet, on a connection of its own."""
+        return self._redis.pubsub()  # type: ignore[no-untyped-call]  # as above
+
     def reap(self, worker: str, beat: str, *, crashes: int) -> tuple[int, int, int] | None:
         """Bring back up to `REAP` jobs of a worker whose beat stopped at `beat` ("" when it has no entry).
 
@@ -272,9 +276,13 @@ class Queue:
         k = self.keys
         keys = (k.workers, k.processing(worker), k.ready, k.runs, k.errors, k.dead, k.dead_index, k.totals, k.delayed)
         line = b"A" + CRASH.record(worker=worker)
-        args = (worker, beat, crashes, line, CRASHES.record(), REAP, _ms(SUSPECTS_APART))
+        args = (worker, beat, crashes, line, CRASHES.record(), REAP, _ms(SUSPECTS_APART), k.bell)
         answer = scripts.reap(self._redis, keys, args)
         return tuple(answer) if answer else None
+
+    def try_write(self) -> None:
+        """Write nothing, which a Redis that refuses writes refuses too. Raise `redis.RedisError`."""
+        self._redis.hdel(self.keys.workers, "")
 
     def workers(self) -> list[WorkerEntry]:
         """Return every worker run that has an entry."""

@@ -6,20 +6,25 @@ No leader: every move is atomic and may be tried by any number of schedulers, an
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from redis.exceptions import RedisError
 
+from redisq.bell import Bell
 from redisq.cron import Schedule
 from redisq.errors import BadJob
 from redisq.job import Registry
 from redisq.outage import Outage
 from redisq.queue import REAP, Queue
 
-TICK = 1.0  # seconds between looks for due jobs, at most: one that is due sooner shortens the wait
-WATCH = 3.0  # seconds between looks at the leases
+LOOK = 5.0  # seconds between looks that nobody has asked for: what a lost ring, or a step of a clock, costs at most
+GATHER = 0.01  # seconds between looks for due jobs, at least: those that are due so close together move together
+WATCH = 3.0  # seconds between looks at the leases; with a lease of 15 s, a job is back 18 s after a kill at the latest
+RETRY = 1.0  # seconds until Redis is asked again after an error, and between looks at the schedules
+TURN = 0.5  # seconds of one wait, so that a stop is soon heeded
 CRASHES = 3  # runs that took their worker with them, until a job is buried
 
 log = logging.getLogger("redisq.scheduler")
@@ -70,31 +75,44 @@ class Keeper:
         self.queue = queue
         self._lease = lease
         self._watch = Watch(lease)
-        self._watch_at = 0.0
         self._cursor = 0
+        self._scan_at = 0.0
         self._orphans: set[str] = set()  # lists that a scan has found, with or without a worker's entry
 
-    def tick(self) -> float:
-        """Move what time has made movable; return the seconds until there may be more. Raise `redis.RedisError`."""
-        try:
+    def promote(self) -> float:
+        """Make ready what is due; return the seconds until there may be more. Raise `redis.RedisError`."""
+        with self._interruptible():
             moved, wait = self.queue.promote()
-            now = time.monotonic()
-            if now >= self._watch_at:
-                self._reap(now)
-                self._watch_at = now + min(WATCH, self._lease / 5)  # not before: what failed is tried again at once
+        if moved == REAP:
+            return 0.0
+        return LOOK if wait is None else min(LOOK, max(wait, GATHER))
+
+    def watch(self) -> float:
+        """Look at the leases, and bring back the jobs of workers that are gone; return the seconds until the next look.
+
+        Raise `redis.RedisError`.
+        """
+        with self._interruptible():
+            self._reap(time.monotonic())
+        return min(WATCH, self._lease / 5)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        try:
+            yield
         except RedisError:
             self._watch.interrupted()
             raise
-        if moved == REAP:
-            return 0.0
-        return TICK if wait is None else min(TICK, wait)
 
     def _reap(self, now: float) -> None:
+        self.queue.try_write()  # where it is refused, no worker can renew its lease, and we have not looked
         workers = self.queue.workers()
         beats = {worker.id: worker.beat for worker in workers}
         # A claim that a frozen Redis ran late lands in the list of a worker that was forgotten: no entry tells of it.
-        self._cursor, lists = self.queue.processing_lists(self._cursor)
-        self._orphans.update(lists)
+        if self._cursor or now >= self._scan_at:
+            self._cursor, lists = self.queue.processing_lists(self._cursor)
+            self._orphans.update(lists)
+            self._scan_at = now + self._lease / 2
         beats |= {worker: "" for worker in self._orphans if worker not in beats}
         for worker in self._watch.look(beats, now, {worker.id: worker.lease for worker in workers}):
             self._orphans.discard(worker)
@@ -130,7 +148,7 @@ class Clockwork:
                 log.info("schedule begins", extra={"queue": queue.name, "schedule": schedule.name})
             else:
                 self._fire(queue, schedule, datetime.fromtimestamp(last_ms / 1000, UTC), now)
-        return TICK
+        return RETRY
 
     def _fire(self, queue: Queue, schedule: Schedule, last: datetime, now: datetime) -> None:
         for slot, runs in schedule.due(last, now):
@@ -157,46 +175,68 @@ class Clockwork:
 
 
 class Scheduler:
-    """The loop: ticks until stopped, and outlives every outage of Redis."""
+    """The loop: does each chore in its time until stopped, and outlives every outage of Redis."""
 
     def __init__(
         self, keepers: Sequence[Keeper], clockwork: Clockwork | None = None, outage: Outage | None = None
     ) -> None:
-        self._parts: list[Keeper | Clockwork] = [*keepers, *([clockwork] if clockwork else [])]
+        self._promote = {keeper.queue.name: keeper.promote for keeper in keepers}
+        chores = [*self._promote.values(), *(keeper.watch for keeper in keepers)]
+        if clockwork:
+            chores.append(clockwork.tick)
+        self._due = dict.fromkeys(chores, 0.0)  # when each is to be done; it returns the seconds until the next time
         self._outage = outage or Outage()  # a keeper beside a worker shares the worker's
         self._stop = threading.Event()
-        self.ticked = time.monotonic()  # when the loop last went round, whatever Redis did
+        self._bell = Bell([keeper.queue for keeper in keepers], self._stop)
+        self.ticked = time.monotonic()  # when the loop last went on, whatever Redis did
         self.connected = True
 
     def stop(self) -> None:
-        """End the loop after the current tick. Safe in a signal handler."""
+        """End the loop after the current tick, within half a second. Safe in a signal handler."""
         self._stop.set()
 
     def run(self) -> None:
         """Tick until stopped."""
-        pause = 0.0
-        while not self._stop.wait(pause):
+        while not self._stop.is_set():
             try:
-                pause = self._tick()
+                wait = self._tick()
             except RedisError as error:
                 self._outage.failed("scheduler", error)
-                self.connected, pause = False, TICK
+                self.connected = False
+                self._bell.hang_up()  # what has broken our connection may be unknown to the bell's
+                self._stop.wait(RETRY)
             else:
                 self._outage.worked("scheduler")
                 self.connected = True
+                self._listen(min(wait, TURN))
             self.ticked = time.monotonic()
+        self._bell.hang_up()
 
     def _tick(self) -> float:
-        """Let every part have its turn, and then raise the first error: a full Redis refuses slots but not retries."""
-        pause, errors = TICK, []
-        for part in self._parts:
+        """Do the chores whose time has come; return the seconds until the next. Raise the first error after the last.
+
+        Each has its turn, because a full Redis refuses slots but not retries.
+        """
+        errors = []
+        for chore, due in self._due.items():
+            if due > time.monotonic():
+                continue
             try:
-                pause = min(pause, part.tick())
+                wait = chore()
             except RedisError as error:
                 errors.append(error)
+            else:
+                self._due[chore] = time.monotonic() + wait
+            self.ticked = time.monotonic()
         if errors:
             raise errors[0]
-        return pause
+        return max(0.0, min(self._due.values()) - time.monotonic())
+
+    def _listen(self, seconds: float) -> None:
+        """Wait for the bell, at most `seconds`."""
+        for queue, wait in self._bell.wait(seconds).items():
+            promote = self._promote[queue]
+            self._due[promote] = min(self._due[promote], time.monotonic() + max(wait, GATHER))
 
 
 def check_schedules(schedules: Iterable[Schedule], registry: Registry) -> None:

@@ -21,6 +21,7 @@ LAYERS = (
     ("queue",),
     ("server",),
     ("durability", "outage"),
+    ("bell",),
     ("lease", "slots", "scheduler"),
     ("worker",),
     ("service", "api"),

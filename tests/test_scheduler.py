@@ -25,7 +25,7 @@ from redisq import (
     connect,
 )
 from redisq.queue import REAP
-from redisq.scheduler import CRASHES, TICK, Clockwork, Watch, check_schedules
+from redisq.scheduler import CRASHES, GATHER, LOOK, WATCH, Clockwork, Watch, check_schedules
 from tests.queue_state import KEYS, Run, State, job, put, read
 from tests.waiting import eventually
 
@@ -68,6 +68,17 @@ def test_one_workers_beat_says_nothing_of_another() -> None:
     watch = Watch(10.0)
     found = [watch.look({"dead": "1", "alive": str(now)}, float(now), {}) for now in range(12)]
     assert found == [[]] * 10 + [["dead"]] * 2
+
+
+def test_with_default_settings_a_killed_worker_is_found_within_18_s() -> None:
+    """Whenever its last beat came: a look sees it move at most three seconds later, and one is due after the lease."""
+    lease = Settings().lease
+    every = min(WATCH, lease / 5)
+    for beat in (0.1, 1.0, 2.0, 2.9):
+        watch = Watch(lease)
+        watch.look({"w": "before"}, 0.0, {})
+        [(found, _), *_] = _look(watch, {"w": "last"}, begin=every, end=30, every=every)
+        assert lease <= found - beat <= 18
 
 
 def test_a_reaper_that_has_just_started_reaps_nobody() -> None:
@@ -114,30 +125,44 @@ def test_a_worker_that_vanished_and_came_back_is_new() -> None:
 # -- the keeper, on a real Redis ---------------------------------------------------------------------------------------
 
 
-def test_a_tick_promotes_what_is_due(redis: Redis, queue: Queue) -> None:
+def test_a_keeper_promotes_what_is_due(redis: Redis, queue: Queue) -> None:
     """A retry comes back without any worker having held it."""
     before = State(delayed={"a": -1, "b": 600}, jobs=frozenset("ab"))
     put(redis, before)
-    assert Keeper(queue, LEASE).tick() == TICK
+    assert Keeper(queue, LEASE).promote() == LOOK
     assert read(redis) == before.but(ready=("a",), delayed={"b": 600})
 
 
-def test_a_tick_promotes_a_bounded_number_and_asks_to_come_back_at_once(redis: Redis, queue: Queue) -> None:
+def test_a_keeper_promotes_a_bounded_number_and_asks_to_come_back_at_once(redis: Redis, queue: Queue) -> None:
     """A clock that jumped must neither stop Redis nor hold up the jobs."""
     ids = [f"j{n}" for n in range(REAP + 1)]
     put(redis, State(delayed=dict.fromkeys(ids, -1), jobs=frozenset(ids)))
     keeper = Keeper(queue, LEASE)
-    assert keeper.tick() == 0.0
+    assert keeper.promote() == 0.0
     assert len(read(redis).ready) == REAP
-    assert keeper.tick() == TICK
+    assert keeper.promote() == LOOK
     assert len(read(redis).ready) == REAP + 1
 
 
-def test_a_tick_waits_no_longer_than_until_the_next_job_is_due(redis: Redis, queue: Queue) -> None:
-    """A backoff of two seconds should not last three."""
+def test_a_keeper_sleeps_until_the_next_job_is_due(redis: Redis, queue: Queue) -> None:
+    """A backoff of two seconds should not last three, and nobody asks meanwhile."""
     redis.hset(KEYS.jobs, "a", job("a").encode())
-    redis.zadd(KEYS.delayed, {"a": queue.now() * 1000 + 500})
-    assert 0.0 <= Keeper(queue, LEASE).tick() <= 0.5
+    due = queue.now() + 3
+    redis.zadd(KEYS.delayed, {"a": due * 1000})
+    wait = Keeper(queue, LEASE).promote()
+    assert due - queue.now() <= wait + 0.001 <= 3.001  # in whole ms
+
+
+def test_a_keeper_looks_now_and_then_however_far_the_next_job_is(redis: Redis, queue: Queue) -> None:
+    """The clock of Redis may step, and then hours are over at once."""
+    put(redis, State(delayed={"a": 7200}, jobs=frozenset("a")))
+    assert Keeper(queue, LEASE).promote() == LOOK
+
+
+def test_jobs_that_are_due_close_together_move_together(redis: Redis, queue: Queue) -> None:
+    """A thousand retries within a second must not cost a thousand looks."""
+    redis.zadd(KEYS.delayed, {"a": queue.now() * 1000 + 1})
+    assert Keeper(queue, LEASE).promote() in (GATHER, LOOK)  # on a slow machine it is due by now
 
 
 RUNNING = State(
@@ -156,10 +181,10 @@ BACK = RUNNING.but(
 
 
 def _keep(keeper: Keeper, redis: Redis, until: str) -> State:
-    """Tick until the ids in `until` are all ready again."""
+    """Watch until the ids in `until` are all ready again."""
 
     def back() -> State | None:
-        keeper.tick()
+        keeper.watch()
         state = read(redis)
         return state if set(until) <= set(state.ready) else None
 
@@ -191,8 +216,8 @@ def test_a_list_is_not_adopted_while_its_worker_registers(redis: Redis, queue: Q
     """It had lost its entry, not its life."""
     put(redis, RUNNING.but(workers={}))
     keeper = Keeper(queue, LEASE)
-    _tick_for(keeper, LEASE / 2)
-    _tick_for(keeper, 3 * LEASE, queue)
+    _watch_for(keeper, LEASE / 2)
+    _watch_for(keeper, 3 * LEASE, queue)
     state = read(redis)
     assert (state.processing, state.runs) == (RUNNING.processing, RUNNING.runs)
 
@@ -200,28 +225,28 @@ def test_a_list_is_not_adopted_while_its_worker_registers(redis: Redis, queue: Q
 def test_a_worker_that_beats_is_never_reaped(redis: Redis, queue: Queue) -> None:
     """Promise 4 protects the result; this protects the work."""
     put(redis, RUNNING)
-    _tick_for(Keeper(queue, LEASE), 3 * LEASE, queue)
+    _watch_for(Keeper(queue, LEASE), 3 * LEASE, queue)
     assert read(redis).but(workers={}) == RUNNING.but(workers={})
 
 
-def _tick_for(keeper: Keeper, seconds: float, living: Queue | None = None) -> None:
-    """Tick for some real time, in which a worker of the `living` queue shows life: that nothing happens takes time."""
+def _watch_for(keeper: Keeper, seconds: float, living: Queue | None = None) -> None:
+    """Watch for some real time, in which a worker of the `living` queue shows life: that nothing happens takes time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if living:
             living.heartbeat("w", {})
-        keeper.tick()
+        keeper.watch()
 
 
 def test_an_orderly_end_is_no_loss(redis: Redis, queue: Queue, caplog: pytest.LogCaptureFixture) -> None:
     """A worker that signed off leaves nothing to reap and nothing to report."""
     put(redis, RUNNING)
     keeper = Keeper(queue, LEASE)
-    keeper.tick()
+    keeper.watch()
     queue.send([queue.ack("w", [("a", "t"), ("b", "u")])])
     queue.retire("w")
     after = read(redis)
-    _tick_for(keeper, 2 * LEASE)
+    _watch_for(keeper, 2 * LEASE)
     assert read(redis) == after == State(totals={"done": 2})
     assert caplog.records == []
 
@@ -231,12 +256,12 @@ def test_promise_5_a_job_that_kills_its_worker_is_buried_after_three_crashes(red
     queue.enqueue_many([job("poison"), job("bystander")])
     keeper = Keeper(queue, LEASE)
     for worker in ("w1", "w2", "w3"):
-        eventually(lambda: keeper.tick() <= TICK and queue.where(["poison"]) == ["ready"], within=SOON)
+        eventually(lambda: keeper.promote() <= LOOK and queue.where(["poison"]) == ["ready"], within=SOON)
         queue.heartbeat(worker, {})
         for claimed in queue.send([queue.claim(worker, 2)])[0]:
             if claimed.id == "bystander" and worker != "w1":
                 queue.send([queue.ack(worker, [(claimed.id, claimed.token)])])
-        eventually(lambda: keeper.tick() and not queue.workers(), within=SOON)
+        eventually(lambda: keeper.watch() and not queue.workers(), within=SOON)
     state = read(redis)
     assert state.dead == {"poison": "crash_limit"}
     assert state.runs["poison"] == Run(deliveries=CRASHES, crashes=CRASHES)
@@ -251,7 +276,7 @@ def test_more_jobs_than_one_script_moves_all_come_back(redis: Redis, queue: Queu
     ids = tuple(f"j{n}" for n in range(2 * REAP + 1))
     put(redis, State(processing={"w": ids}, jobs=frozenset(ids), workers={"w": 7}))
     keeper = Keeper(queue, LEASE)
-    eventually(lambda: keeper.tick() and len(read(redis).ready) == len(ids), within=SOON)
+    eventually(lambda: keeper.watch() and len(read(redis).ready) == len(ids), within=SOON)
     assert read(redis).workers == {}
 
 
@@ -259,9 +284,9 @@ def test_two_keepers_bring_a_job_back_once(redis: Redis, queue: Queue) -> None:
     """No leader: any number of them is harmless."""
     put(redis, RUNNING)
     first, second = Keeper(queue, LEASE), Keeper(Queue(redis, "q"), LEASE)
-    eventually(lambda: first.tick() and second.tick() and len(read(redis).ready) == 2, within=SOON)
-    _tick_for(first, LEASE)
-    _tick_for(second, LEASE)
+    eventually(lambda: first.watch() and second.watch() and len(read(redis).ready) == 2, within=SOON)
+    _watch_for(first, LEASE)
+    _watch_for(second, LEASE)
     assert read(redis).but(ready=()) == BACK
 
 

@@ -1,17 +1,19 @@
 -- enqueue: (new) -> READY, or (new) -> DELAYED when a delay is given
 -- KEYS  1 jobs  2 runs  3 dead  4 ready  5 delayed
--- ARGV  1 delay in ms, then pairs: id, envelope
+-- ARGV  1 delay in ms  2 bell, then pairs: id, envelope
 -- Returns for each pair "new", or the state in which that id already is.
+-- Rings the bell when the delayed jobs are the next that are due.
 -- Twice: the second run finds every id and changes nothing.
 
-local answers, fresh = {}, {}
+local answers, fresh, later = {}, {}, false
 local due = ARGV[1] ~= '0' and now_ms() + ARGV[1]
-for i = 2, #ARGV, 2 do
+for i = 3, #ARGV, 2 do
   local id = ARGV[i]
   -- A dead letter may have lost its job, so that HSETNX alone would not see it.
   if redis.call('HEXISTS', KEYS[3], id) == 0 and redis.call('HSETNX', KEYS[1], id, ARGV[i + 1]) == 1 then
     if due then
       redis.call('ZADD', KEYS[5], due, id)
+      later = true
     else
       fresh[#fresh + 1] = id
     end
@@ -22,5 +24,8 @@ for i = 2, #ARGV, 2 do
 end
 if #fresh > 0 then
   redis.call('LPUSH', KEYS[4], unpack(fresh))
+end
+if later then
+  ring(ARGV[2], KEYS[5], due, ARGV[1])
 end
 return answers

@@ -60,6 +60,16 @@ local function note_error(errors, id, line)
   redis.call('HSET', errors, id, history and history .. '\n' .. line or line)
 end
 
+-- Rings for the keepers, who sleep until the next job is due: this one, `wait` ms from now, when none is due sooner.
+-- They look now and then without it, so a bell that Redis will not ring (its ACL knows channels) must not stop a script
+-- half-way. Ringing takes no memory and is no write: a full Redis rings too.
+local function ring(bell, delayed, due, wait)
+  local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
+  if tonumber(first[2]) >= due then
+    redis.pcall('PUBLISH', bell, wait)
+  end
+end
+
 -- Into DEAD. The job and its history stay where they are; `dead` holds the verdict.
 local function lay_down(dead, dead_index, totals, id, verdict)
   redis.call('HSET', dead, id, verdict)

@@ -3,15 +3,21 @@
 -- ARGV  1 how many to move at most
 -- Returns {moved, ms until the next is due, or -1 when none is delayed}.
 -- Twice, or by two schedulers: the second finds them gone.
--- A write even when nothing is due (of no element): its caller must know whether workers can renew their leases.
 
+local function next_due()
+  return tonumber(redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2])
+end
+
+local next = next_due() -- first, so that a look at a queue with nothing delayed costs one command
+if not next then
+  return {0, -1}
+end
 local now = now_ms()
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
-if #due > 0 then
+local due = {}
+if next <= now then
+  due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
   redis.call('ZREM', KEYS[1], unpack(due))
   redis.call('LPUSH', KEYS[2], unpack(due))
-else
-  redis.call('RPOP', KEYS[2], 0)
+  next = next_due()
 end
-local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-return {#due, next[2] and math.max(0, next[2] - now) or -1}
+return {#due, next and math.max(0, next - now) or -1}

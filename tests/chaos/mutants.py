@@ -206,7 +206,8 @@ def reap_in_two_commands() -> None:
 @mutant
 def fail_in_two_commands() -> None:
     """A failed job is settled first and put in again after it, as by a handler that enqueues its own retry."""
-    _rewrite(["fail"], "redis.call('ZADD', KEYS[4], now_ms() + ARGV[4], ARGV[1])", "")
+    _rewrite(["fail"], "redis.call('ZADD', KEYS[4], due, ARGV[1])", "")
+    _rewrite(["fail"], "ring(ARGV[7], KEYS[4], due, ARGV[4])", "")
     send = Queue.send
 
     def apart(self: Queue, calls: Sequence[Any]) -> list[Any]:

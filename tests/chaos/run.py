@@ -18,9 +18,9 @@ from tests.chaos.load import CANARY, ENOUGH
 from tests.chaos.site import CREW, LEASE, Site
 from tests.waiting import eventually
 
-# A lease, a tick and 5 s are what it takes; a job that a clock step has put off waits for the clock, and a busy machine
-# starts its processes late. What never settles is what this is for: the time itself is in the table.
-SETTLE = 2 * (LEASE + 1.0 + 5.0 + BACK[1])
+# A lease, a keeper's look and 5 s are what it takes; a job that a clock step has put off waits for the clock, and a
+# busy machine starts its processes late. What never settles is what this is for: the time itself is in the table.
+SETTLE = 2 * (LEASE + 5.0 + 5.0 + BACK[1])
 _PATIENCE = 0.05  # seconds between looks at who has died
 
 
