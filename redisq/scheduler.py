@@ -23,7 +23,7 @@ from redisq.queue import REAP, Queue
 LOOK = 5.0  # seconds between looks that nobody has asked for: what a lost ring, or a step of a clock, costs at most
 GATHER = 0.01  # seconds between looks for due jobs, at least: those that are due so close together move together
 WATCH = 3.0  # seconds between looks at the leases; with a lease of 15 s, a job is back 18 s after a kill at the latest
-RETRY = 1.0  # seconds until Redis is asked again after an error, and between looks at the schedules
+RETRY = 1.0  # seconds until Redis is asked again after an error, and a schedule that is behind is looked at again
 TURN = 0.5  # seconds of one wait, so that a stop is soon heeded
 CRASHES = 3  # runs that took their worker with them, until a job is buried
 
@@ -133,22 +133,35 @@ class Clockwork:
     """Fires the slots of schedules: each once, whoever fires it."""
 
     def __init__(self, queues: Iterable[Queue], schedules: Sequence[Schedule], registry: Registry) -> None:
-        self._queues = {queue.name: queue for queue in queues}
-        self._schedules, self._registry = schedules, registry
+        self._registry = registry
+        of_queue = {queue: [s for s in schedules if registry[s.kind].queue == queue.name] for queue in queues}
+        self._schedules = {queue: own for queue, own in of_queue.items() if own}
+        self._last: dict[str, int] = {}  # slot of each schedule, in ms, when we last looked
 
     def tick(self) -> float:
-        """Fire every slot that is due; return the seconds until the next look. Raise `redis.RedisError`."""
-        for schedule in self._schedules:
-            queue = self._queues[self._registry[schedule.kind].queue]
-            now = datetime.fromtimestamp(queue.now(), UTC)
-            last_ms = queue.last_slots().get(schedule.name)
-            if last_ms is None:
-                # Seen for the first time: slots before its birth were never missed.
-                queue.fire(schedule.name, _ms(now), None)
-                log.info("schedule begins", extra={"queue": queue.name, "schedule": schedule.name})
-            else:
-                self._fire(queue, schedule, datetime.fromtimestamp(last_ms / 1000, UTC), now)
-        return RETRY
+        """Fire every slot that is due; return the seconds until the next one may be. Raise `redis.RedisError`."""
+        waits = [LOOK]
+        for queue, schedules in self._schedules.items():
+            now, last_slots = datetime.fromtimestamp(queue.now(), UTC), queue.last_slots()
+            for schedule in schedules:
+                if schedule.name not in last_slots:
+                    last_slots[schedule.name] = self._begin(queue, schedule, _ms(now))
+                last_ms = self._last[schedule.name] = last_slots[schedule.name]
+                last = datetime.fromtimestamp(last_ms / 1000, UTC)
+                self._fire(queue, schedule, last, now)
+                following = next(schedule.slots_after(last), None)
+                if following:
+                    # One that was due is looked at again, whatever came of it.
+                    waits.append((following - now).total_seconds() if following > now else RETRY)
+        return min(waits)
+
+    def _begin(self, queue: Queue, schedule: Schedule, now_ms: int) -> int:
+        """Store a last slot where Redis has none, and return it."""
+        # Seen for the first time: slots before its birth were never missed. When Redis was emptied we may know better.
+        last_ms = min(now_ms, self._last.get(schedule.name, now_ms))
+        queue.fire(schedule.name, last_ms, None)
+        log.info("schedule begins", extra={"queue": queue.name, "schedule": schedule.name})
+        return last_ms
 
     def _fire(self, queue: Queue, schedule: Schedule, last: datetime, now: datetime) -> None:
         for slot, runs in schedule.due(last, now):

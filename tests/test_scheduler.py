@@ -25,7 +25,7 @@ from redisq import (
     connect,
 )
 from redisq.queue import REAP
-from redisq.scheduler import CRASHES, GATHER, LOOK, WATCH, Clockwork, Watch, check_schedules
+from redisq.scheduler import CRASHES, GATHER, LOOK, RETRY, WATCH, Clockwork, Watch, check_schedules
 from tests.queue_state import KEYS, Run, State, job, put, read
 from tests.waiting import eventually
 
@@ -412,6 +412,42 @@ def test_a_clock_that_was_set_back_fires_nothing_again(redis: Redis, queue: Queu
     before = read(redis)
     _clockwork(queue, _schedule(queue, missed="all")).tick()
     assert read(redis) == before
+
+
+def test_between_slots_nobody_asks_for_longer_than_a_look(redis: Redis, queue: Queue) -> None:
+    """Slots are hours apart, and the clock of Redis may step over one."""
+    redis.hset(KEYS.slots, "night", round(queue.now() * 1000))
+    assert _clockwork(queue, _schedule(queue)).tick() == LOOK
+
+
+def test_a_clockwork_sleeps_until_the_next_slot(redis: Redis, queue: Queue) -> None:
+    """A slot fires at its second, not some seconds later."""
+    now = queue.now()
+    soon = Schedule(name="night", cron="* * * * *", kind="night")
+    redis.hset(KEYS.slots, "night", round(now * 1000))
+    wait = _clockwork(queue, soon).tick()
+    assert 0 < wait <= min(LOOK, max(RETRY, 60 - now % 60))
+
+
+def test_a_slot_that_fired_is_followed_by_another_look(redis: Redis, queue: Queue) -> None:
+    """What came of it, and what is next, stands in Redis: another scheduler may have been at it."""
+    _missed(redis, queue, 2)
+    clockwork = _clockwork(queue, _schedule(queue, missed="all"))
+    assert clockwork.tick() == RETRY
+    assert clockwork.tick() == LOOK
+
+
+def test_a_redis_that_was_emptied_loses_no_slot(redis: Redis, queue: Queue) -> None:
+    """It lost the slot's job too, and what plans the missing work may be that very job."""
+    _missed(redis, queue, 1)
+    clockwork = _clockwork(queue, _schedule(queue))
+    clockwork.tick()
+    fired = read(redis)
+    assert len(fired.ready) == 1
+    redis.flushall()
+    clockwork.tick()
+    again = read(redis)
+    assert (len(again.ready), again.slots) == (1, fired.slots)
 
 
 def test_a_slot_and_its_job_go_in_together_or_not_at_all(redis: Redis, queue: Queue) -> None:
