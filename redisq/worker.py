@@ -117,6 +117,7 @@ class Worker:
         self._sweep_at = 0.0
         self._ring_at = 0.0
         self._hungry = True  # the last claim did not fill the slots
+        self._quiet = False  # the doorbell has just found nothing, so a claim would not either
         self._stops = 0
         self._deadline = float("inf")
         self._slots = Slots(settings.slots, self._events.put)
@@ -176,6 +177,7 @@ class Worker:
             case Rang():
                 self._doorbell.waiting = False
                 self._hungry = True
+                self._quiet = event.id is None and event.error is None
                 # A job that may not start any more stays in our list, and is given back from there.
                 if event.id is not None and self._may_start():
                     self._moved.append(event.id)
@@ -209,7 +211,8 @@ class Worker:
 
         Return whether Redis took all that there was to send.
         """
-        want = self._wanted()
+        want = 0 if self._quiet else self._wanted()
+        self._quiet = False
         settled, self._unsettled = self._unsettled, []
         calls = self._settlements(settled)
         if self._moved or want:
