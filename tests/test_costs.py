@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from redis import Redis
 
 import redisq.scripts
-from redisq import Delivery, Kind, Queue, Registry
+from redisq import Delivery, Keeper, Kind, Queue, Registry, Schedule, Scheduler, Settings, connect
+from redisq.scheduler import Clockwork
 from tests.harness import Task, at_work, job
 from tests.proxy import load
 from tests.waiting import eventually
 
 JOBS = 1000
+ROUND = 15.0  # seconds after which every clock of an idle system has gone round
 
 
 @pytest.fixture
@@ -100,3 +105,39 @@ def test_a_thousand_jobs_go_in_with_two_round_trips(queue: Queue, trips: list[in
     """And none of the two holds up Redis for long."""
     queue.enqueue_many([job("nothing", n) for n in range(JOBS)])
     assert trips == [1, 1]
+
+
+@contextmanager
+def scheduling(url: str, *queues: str, schedules: tuple[Schedule, ...] = ()) -> Iterator[None]:
+    """Have the keepers of `queues`, and the schedules of the first one, in one loop, as a process has them."""
+    client = connect(Settings(redis_url=url))
+    kept = [Queue(client, name) for name in queues]
+    scheduler = Scheduler([Keeper(queue, 15.0) for queue in kept], Clockwork(kept, schedules, kinds()))
+    thread = threading.Thread(target=scheduler.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        scheduler.stop()
+        thread.join(10)
+
+
+@pytest.mark.slow
+def test_an_idle_worker_and_an_idle_scheduler_send_fewer_than_five_commands_a_second(
+    redis: Redis, redis_url: str, queue: Queue
+) -> None:
+    """With two queues and two schedules, and all commands inside of scripts counted. Nobody polls."""
+    hour = (time.gmtime(queue.now()).tm_hour + 12) % 24
+    nightly = tuple(Schedule(name=name, cron=f"0 {hour} * * *", kind="nothing") for name in ("one", "two"))
+    with (
+        at_work(kinds(), redis_url, slots=8, lease=15.0),
+        scheduling(redis_url, "default"),  # as each worker's process does
+        scheduling(redis_url, "default", "backfill", schedules=nightly),
+    ):
+        eventually(lambda: redis.pubsub_numsub(queue.keys.bell)[0][1] == 2, within=30)
+        time.sleep(1.0)  # what a beginning costs is over
+        reset(redis)
+        began = time.monotonic()
+        time.sleep(ROUND)
+        counted, seconds = commands(redis), time.monotonic() - began
+    assert sum(counted.values()) / seconds < 5, counted
