@@ -59,6 +59,10 @@ class Watch:
             if now - max(at, self._since) >= max(self.lease, leases.get(worker, 0.0))
         ]
 
+    def anyone_silent(self, now: float) -> bool:
+        """Return whether a beat has stood still for half of our lease, as none does where workers can renew theirs."""
+        return any(now - at > self.lease / 2 for _, at in self._seen.values())
+
     def interrupted(self) -> None:
         """Note that we could not look."""
         self._looked = float("-inf")
@@ -105,7 +109,6 @@ class Keeper:
             raise
 
     def _reap(self, now: float) -> None:
-        self.queue.try_write()  # where it is refused, no worker can renew its lease, and we have not looked
         workers = self.queue.workers()
         beats = {worker.id: worker.beat for worker in workers}
         # A claim that a frozen Redis ran late lands in the list of a worker that was forgotten: no entry tells of it.
@@ -114,7 +117,10 @@ class Keeper:
             self._orphans.update(lists)
             self._scan_at = now + self._lease / 2
         beats |= {worker: "" for worker in self._orphans if worker not in beats}
-        for worker in self._watch.look(beats, now, {worker.id: worker.lease for worker in workers}):
+        lapsed = self._watch.look(beats, now, {worker.id: worker.lease for worker in workers})
+        if self._watch.anyone_silent(now):
+            self.queue.try_write()  # a Redis that reads and does not write lets nobody renew a lease
+        for worker in lapsed:
             self._orphans.discard(worker)
             self._bring_back(worker, beats[worker])
 

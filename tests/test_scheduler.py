@@ -497,14 +497,35 @@ def test_a_schedule_that_could_not_make_its_job_is_refused_at_the_start(
         check_schedules([schedule], REGISTRY)
 
 
-def test_a_keeper_finds_out_that_writes_are_refused_though_nothing_is_due(redis: Redis, queue: Queue) -> None:
-    """Workers cannot renew their leases then, and a keeper that only reads would take them for gone."""
+@pytest.mark.slow
+def test_a_keeper_takes_nobody_for_gone_whom_redis_did_not_let_write(redis: Redis, queue: Queue) -> None:
+    """A keeper that only reads would see beats stand still, and reap the living when writes are taken again."""
+    lease = 2.0
+    queue.heartbeat("w", {})
+    keeper = Keeper(queue, lease)
+    keeper.watch()
+    began = time.monotonic()
     redis.config_set("min-replicas-to-write", "1")
     try:
-        with pytest.raises(ResponseError, match="NOREPLICAS"):
-            Keeper(queue, LEASE).tick()
+        refused = _look_on(keeper, until=began + 0.8 * lease)
     finally:
         redis.config_set("min-replicas-to-write", "0")
+    assert refused
+    assert "NOREPLICAS" in refused[0]
+    assert not _look_on(keeper, until=began + 1.2 * lease)
+    assert [worker.id for worker in queue.workers()] == ["w"]
+
+
+def _look_on(keeper: Keeper, *, until: float) -> list[str]:
+    """Have `keeper` look at the leases all the time; return what Redis refused."""
+    refused = []
+    while time.monotonic() < until:
+        try:
+            keeper.watch()
+        except ResponseError as error:
+            refused.append(str(error))
+        time.sleep(0.1)
+    return refused
 
 
 # -- the loop --------------------------------------------------------------------------------------------------------
