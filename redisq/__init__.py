@@ -30,6 +30,7 @@ __all__ = [
     "Job",
     "Keeper",
     "Kind",
+    "Pause",
     "Permanent",
     "Queue",
     "RedisqError",

@@ -8,6 +8,7 @@ from redisq.errors import BadJob as BadJob
 from redisq.errors import BadPayload as BadPayload
 from redisq.errors import BadSettings as BadSettings
 from redisq.errors import Defer as Defer
+from redisq.errors import Pause as Pause
 from redisq.errors import Permanent as Permanent
 from redisq.errors import RedisqError as RedisqError
 from redisq.errors import Retry as Retry

@@ -49,6 +49,14 @@ class Defer(Ask):
         self.after = _seconds(after)
 
 
+class Pause(Defer):
+    """Ask the worker to claim nothing for `after` seconds, and then to try one job at a time until one gets further.
+
+    For what stops every job of this worker and is no job's fault: a database that is away. This job is deferred
+    meanwhile, so that it does not stand in the way of the others.
+    """
+
+
 class TimeLimitExceeded(BaseException):
     """Raised inside a handler that runs past its kind's time limit.
 

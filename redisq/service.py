@@ -127,11 +127,13 @@ class _Told:
         self._notifier, self._queue, self._healthy = notifier, queue, healthy
         self._stopping = False
 
-    def turned(self, *, running: int, slots: int, draining: bool, connected: bool) -> None:
+    def turned(self, *, running: int, slots: int, draining: bool, connected: bool, paused: str) -> None:
         if draining and not self._stopping:
             self._stopping = True
             self._notifier.stopping()
-        state = "draining" if draining else "working" if connected else "waiting for redis"
+        state = "draining" if draining else "waiting for redis" if not connected else "working"
+        if paused and state == "working":
+            state = f"paused, {redact(paused, 200)}"
         self._notifier.status(f"{state}: {running} of {slots} slots of queue {self._queue} run a job")
         if self._healthy():
             self._notifier.progress()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-from redisq.errors import BadPayload, Defer, Permanent, Retry, TimeLimitExceeded
+from redisq.errors import BadPayload, Defer, Pause, Permanent, Retry, TimeLimitExceeded
 from redisq.job import Delivery, Job, Kind
 from redisq.queue import Claimed, Failure
 
@@ -38,6 +38,11 @@ class Deferred:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused(Deferred):
+    """Not now, and no other job of this worker either."""
+
+
+@dataclass(frozen=True, slots=True)
 class Doomed:
     """No further attempt can help."""
 
@@ -52,6 +57,8 @@ def outcome_of(error: BaseException) -> Outcome:
     match error:
         case Permanent():
             return Doomed(Failure("permanent", error.reason, error.detail))
+        case Pause():
+            return Paused(Failure("defer", error.reason, error.detail), error.after)
         case Defer():
             return Deferred(Failure("defer", error.reason, error.detail), error.after)
         case Retry():

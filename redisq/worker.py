@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from redisq.lease import Pulse
 from redisq.outage import Outage, Patience
 from redisq.queue import EVERY_GHOST, Call, Claimed, Failure, Queue
 from redisq.server import COMMAND_TIMEOUT, describe, require_fit
-from redisq.slots import Deferred, Done, Doomed, Failed, Outcome, Run, Slots
+from redisq.slots import Deferred, Done, Doomed, Failed, Outcome, Paused, Run, Slots
 
 WAIT = 2.0  # seconds of one BLMOVE: short, so that a worker drains quickly
 TURN = 0.5  # seconds between turns with nothing to do: time limits are this sharp
@@ -85,8 +85,36 @@ class Doorbell:
 class Observer(Protocol):
     """Whoever watches a worker: the service tells systemd."""
 
-    def turned(self, *, running: int, slots: int, draining: bool, connected: bool) -> None:
-        """The claim loop has gone round once more."""
+    def turned(self, *, running: int, slots: int, draining: bool, connected: bool, paused: str) -> None:
+        """The claim loop has gone round once more; `paused` says why it claims nothing, "" when it does."""
+
+
+@dataclass(slots=True)
+class Standstill:
+    """Why no job can run here and until when none is tried; afterwards one at a time, until one gets further."""
+
+    reason: str = ""
+    since: float = 0.0
+    until: float = 0.0
+
+    def begin(self, paused: Paused, now: float) -> bool:
+        """Note that a job could not run; True for the first."""
+        is_first = not self.reason
+        self.since = now if is_first else self.since
+        self.reason, self.until = paused.failure.reason, max(self.until, now + paused.after)
+        return is_first
+
+    def end(self, claimed_at: float) -> bool:
+        """Note that a job got further; True when it was claimed to find that out, and others may follow."""
+        ends = bool(self.reason) and claimed_at >= self.until
+        self.reason = "" if ends else self.reason
+        return ends
+
+    def room(self, held: Iterable[Run], now: float) -> float:
+        """Return how many jobs may be tried beside those that are `held`."""
+        if not self.reason:
+            return float("inf")
+        return 0 if now < self.until else 1 - sum(run.claimed_at >= self.until for run in held)
 
 
 class Worker:
@@ -114,6 +142,7 @@ class Worker:
         self.outage = Outage()
         self._patience = Patience()
         self._deaf = 0  # calls of BLMOVE that failed in a row
+        self._standstill = Standstill()
         self._sweep_at = 0.0
         self._ring_at = 0.0
         self._hungry = True  # the last claim did not fill the slots
@@ -122,14 +151,15 @@ class Worker:
         self._deadline = float("inf")
         self._slots = Slots(settings.slots, self._events.put)
         self._doorbell = Doorbell(blocking, self.id, self._events.put)
-        info: dict[str, str | int | float] = {
+        self._info: dict[str, str | int | float] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "slots": settings.slots,
             "lease": settings.lease,
             "started": round(time.time(), 3),
+            "paused": "",
         }
-        self._pulse = Pulse(beating, self.id, info, settings.lease, self.outage, self._wake)
+        self._pulse = Pulse(beating, self.id, self._info, settings.lease, self.outage, self._wake)
 
     # -- for the service -------------------------------------------------------------------------------------------
 
@@ -172,6 +202,7 @@ class Worker:
         match event:
             case Run() if self._held.get(event.claimed.token) is event:
                 self._unsettled.append(event)
+                self._note_standstill(event)
             case Run():
                 log.warning("a handler came back too late", extra=self._fields(event))
             case Rang():
@@ -204,6 +235,7 @@ class Worker:
             slots=self._slots.count,
             draining=self._stops > 0,
             connected=not self._patience.tried,
+            paused=self._standstill.reason,
         )
 
     def _exchange(self, now: float) -> bool:
@@ -246,10 +278,14 @@ class Worker:
         if self._doorbell.waiting or not self._may_start():
             return 0
         busy = len(self._held) - len(self._unsettled) + self._lost_slots
-        return max(0, min(self._slots.count - busy - len(self._moved), (self._slots.count + 1) // 2))
+        free = min(self._slots.count - busy, self._room()) - len(self._moved)
+        return int(max(0, min(free, (self._slots.count + 1) // 2)))
 
     def _may_start(self) -> bool:
         return not self._stops and self._pulse.holds(self._pulse.epoch)
+
+    def _room(self) -> float:
+        return self._standstill.room(self._held.values(), time.monotonic())
 
     def _ring(self, now: float) -> None:
         """Wait for the next job when the last claim found too few."""
@@ -341,6 +377,19 @@ class Worker:
         self._lost_slots += 1
         self._stops = max(self._stops, 1)
 
+    def _note_standstill(self, run: Run) -> None:
+        """Stop claiming when a handler asks for it, and go on when the job that was tried since got further."""
+        if not (self._standstill.reason or isinstance(run.outcome, Paused)):
+            return
+        now, fields = time.monotonic(), {"worker": self.id, "queue": self._queue.name}
+        if isinstance(run.outcome, Paused):
+            if self._standstill.begin(run.outcome, now):
+                cause = {"reason": run.outcome.failure.reason, "detail": run.outcome.failure.detail}
+                log.warning("worker pauses", extra=fields | cause)
+        elif run.kind and self._standstill.end(run.claimed_at):
+            log.warning("worker goes on", extra=fields | {"paused": round(now - self._standstill.since, 3)})
+        self._info["paused"] = self._standstill.reason  # the next heartbeat tells `redisq status`
+
     # -- settling --------------------------------------------------------------------------------------------------
 
     def _settlements(self, runs: list[Run]) -> list[Call[Any]]:
@@ -381,6 +430,8 @@ class Worker:
         if where == "lost" and run.sent > 1:
             where = "lost_or_settled_before"  # the first reply was lost, so this cannot be told
         level = {"done": logging.INFO, "dead": logging.ERROR}.get(where, logging.WARNING)
+        if isinstance(run.outcome, Paused) and where == "delayed":
+            level = logging.DEBUG  # said once for all of them
         if not log.isEnabledFor(level):
             return
         fields = self._fields(run) | {"outcome": where}

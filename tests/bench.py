@@ -44,7 +44,7 @@ class Page:
 class Unwatched:
     """An observer that looks away."""
 
-    def turned(self, *, running: int, slots: int, draining: bool, connected: bool) -> None:
+    def turned(self, *, running: int, slots: int, draining: bool, connected: bool, paused: str) -> None:
         """Do nothing."""
 
 

@@ -22,7 +22,7 @@ import orjson
 from redis import Redis
 
 import redisq.worker
-from redisq import Job, Keeper, Kind, Permanent, Queue, Registry, Retry, Scheduler, Settings, Worker, connect
+from redisq import Job, Keeper, Kind, Pause, Permanent, Queue, Registry, Retry, Scheduler, Settings, Worker, connect
 from redisq.backoff import Backoff
 from redisq.job import Delivery
 from redisq.service import scheduler_main, worker_main
@@ -131,6 +131,12 @@ def application(stage: Stage) -> Registry:
         stage.ran(delivery)
         raise Permanent("hopeless", "no attempt can help")
 
+    def pause(task: Task, delivery: Delivery) -> None:
+        stage.ran(delivery)
+        if not stage.gate_is_open(task.key):
+            raise Pause(task.seconds, "store_away", "nobody answers")
+        stage.effect(delivery)
+
     soon = Backoff(base=0.05, jitter=0.0)
     return Registry(
         [
@@ -140,6 +146,7 @@ def application(stage: Stage) -> Registry:
             Kind(name="crash", payload=Task, handler=crash, key=_key),
             Kind(name="retry", payload=Task, handler=retry, key=_key, backoff=soon),
             Kind(name="permanent", payload=Task, handler=permanent, key=_key),
+            Kind(name="pause", payload=Task, handler=pause, key=lambda task: f"{task.key}:{task.integrationId}"),
         ],
         log_fields=LOG_FIELDS,
     )
@@ -191,11 +198,13 @@ class Turns:
         self.count = 0
         self.most_running = 0
         self.connected = True
+        self.paused = ""
 
-    def turned(self, *, running: int, slots: int, draining: bool, connected: bool) -> None:  # noqa: ARG002  # a protocol
+    def turned(self, *, running: int, slots: int, draining: bool, connected: bool, paused: str) -> None:  # noqa: ARG002  # a protocol
         self.count += 1
         self.most_running = max(self.most_running, running)
         self.connected = connected
+        self.paused = paused
 
 
 @dataclass(slots=True)

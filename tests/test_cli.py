@@ -360,6 +360,13 @@ def test_status_warns_of_a_queue_that_nobody_serves(redis: Redis, shell: Shell) 
     assert "no worker serves queue backfill" in shell.run("status").stderr
 
 
+def test_status_tells_of_a_worker_that_pauses(redis: Redis, shell: Shell) -> None:
+    """A queue that stands still beside a healthy worker would puzzle whoever is called at night."""
+    Queue(redis, "default").heartbeat("worker-1", {"host": "box", "paused": "database_away"})
+    assert "worker-1 claims nothing: database_away" in shell.run("status").stderr
+    assert shell.json("status")["workers"][0]["paused"] == "database_away"
+
+
 def test_status_explains_a_job_in_every_state(redis: Redis, shell: Shell) -> None:
     """Every state is explained by one command."""
     queue = Queue(redis, "default")

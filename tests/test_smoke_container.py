@@ -44,7 +44,7 @@ class Handler:
 class Unwatched:
     """Nobody looks at this worker's turns."""
 
-    def turned(self, *, running: int, slots: int, draining: bool, connected: bool) -> None:
+    def turned(self, *, running: int, slots: int, draining: bool, connected: bool, paused: str) -> None:
         pass
 
 

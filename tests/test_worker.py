@@ -21,6 +21,7 @@ from redisq import (
     Defer,
     Job,
     Kind,
+    Pause,
     Permanent,
     Queue,
     Registry,
@@ -31,7 +32,7 @@ from redisq import (
 from redisq.job import Delivery
 from redisq.queue import Claimed
 from redisq.slots import Done, Failed, Run, Slots
-from tests.harness import LEASE, LOG_FIELDS, Stage, Task, application, assert_conserved, at_work, census, job
+from tests.harness import LEASE, LOG_FIELDS, Stage, Task, application, assert_conserved, at_work, census, job, kept
 from tests.proxy import Proxy, load
 from tests.waiting import eventually
 
@@ -169,6 +170,98 @@ def test_a_deferral_spends_no_attempt(redis: Redis, redis_url: str, queue: Queue
             assert 595 < due_in(queue, redis, "defer:1") <= 600
             make_due(queue, redis, "defer:1")
     assert set(attempts) == {1}
+
+
+class Store:
+    """What every job of a worker needs, and may be away."""
+
+    def __init__(self, pause: float) -> None:
+        self.answers = threading.Event()
+        self.tried: list[tuple[int, int]] = []  # of each try while it is away: its attempt, and how many ran with it
+        self.done: list[int] = []  # attempts
+        self._pause, self._running, self._lock = pause, 0, threading.Lock()
+
+    def __call__(self, _task: Task, delivery: Delivery) -> None:
+        with self._lock:
+            self._running += 1
+            together = self._running
+        try:
+            if not self.answers.wait(0.05):
+                self.tried.append((delivery.attempt, together))
+                raise Pause(self._pause, "store_away", "nobody answers")
+            self.done.append(delivery.attempt)
+        finally:
+            with self._lock:
+                self._running -= 1
+
+
+def said(caplog: pytest.LogCaptureFixture, message: str) -> list[Any]:
+    return [record for record in caplog.records if record.message == message]
+
+
+def test_a_pause_stops_claiming(redis: Redis, redis_url: str, queue: Queue) -> None:
+    """A worker without its database must not run its hands over the whole queue; it can be stopped as ever."""
+    store = Store(pause=600)
+    queue.enqueue_many([job("use", n) for n in range(50)])
+    with at_work(kinds(use=store), redis_url, slots=4) as crew:
+        eventually(lambda: crew.turns.paused == "store_away" and queue.counts()["delayed"], within=5)
+        eventually(lambda: queue.counts()["processing"] == 0, within=5)
+        tried, turns = len(store.tried), crew.turns.count
+        assert 1 <= tried <= 4
+        eventually(lambda: queue.workers()[0].info["paused"] == "store_away", within=LEASE)
+        eventually(lambda: crew.turns.count > turns + 2, within=5)
+        assert len(store.tried) == tried
+        crew.worker.stop()
+        assert crew.finish() == 0
+    assert queue.counts() | {"delayed": tried, "ready": 50 - tried, "processing": 0, "dead": 0} == queue.counts()
+    assert_conserved(redis)
+
+
+def test_after_a_pause_one_job_is_tried_at_a_time_until_one_gets_further(
+    redis_url: str, queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store comes back by itself and so must the work: at no cost to any job, said in two lines."""
+    caplog.set_level(logging.INFO)
+    store = Store(pause=0.2)
+    queue.enqueue_many([job("use", n) for n in range(50)])
+    with kept(redis_url), at_work(kinds(use=store), redis_url, slots=4) as crew:
+        eventually(lambda: len(store.tried) >= 8, within=20)
+        assert all(together == 1 for _, together in store.tried[4:])
+        store.answers.set()
+        eventually(lambda: len(store.done) == 50, within=20)
+        eventually(lambda: not crew.turns.paused, within=5)
+    assert {attempt for attempt, _ in store.tried} | set(store.done) == {1}
+    assert [len(said(caplog, message)) for message in ("worker pauses", "worker goes on", "job delayed")] == [1, 1, 0]
+    assert said(caplog, "worker pauses")[0].detail == "nobody answers"
+
+
+def test_a_job_that_needs_nothing_does_not_end_a_pause(redis_url: str, queue: Queue) -> None:
+    """What is parked unread says nothing of the store."""
+    store = Store(pause=0.2)
+    with at_work(kinds(use=store), redis_url) as crew:
+        queue.enqueue(job("use", 1))
+        eventually(lambda: crew.turns.paused, within=5)
+        queue.enqueue(job("unknown", 1))
+        eventually(in_state(queue, "unknown:1", "delayed"), within=5)
+        assert crew.turns.paused
+
+
+def test_a_job_that_began_before_a_pause_does_not_end_it(redis_url: str, queue: Queue) -> None:
+    """It read the store while that was still there."""
+    store, go_on, begun = Store(pause=600), threading.Event(), threading.Event()
+
+    def long(_task: Task, _delivery: Delivery) -> None:
+        begun.set()
+        go_on.wait(20)
+
+    with at_work(kinds(use=store, long=long), redis_url) as crew:
+        queue.enqueue(job("long", 1))
+        assert begun.wait(5)
+        queue.enqueue(job("use", 1))
+        eventually(lambda: crew.turns.paused, within=5)
+        go_on.set()
+        eventually(in_state(queue, "long:1", None), within=5)
+        assert crew.turns.paused
 
 
 def test_an_unforeseen_error_is_transient_and_keeps_its_traceback(redis_url: str, queue: Queue) -> None:

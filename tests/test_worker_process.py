@@ -338,6 +338,20 @@ def test_a_redis_that_may_evict_is_refused_with_the_cause(tmp_path: Path, stage:
         eventually(lambda: "READY=1" in systemd.told(), within=10)
 
 
+def test_a_paused_worker_says_so_feeds_the_watchdog_and_drains(redis_url: str, queue: Queue, stage: Stage) -> None:
+    """A worker that waits for its database is alive: systemd must not restart it, and an operator can see why."""
+    with Systemd(stage.directory / "notify") as systemd, Crew(stage, redis_url) as crew:
+        worker = crew.worker(NOTIFY_SOCKET=systemd.address, WATCHDOG_USEC="1000000")
+        queue.enqueue(job("pause", 1, seconds=600))
+        eventually(
+            lambda: any(text.startswith("STATUS=paused, store_away: 0 of") for text in systemd.told()), within=20
+        )
+        systemd.forget()
+        eventually(lambda: systemd.told().count("WATCHDOG=1") >= 3, within=5)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait(10) == 0
+
+
 @pytest.mark.slow
 def test_the_watchdog_is_fed_through_an_outage_and_not_by_a_frozen_worker(server: RedisServer, stage: Stage) -> None:
     """Liveness means progress: a Redis that is down must not have every worker restarted."""

@@ -34,6 +34,9 @@ def status(session: Session, job_id: str | None, queue_name: str | None, as_json
         click.echo()
         beats = [[*list(worker.values())[:5], f"{age(worker['beatAge'])} ago"] for worker in workers]
         show_table(("queue", "worker", "host", "pid", "slots", "beat"), beats)
+    for worker in workers:
+        if worker["paused"]:
+            say(f"redisq: {worker['worker']} claims nothing: {clean(worker['paused'])}")
     for row in rows:
         if row["ready"] and not any(worker["queue"] == row["queue"] for worker in workers):
             say(f"redisq: no worker serves queue {row['queue']}: systemctl start redisq-worker@{row['queue']}")
@@ -62,6 +65,7 @@ def _workers(queue: Queue) -> list[Row]:
             "slots": worker.info.get("slots"),
             "beatAge": round(max(0.0, now - int(worker.beat or 0) / 1000), 1),  # seconds
             "lease": worker.info.get("lease"),
+            "paused": worker.info.get("paused") or None,
         }
         for worker in queue.workers()
     ]
