@@ -1,18 +1,19 @@
 """Opens PostgreSQL and keeps its schema: plain numbered SQL files, each applied once."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg import Connection
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
-from redisq import Defer, Permanent, Retry
+from redisq import Defer, Pause, Permanent, Retry
 
 Pool = ConnectionPool[Connection[Any]]
 
@@ -20,19 +21,29 @@ APPLICATION = "redisq"
 _LOCK = 0x7265646973710001  # any number that nobody else locks: "redisq" and one
 _FILE = re.compile(r"(?P<version>[0-9]{4})_[a-z0-9_]+\.sql\Z")
 # A statement of ours takes milliseconds: one that takes longer than this waits for something that is broken.
-_OPTIONS = "-c statement_timeout=30s -c lock_timeout=20s -c idle_in_transaction_session_timeout=60s"
-
+# The path is fixed so that nothing which somebody else can create is found in place of a table of ours.
+_OPTIONS = (
+    "-c search_path=public,pg_temp"
+    " -c statement_timeout=30s -c lock_timeout=20s -c idle_in_transaction_session_timeout=60s"
+)
+_CONNECT_TIMEOUT = 5  # seconds
 
 # By the class of the SQLSTATE, or the whole of it (PostgreSQL's appendix A). Python's classes do not tell: a standby
 # that refuses a write is an InternalError, and a lost connection has no state at all.
-_AWAY = ("57P", "53", "08", "25006")  # stopping, starting, out of room, unreachable, a standby
+# Stopping, starting, out of room, unreachable, a standby, the password or the database is another.
+_AWAY = ("57P", "53", "08", "25006", "28", "3D")
 _BAD_DATA = ("22", "23")
 _NOT_DEPLOYED = ("42",)  # a table or a right is missing
 # A slot has a connection for a few milliseconds of a page, so that a dozen serve any number of slots. Each connection
 # costs PostgreSQL a process, and plans every statement for itself.
 CONNECTIONS = 12
-AWAY_WAIT = 15.0  # seconds
+AWAY_WAIT = 5.0  # seconds until one job is tried again, which then waits for the pool's `POOL_WAIT`
+POOL_WAIT = 10.0
 DEPLOY_WAIT = 60.0
+
+
+# It tells of each attempt to connect, ten a minute: the worker says it once, with the cause.
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 
 
 class SchemaError(Exception):
@@ -52,7 +63,24 @@ class Migration:
         return hashlib.sha256(self.sql).hexdigest()
 
 
-def open_pool(dsn: str, *, size: int, wait: float = 10.0) -> Pool:
+class _Telling(Connection[Any]):
+    """A connection whose class remembers why the last one could not be made: the pool keeps that to itself."""
+
+    refusal = ""
+
+    @classmethod
+    def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        """Connect as any other, and remember how it ended."""
+        try:
+            connection = super().connect(*args, **kwargs)
+        except psycopg.OperationalError as error:
+            _Telling.refusal = " ".join(str(error).split())[:500]
+            raise
+        _Telling.refusal = ""
+        return connection
+
+
+def open_pool(dsn: str, *, size: int, wait: float = POOL_WAIT) -> Pool:
     """Return a pool of up to `size` connections that commit each statement by itself; the caller closes it.
 
     Does not wait for the server: a caller that gets no connection within `wait` seconds sees
@@ -60,10 +88,18 @@ def open_pool(dsn: str, *, size: int, wait: float = 10.0) -> Pool:
     """
     return ConnectionPool(
         dsn,
-        kwargs={"autocommit": True, "application_name": APPLICATION, "options": _OPTIONS},
+        connection_class=_Telling,
+        kwargs={
+            "autocommit": True,
+            "application_name": APPLICATION,
+            "options": _OPTIONS,
+            "connect_timeout": _CONNECT_TIMEOUT,
+        },
         min_size=0,
         max_size=size,
         timeout=wait,
+        # Its pause between attempts doubles: no longer than this, or a server that is back would go unnoticed.
+        reconnect_timeout=wait,
         # Without it every connection that a restarted server left behind costs a job a delay.
         check=ConnectionPool.check_connection,
         open=True,
@@ -76,16 +112,19 @@ def database_errors() -> Iterator[None]:
     """Turn what PostgreSQL raises inside a handler into what the handler's job should do.
 
     A database that is away, or has not the schema of this release yet, is not the job's failure: it costs no attempt.
+    While it is away no other job can run either, and the worker pauses.
     """
     try:
         yield
+    except PoolTimeout as error:
+        raise Pause(AWAY_WAIT, "database_away", _Telling.refusal or str(error)) from error
     except psycopg.Error as error:
         state, said = error.sqlstate, error.diag.message_primary or type(error).__name__
         if state is None and isinstance(error, psycopg.OperationalError):
-            raise Defer(AWAY_WAIT, "database_away", said) from error
+            raise Pause(AWAY_WAIT, "database_away", " ".join(str(error).split())[:500] or said) from error
         match state or "":
             case known if known.startswith(_AWAY):
-                raise Defer(AWAY_WAIT, "database_away", f"{state} {said}") from error
+                raise Pause(AWAY_WAIT, "database_away", f"{state} {said}") from error
             case known if known.startswith(_NOT_DEPLOYED):
                 raise Defer(DEPLOY_WAIT, "database_schema", f"{state} {said}: run `redisq db upgrade`") from error
             case known if known.startswith(_BAD_DATA) or isinstance(error, psycopg.DataError):

@@ -1,7 +1,11 @@
 """The schema is applied once, whole, and never over somebody's edits."""
 
+import select
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -9,7 +13,10 @@ from psycopg import errors
 
 from jobs import database
 from jobs.database import Migration, SchemaError, database_errors
-from redisq import Defer, Permanent, Retry
+from jobs.servers import private_postgres
+from redisq import Defer, Pause, Permanent, Retry
+from redisq.errors import Ask
+from tests.waiting import eventually
 
 
 def test_upgrade_applies_every_file_once(dsn: str) -> None:
@@ -106,32 +113,152 @@ def test_a_database_of_another_encoding_is_refused_by_name(dsn: str) -> None:
 
 # -- what a handler asks for when PostgreSQL refuses ---------------------------------------------------------------
 
+REFUSALS: list[tuple[str, type[Ask], str]] = [
+    # It is away, or will not have us: no other job can run either.
+    ("57P01", Pause, "database_away"),  # an administrator stops it
+    ("57P02", Pause, "database_away"),  # another backend crashed
+    ("57P03", Pause, "database_away"),  # it starts
+    ("08006", Pause, "database_away"),  # the connection broke
+    ("53300", Pause, "database_away"),  # too many connections
+    ("53100", Pause, "database_away"),  # the disk is full
+    ("53200", Pause, "database_away"),  # out of memory
+    ("25006", Pause, "database_away"),  # a standby, after a failover
+    ("28P01", Pause, "database_away"),  # the password is another
+    ("3D000", Pause, "database_away"),  # there is no such database
+    # This time only: an attempt, so that one that is always refused ends.
+    ("40001", Retry, "database"),  # serialization failure
+    ("40P01", Retry, "database"),  # deadlock
+    ("55P03", Retry, "database"),  # lock timeout
+    ("57014", Retry, "database"),  # statement timeout
+    ("25P03", Retry, "database"),  # idle in a transaction for too long
+    ("XX000", Retry, "database"),  # an internal error
+    # The data cannot be stored, however often it is tried.
+    ("23505", Permanent, "database_refused"),  # unique
+    ("23502", Permanent, "database_refused"),  # not null
+    ("23514", Permanent, "database_refused"),  # check
+    ("23503", Permanent, "database_refused"),  # foreign key
+    ("22003", Permanent, "database_refused"),  # out of range
+    # This release is not deployed whole: time for `redisq db upgrade`, then dead.
+    ("42P01", Defer, "database_schema"),  # no such table
+    ("42703", Defer, "database_schema"),  # no such column
+    ("42601", Defer, "database_schema"),  # syntax
+    ("42501", Defer, "database_schema"),  # a right is missing
+]
+
+
+@pytest.mark.parametrize(("state", "asked", "reason"), REFUSALS, ids=[state for state, _, _ in REFUSALS])
+def test_a_refusal_is_classified_by_its_sqlstate(dsn: str, state: str, asked: type[Ask], reason: str) -> None:
+    """A database that is away must not fill the dead letters, and a row that cannot be stored must not be retried."""
+    raised = f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{state}'; END $$"
+    with psycopg.connect(dsn, autocommit=True) as connection, pytest.raises(Ask) as error, database_errors():
+        connection.execute(raised.encode())
+    assert (type(error.value), error.value.reason) == (asked, reason)
+
 
 @pytest.mark.parametrize(
-    ("statement", "asked", "reason"),
+    ("statement", "state", "asked"),
     [
-        ("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '57P01'; END $$", Defer, "database_away"),
-        ("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '53300'; END $$", Defer, "database_away"),
-        ("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '25006'; END $$", Defer, "database_away"),
-        ("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '40P01'; END $$", Retry, "database"),
-        ("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '25P03'; END $$", Retry, "database"),
-        ("SET statement_timeout = 1; SELECT pg_sleep(1)", Retry, "database"),
-        ("SELECT * FROM nowhere", Defer, "database_schema"),
-        ("SELECT 1 / 0", Permanent, "database_refused"),
-        ("SELECT E'\\x00'", Permanent, "database_refused"),
+        ("SET statement_timeout = 1; SELECT pg_sleep(1)", "57014", Retry),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", "57P01", Pause),
+        ("SET transaction_read_only = on; CREATE TABLE t ()", "25006", Pause),
+        ("SELECT * FROM nowhere", "42P01", Defer),
+        ("SET ROLE nobody_at_all", "22023", Permanent),
+        ("SELECT 1 / 0", "22012", Permanent),
+        ("SELECT E'\\x00'", "22021", Permanent),
     ],
 )
-def test_a_refusal_is_classified_by_its_sqlstate(dsn: str, statement: str, asked: type[Exception], reason: str) -> None:
-    """A database that is away must not fill the dead letters, and a row that cannot be stored must not be retried."""
-    with psycopg.connect(dsn, autocommit=True) as connection, pytest.raises(asked) as error, database_errors():
-        connection.execute(statement)
-    assert error.value.reason == reason  # type: ignore[attr-defined]  # every ask has one
+def test_a_server_gives_the_states_that_we_expect(dsn: str, statement: str, state: str, asked: type[Ask]) -> None:
+    """The classes rest on what PostgreSQL really says."""
+    with psycopg.connect(dsn, autocommit=True) as connection, pytest.raises(Ask) as error, database_errors():
+        connection.execute(statement.encode())
+    assert type(error.value) is asked
+    assert error.value.detail.startswith(state)
 
 
-def test_a_database_that_cannot_be_reached_costs_no_attempt() -> None:
-    """Neither a refused connection nor a pool that waits for one has an SQLSTATE."""
-    with pytest.raises(Defer, match="database_away"), database_errors():
-        psycopg.connect("postgresql://127.0.0.1:1/none")
-    pool = open_pool("postgresql://127.0.0.1:1/none", size=1, wait=0.1)
-    with pool, pytest.raises(Defer, match="database_away"), database_errors(), pool.connection():
+def test_a_text_that_cannot_be_sent_is_refused(dsn: str) -> None:
+    """A NUL is refused before it is sent, so that there is no state to go by."""
+    with psycopg.connect(dsn) as connection, pytest.raises(Permanent, match="database_refused"), database_errors():
+        connection.execute("SELECT %s", ["a\x00b"])
+
+
+def test_a_transaction_that_idled_for_too_long_is_tried_again(dsn: str) -> None:
+    """psycopg calls it an internal error."""
+    with psycopg.connect(dsn) as connection:
+        connection.execute("SET idle_in_transaction_session_timeout = 1")
+        eventually(lambda: select.select([connection], [], [], 0)[0], within=10)
+        with pytest.raises(Retry, match="25P03"), database_errors():
+            connection.execute("SELECT 1")
+
+
+def a_closed_port(_dsn: str) -> str:
+    return "postgresql://127.0.0.1:1/none"
+
+
+def a_wrong_password(dsn: str) -> str:
+    return psycopg.conninfo.make_conninfo(dsn, password="canary-password")
+
+
+def a_wrong_database(dsn: str) -> str:
+    return psycopg.conninfo.make_conninfo(dsn, dbname="no_such_database")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cause"),
+    [
+        (a_closed_port, "refused"),
+        (a_wrong_password, "password authentication failed for user"),
+        (a_wrong_database, 'database "no_such_database" does not exist'),
+    ],
+)
+def test_a_database_that_cannot_be_reached_costs_no_attempt_and_says_why(
+    dsn: str, wrong: Callable[[str], str], cause: str
+) -> None:
+    """Neither a refused connection nor a pool that waits for one has an SQLSTATE; a pool keeps the cause to itself."""
+    there = wrong(dsn)
+    with pytest.raises(Pause, match="database_away") as direct, database_errors():
+        psycopg.connect(there)
+    pool = open_pool(there, size=1, wait=0.5)
+    with pool, pytest.raises(Pause, match="database_away") as pooled, database_errors(), pool.connection():
         pass
+    for error in (direct, pooled):
+        assert cause in error.value.detail
+        assert "canary" not in str(error.value)
+
+
+def test_a_pool_is_quiet_about_its_attempts(caplog: pytest.LogCaptureFixture) -> None:
+    """An outage of an hour would be hundreds of lines."""
+    pool = open_pool("postgresql://127.0.0.1:1/none", size=1, wait=0.5)
+    with pool, pytest.raises(Pause), database_errors(), pool.connection():
+        pass
+    assert not caplog.records
+
+
+def test_a_pool_finds_a_server_that_is_back_within_seconds(tmp_path: Path) -> None:
+    """Its own pauses between attempts double, up to minutes."""
+    with private_postgres(tmp_path / "postgres") as server, open_pool(server.dsn, size=2, wait=1.0) as pool:
+        server.stop()
+        for _ in range(6):  # ten seconds
+            with pytest.raises(Pause), database_errors(), pool.connection():
+                pass
+        server.start()
+
+        def answers() -> bool:
+            try:
+                with pool.connection() as connection:
+                    return connection.execute("SELECT 1").fetchone() == (1,)
+            except psycopg.OperationalError:
+                return False
+
+        began = time.monotonic()
+        eventually(answers, within=20)
+        assert time.monotonic() - began < 10
+
+
+def test_a_pools_connection_has_its_limits_and_its_path(database: str) -> None:
+    """A statement that waits for something broken ends by itself, and nobody can put another table before ours."""
+    with open_pool(database, size=1) as pool, pool.connection() as connection:
+        settings = [
+            connection.execute(f"SHOW {name}".encode()).fetchone()
+            for name in ("statement_timeout", "lock_timeout", "search_path")
+        ]
+    assert settings == [("30s",), ("20s",), ("public,pg_temp",)]
