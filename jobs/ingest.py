@@ -1,13 +1,14 @@
 """Reads one page's numbers of one day, and settles what the ledger knows of it."""
 
 import datetime as dt
+import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from psycopg import Connection
 
-from jobs import integrations, ledger, payloads
+from jobs import incidents, integrations, ledger, payloads
 from jobs.aggregate import LOOKBACK_DAYS, Clock, FanIn
 from jobs.database import Pool
 from jobs.integrations import Integration
@@ -22,6 +23,9 @@ PENDING_WAIT = 3600.0  # seconds; most metrics are refreshed once a day, some se
 KEY_WAIT = 300.0  # seconds in which an operator may put a missing key back
 CATALOG_AGE = dt.timedelta(seconds=10)  # in which a change of the catalog reaches every worker
 NOT_YET = "not_yet_published"
+REFUSED = "app_refused"
+# Seconds, and up to as many again: pages that wait for the end of an incident come back spread over this time.
+INCIDENT_WAIT = 300.0
 
 Ask = Defer | Permanent | Retry
 
@@ -104,13 +108,7 @@ def answered(entry: Entry, answer: Answer, now: dt.datetime) -> Verdict:
 
 def refused(entry: Entry, error: ProviderError, now: dt.datetime, *, is_last_attempt: bool) -> Verdict:
     """Wait, try again or give up, as the class of the provider's error says."""
-    known = replace(
-        entry,
-        provider_code=error.code,
-        provider_subcode=error.subcode,
-        http_status=error.http_status,
-        fbtrace_id=error.trace_id,
-    )
+    known = told_by(error, entry)
     if error.error_class == "rate_limited":
         wait = max((ledger.wait_of(gate) for gate in error.gates), default=ledger.SHORTEST_BLOCK)
         late = put_off(known, max(wait, ledger.SHORTEST_BLOCK), error.reason, error.detail, now)
@@ -126,6 +124,22 @@ def refused(entry: Entry, error: ProviderError, now: dt.datetime, *, is_last_att
     )
     ask = Permanent(error.reason, error.detail) if is_permanent else Retry(error.reason, error.detail)
     return Verdict(ended, ask, gates=error.gates, needs_reconnect=is_permanent and error.needs_reconnect)
+
+
+def told_by(error: ProviderError, entry: Entry) -> Entry:
+    """Return the entry with what the provider's error tells the developer."""
+    return replace(
+        entry,
+        provider_code=error.code,
+        provider_subcode=error.subcode,
+        http_status=error.http_status,
+        fbtrace_id=error.trace_id,
+    )
+
+
+def held_back(entry: Entry, detail: str, now: dt.datetime) -> Verdict:
+    """Wait for the end of an incident."""
+    return put_off(entry, INCIDENT_WAIT * random.uniform(1.0, 2.0), REFUSED, detail, now)
 
 
 # -- the edge --------------------------------------------------------------------------------------------------------
@@ -161,14 +175,15 @@ class Ingest:
         entry = _blank(payload, delivery)
         with self._pool.connection() as connection:
             integration = _owned(connection, payload)
-            verdict = self._without_a_call(integration, entry, now)
+            verdict = self._without_a_call(connection, integration, entry, now)
             if verdict:
                 return self._settle(connection, integration, verdict, now)
             metrics = self._metrics_of(connection, integration.provider, now)
-        verdict = self._ask(integration, metrics, entry, now, is_last_attempt=delivery.is_last_attempt)
+        outcome = self._ask(integration, metrics, entry.day, now)
         if not delivery.lease_holds():
             raise Defer(0.0, "lease_lost", "another worker may have this job by now; nothing was stored")
         with self._pool.connection() as connection:
+            verdict = self._judge(connection, integration, entry, outcome, now, delivery)
             return self._settle(connection, integration, verdict, now)
 
     def _metrics_of(self, connection: Connection[Any], provider: str, now: dt.datetime) -> list[Metric]:
@@ -178,7 +193,9 @@ class Ingest:
             known = self._catalog[provider] = (now, ledger.metrics_of(connection, provider))
         return known[1]
 
-    def _without_a_call(self, integration: Integration, entry: Entry, now: dt.datetime) -> Verdict | None:
+    def _without_a_call(
+        self, connection: Connection[Any], integration: Integration, entry: Entry, now: dt.datetime
+    ) -> Verdict | None:
         """Return the verdict on a day that the provider must not be asked for, None when it may be."""
         moved = integration.organization_id != entry.organization_id
         if why_not := "moved" if moved else integration.why_not():
@@ -191,18 +208,44 @@ class Ingest:
         if wait := integration.blocked_for(now):
             wait = max(wait, ledger.SHORTEST_BLOCK)
             return put_off(entry, wait, "rate_limited", "the provider asked for a pause", now)
+        # Last: who takes the probe will call.
+        if integration.incident and not incidents.take_probe(connection, integration.provider, now):
+            return held_back(entry, f"{integration.provider} refuses every page: see `redisq doctor`", now)
         return None
 
     def _ask(
-        self, integration: Integration, metrics: list[Metric], entry: Entry, now: dt.datetime, *, is_last_attempt: bool
-    ) -> Verdict:
+        self, integration: Integration, metrics: list[Metric], day: dt.date, now: dt.datetime
+    ) -> Answer | ProviderError:
         provider = self._provider(integration)
-        days = days_to_read(entry.day, now.astimezone(provider.day_zone).date())
+        days = days_to_read(day, now.astimezone(provider.day_zone).date())
         try:
-            answer = provider.read(self._page(integration), days, metrics)
+            return tidy(provider.read(self._page(integration), days, metrics), days, metrics)
         except ProviderError as error:
-            return refused(entry, error, now, is_last_attempt=is_last_attempt)
-        return answered(entry, tidy(answer, days, metrics), now)
+            return error
+
+    def _judge(
+        self,
+        connection: Connection[Any],
+        integration: Integration,
+        entry: Entry,
+        outcome: Answer | ProviderError,
+        now: dt.datetime,
+        delivery: Delivery,
+    ) -> Verdict:
+        """Return how the run ends; a page is not given up for what may be our own fault."""
+        if isinstance(outcome, Answer):
+            if integration.watched or integration.incident:
+                incidents.note_answer(connection, integration, now)
+            return answered(entry, outcome, now)
+        if outcome.error_class == "permanent" and outcome.fault != "page":
+            known = told_by(outcome, entry)
+            match incidents.judge(connection, integration, outcome, now):
+                case "incident":
+                    return replace(held_back(known, outcome.detail, now), gates=outcome.gates)
+                case "unclear":
+                    wait = incidents.CONFIRM.total_seconds()
+                    return replace(put_off(known, wait, outcome.reason, outcome.detail, now), gates=outcome.gates)
+        return refused(entry, outcome, now, is_last_attempt=delivery.is_last_attempt)
 
     def _settle(
         self, connection: Connection[Any], integration: Integration, verdict: Verdict, now: dt.datetime

@@ -32,7 +32,11 @@ class Integration:
     refresh_needed: bool
     refresh_reason: str | None
     deleted: bool
-    blocked_until: dt.datetime | None = None  # the provider wants no call before; known of a page found by its id
+    # Known of a page found by its id: the provider wants no call before; it refuses every page; pages are refused, so
+    # that an answer is worth noting.
+    blocked_until: dt.datetime | None = None
+    incident: bool = False
+    watched: bool = False
 
     def blocked_for(self, now: dt.datetime) -> float:
         """Return for how many seconds the provider wants no call for this page, 0.0 when it may be called."""
@@ -95,7 +99,12 @@ _FIND = f"""
 SELECT {_COLUMNS}, (
     SELECT max(g.blocked_until) FROM provider_gate g
     WHERE g.provider = i.provider AND (g.scope, g.key) IN (('app', i.provider), ('page', i.internal_id), ('user', i.id))
-) AS blocked_until
+) AS blocked_until, EXISTS (
+    SELECT FROM provider_incident n WHERE n.provider = i.provider AND n.closed_at IS NULL
+) AS incident, EXISTS (
+    SELECT FROM provider_refusal r
+    WHERE r.provider = i.provider AND (r.integration_id = i.id OR NOT r.others_answered)
+) AS watched
 FROM {_SOURCE} WHERE i.id = %s
 """
 

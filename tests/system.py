@@ -68,10 +68,12 @@ class System:
         with self.database() as connection:
             return connection.execute(query).fetchall()
 
-    def start(self, service: str) -> subprocess.Popen[bytes]:
-        """Start `worker` or `scheduler`; its log goes to `log()`."""
-        with (self.folder / f"{service}.log").open("ab") as log:
-            process = subprocess.Popen([sys.executable, PROGRAMS / service], env=self.environ, stderr=log)
+    def start(self, service: str | Path) -> subprocess.Popen[bytes]:
+        """Start `worker`, `scheduler` or a program of the tests; its log goes to `log()`."""
+        program = PROGRAMS / service  # a whole path stays as it is
+        paths = os.pathsep.join([str(PROGRAMS.parent), self.environ.get("PYTHONPATH", "")])
+        with (self.folder / f"{program.name}.log").open("ab") as log:
+            process = subprocess.Popen([sys.executable, program], env=self.environ | {"PYTHONPATH": paths}, stderr=log)
         self.processes.append(process)
         return process
 

@@ -17,7 +17,7 @@ KNOWN: dict[tuple[int, int | None], tuple[str, str, bool]] = {
     (1, None): (TRANSIENT, "server", False),
     (1, 99): (TRANSIENT, "server", False),
     (2, None): (TRANSIENT, "server", False),
-    (3, None): (PERMANENT, "app", False),
+    **{(code, None): (PERMANENT, "app", False) for code in (3, 12, 101)},
     **{(code, None): (LIMITED, "rate_limited", False) for code in (4, 17, 32, 341, 613)},
     **{(code, None): (LIMITED, "rate_limited", False) for code in range(80000, 80015)},
     (613, 1996): (LIMITED, "rate_limited", False),

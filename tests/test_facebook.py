@@ -196,7 +196,7 @@ def test_proof_is_sent_when_there_is_an_app_secret(clock: Clock, caplog: pytest.
         for provider in (wrong, none):
             simulator.clear()
             error = error_of(provider, page)
-            assert (error.reason, error.code, error.needs_reconnect) == ("request", 100, False)
+            assert (error.reason, error.code, error.needs_reconnect) == ("app", 100, False)
             assert len(simulator.log()) == 1
         for provider in (right, wrong, none):
             provider.close()

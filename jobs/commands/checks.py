@@ -1,8 +1,12 @@
 """What `redisq doctor` checks of the application."""
 
+import datetime as dt
+
+from jobs import incidents
 from jobs.app import Application
 from jobs.commands.store import connected
 from jobs.database import latest_version, schema_version
+from jobs.incidents import Incident
 from jobs.settings import JobSettings
 from redisq import Finding
 
@@ -36,4 +40,21 @@ def _check_app_secret() -> list[Finding]:
     return [Finding("warning", "app secret", "none: an app that requires proofs refuses our calls to Facebook")]
 
 
-CHECKS = {"database": _check_database, "token key": _check_token_key, "app secret": _check_app_secret}
+def _check_providers() -> list[Finding]:
+    with connected(JobSettings.from_environment()) as connection:
+        found = incidents.all_open(connection)
+    return [_refuses(incident) for incident in found] or [Finding("ok", "providers", "none refuses every page")]
+
+
+def _refuses(incident: Incident) -> Finding:
+    since = f"{incident.opened_at.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
+    what = f"{incident.provider} refuses every page since {since}, {incident.reason}: {incident.detail}"
+    return Finding("failed", "providers", f"{what}. Our fault, no page's: mend it, and the waiting pages go on")
+
+
+CHECKS = {
+    "database": _check_database,
+    "token key": _check_token_key,
+    "app secret": _check_app_secret,
+    "providers": _check_providers,
+}

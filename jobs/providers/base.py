@@ -14,6 +14,7 @@ Additivity = Literal["sum", "level", "none", "ratio"]
 Status = Literal["value", "no_data", "pending", "unsupported"]
 Scope = Literal["app", "user", "page"]
 ErrorClass = Literal["transient", "rate_limited", "permanent"]
+Fault = Literal["page", "app", "unclear"]  # what a permanent refusal is about
 
 _DETAIL_BYTES = 2000
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
@@ -97,7 +98,8 @@ class ProviderError(Exception):
 
     `reason` is a short machine word; `detail` one line for people, at most 2 kB, without control characters.
     The provider that raises it has taken every secret out. `needs_reconnect` means that only the owner of
-    the page can help: by connecting it anew, or by giving a right back.
+    the page can help: by connecting it anew, or by giving a right back. `fault` "app" means that every page would be
+    refused for it, "unclear" that this may be so.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class ProviderError(Exception):
         http_status: int | None = None,
         trace_id: str | None = None,
         needs_reconnect: bool = False,
+        fault: Fault = "page",
         gates: tuple[Gate, ...] = (),
     ) -> None:
         self.error_class: ErrorClass = error_class
@@ -121,6 +124,7 @@ class ProviderError(Exception):
         self.http_status = http_status
         self.trace_id = printable(trace_id) if trace_id else None
         self.needs_reconnect = needs_reconnect
+        self.fault: Fault = fault
         self.gates = gates
         super().__init__(f"{error_class}/{reason}: {self.detail}".removesuffix(": "))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from jobs.providers.base import ErrorClass
+from jobs.providers.base import ErrorClass, Fault
 
 RATE_LIMITS = frozenset({4, 17, 32, 341, 613, *range(80000, 80015)})
 POLICY_BLOCK = 368
@@ -19,7 +19,9 @@ _SERVICE = frozenset({1, 2})
 _CONNECTION = frozenset({104, 960})
 _TOKEN = frozenset({102, 190})
 _PERMISSION = frozenset({10, *range(200, 300)})
+_APP = frozenset({3, 12, 101})  # no such right, no such version any more, no such app
 _REQUEST = frozenset({100, 803, 2500, 3001})
+_NO_SUCH_OBJECT = 803  # as a request it can be wrong for one page alone
 _TOKEN_REASONS = {
     458: "token_app_removed",
     459: "token_checkpoint",
@@ -54,6 +56,14 @@ class Failure:
     def needs_reconnect(self) -> bool:
         """Tell whether only the owner of the page can help."""
         return self.code in _TOKEN | _PERMISSION and self.error_class == "permanent"
+
+    @property
+    def fault(self) -> Fault:
+        """Tell whether the refusal is about the page, about our app, or may be either."""
+        if self.reason == "app":
+            return "app"
+        is_request = self.reason in ("request", "invalid_metric") and self.code != _NO_SUCH_OBJECT
+        return "unclear" if is_request else "page"
 
 
 def classify(
@@ -128,7 +138,7 @@ def _verdict(
         return "permanent", _TOKEN_REASONS.get(subcode or 0, "token_invalid")
     if code in _PERMISSION:
         return "permanent", "permission"
-    if code == 3:
+    if code in _APP or (code == 100 and "appsecret_proof" in message):
         return "permanent", "app"
     if (code, subcode) == OBJECT_NOT_FOUND:
         return "permanent", "object_not_found"

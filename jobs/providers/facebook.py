@@ -154,6 +154,7 @@ class _Conversation:
             http_status=failure.http_status,
             trace_id=redact(failure.trace_id or "") or None,
             needs_reconnect=failure.needs_reconnect,
+            fault=failure.fault,
             gates=merged(self.gates),
         )
 
@@ -182,7 +183,7 @@ def _may_be_a_metric(failure: Failure) -> bool:
     """
     if failure.reason == "invalid_metric":
         return True
-    return failure.reason == "request" and failure.code == 100 and "appsecret_proof" not in failure.detail
+    return failure.reason == "request" and failure.code == 100
 
 
 class _Refusals:

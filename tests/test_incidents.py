@@ -1,0 +1,317 @@
+"""A provider that refuses every page is one incident: no page is given up for it, and all are read once it is over."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+from redis import Redis
+
+from jobs import incidents, integrations
+from jobs.incidents import CONFIRM, PROBE, WAVE, WINDOW
+from jobs.ingest import INCIDENT_WAIT
+from jobs.providers.base import Fault, ProviderError
+from jobs.simulator import Simulator
+from redisq import Defer, Permanent
+from tests.pages import DAY, VIEWS, World, a_world
+from tests.system import System, system
+from tests.waiting import eventually
+
+PAGES = [f"page-{n:02}" for n in range(20)]
+INCIDENTS = "SELECT reason, closed_at IS NULL FROM provider_incident ORDER BY id"
+
+
+def refusal(fault: Fault) -> ProviderError:
+    reason = "app" if fault == "app" else "request"
+    return ProviderError("permanent", reason, "Invalid appsecret_proof", code=100, http_status=400, fault=fault)
+
+
+EXPIRED = ProviderError("permanent", "token_expired", code=190, subcode=463, needs_reconnect=True)
+
+
+@pytest.fixture
+def world(database: str, redis: Redis) -> Iterator[World]:
+    with a_world(database, redis) as world:
+        world.connect("org", *PAGES)
+        yield world
+
+
+def answers(world: World, *pages: str, error: ProviderError | None = None) -> None:
+    """Have the provider refuse these pages, or answer them."""
+    world.provider.answers |= {(page, DAY): error or {VIEWS: 1} for page in pages}
+
+
+def run(world: World, page: str) -> str:
+    """Run the page's ingest and return how it ended: "done", or the reason that it gave."""
+    try:
+        world.ingest("org", page)
+    except (Defer, Permanent) as asked:
+        return f"{type(asked).__name__.lower()} {asked.reason}"
+    return "done"
+
+
+def later(world: World, by: dt.timedelta) -> None:
+    world.now += by
+
+
+@pytest.fixture
+def refused(world: World) -> World:
+    """A world in which every page is refused for the app's fault, and each has been tried once."""
+    answers(world, *PAGES, error=refusal("app"))
+    for page in PAGES:
+        run(world, page)
+    return world
+
+
+# -- opening ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["app", "unclear"])
+def test_a_wave_of_refusals_is_one_incident_and_no_pages_fault(
+    world: World, fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One wrong app secret used to make a dead letter of every page."""
+    answers(world, *PAGES, error=refusal(fault))
+    ended = [run(world, page) for page in PAGES]
+    assert ended[: WAVE - 1] == [f"defer {refusal(fault).reason}"] * (WAVE - 1)
+    assert set(ended[WAVE - 1 :]) == {"defer app_refused"}
+    assert world.fetch(INCIDENTS) == [(refusal(fault).reason, True)]
+    assert {state for state, _ in world.states().values()} == {"expected"}
+    assert world.fetch("SELECT sum(attempts_used) FROM ingest_day_state") == [0]
+    assert world.fetch("SELECT count(*) FROM integration WHERE refresh_needed OR disabled") == [0]
+    assert len(world.provider.asked) == WAVE, "the others were not called"
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+def test_workers_that_are_refused_at_the_same_moment_open_one_incident(world: World) -> None:
+    """Each could believe that it is one of too few, or that it is the one to open it."""
+    answers(world, *PAGES, error=refusal("unclear"))
+    with ThreadPoolExecutor(8) as threads:
+        ended = list(threads.map(lambda page: run(world, page), PAGES))
+    assert not [end for end in ended if not end.startswith("defer")]
+    assert world.fetch(INCIDENTS) == [("request", True)]
+
+
+def test_an_expired_token_is_dead_at_once_even_then(world: World) -> None:
+    """It is the page's own, whatever is wrong with the app."""
+    answers(world, *PAGES[: WAVE - 1], error=refusal("app"))
+    answers(world, PAGES[WAVE], error=EXPIRED)
+    for page in PAGES[: WAVE - 1]:
+        run(world, page)
+    assert run(world, PAGES[WAVE]) == "permanent token_expired"
+    assert world.fetch(INCIDENTS) == []
+
+
+def test_a_page_that_alone_is_refused_is_given_up_after_a_second_look(world: World) -> None:
+    """Nobody shares its fate: it is wrong by itself, and a person must see it."""
+    answers(world, PAGES[0], error=refusal("unclear"))
+    assert run(world, PAGES[0]) == "defer request"
+    later(world, CONFIRM)
+    assert run(world, PAGES[0]) == "permanent request"
+    assert world.states() == {PAGES[0]: ("dead", "request")}
+    assert run(world, PAGES[0]) == "defer request", "requeued by a person, it is looked at anew"
+
+
+def test_a_page_that_is_refused_while_others_are_answered_is_given_up(world: World) -> None:
+    """An answer shows that it is not the app."""
+    answers(world, PAGES[0], error=refusal("unclear"))
+    answers(world, *PAGES[1:])
+    assert [run(world, page) for page in PAGES[:3]] == ["defer request", "done", "done"]
+    assert run(world, PAGES[0]) == "permanent request"
+    assert world.fetch(INCIDENTS) == []
+
+
+def test_a_refusal_of_long_ago_says_nothing(world: World) -> None:
+    """A page that was refused a month ago, and answered by nobody since, is not to be given up at its next trouble."""
+    answers(world, PAGES[0], error=refusal("unclear"))
+    answers(world, PAGES[1])
+    run(world, PAGES[0])
+    run(world, PAGES[1])
+    later(world, dt.timedelta(days=2))
+    assert run(world, PAGES[0]) == "defer request"
+
+
+def test_a_refusal_that_names_the_app_never_gives_a_page_up(world: World) -> None:
+    """A fleet of which one machine has the wrong secret: every other answer is a good one."""
+    answers(world, PAGES[0], error=refusal("app"))
+    answers(world, PAGES[1])
+    for _ in range(5):
+        assert run(world, PAGES[0]) == "defer app"
+        assert run(world, PAGES[1]) == "done"
+        later(world, CONFIRM)
+    assert world.fetch(INCIDENTS) == []
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(PAGES[:5]), st.sampled_from(["refused", "refused", "answered"]), st.integers(0, 240)),
+    min_size=1,
+    max_size=14,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(events=EVENTS, fault=st.sampled_from(["app", "unclear"]))
+def test_an_incident_is_so_many_pages_refused_in_a_row(
+    world: World, events: list[tuple[str, str, int]], fault: Fault
+) -> None:
+    """Never fewer, so that one bad page alone never stops the others, and never with an answer in between."""
+    world.db.execute("TRUNCATE provider_refusal, provider_incident")
+    in_a_row: dict[str, dt.datetime] = {}
+    for page, event, seconds in events:
+        later(world, dt.timedelta(seconds=seconds))
+        found = integrations.find(world.db, page)
+        assert found
+        if event == "answered":
+            incidents.note_answer(world.db, found, world.now)
+            in_a_row.clear()
+            assert not incidents.is_open(world.db, "facebook")
+            continue
+        was_open = incidents.is_open(world.db, "facebook")
+        judgement = incidents.judge(world.db, found, refusal(fault), world.now)
+        in_a_row.setdefault(page, world.now)
+        recent = [since for since in in_a_row.values() if world.now - since <= WINDOW]
+        if judgement == "page":
+            assert fault == "unclear"
+            in_a_row.pop(page)
+        if was_open:
+            assert judgement == "incident"
+        elif judgement == "incident":
+            assert len(recent) >= WAVE
+
+
+# -- while it is open -------------------------------------------------------------------------------------------------
+
+
+def test_one_page_at_a_time_is_tried_during_an_incident(refused: World) -> None:
+    """A thousand calls a minute that can only be refused would not endear us to the provider."""
+    asked = len(refused.provider.asked)
+    assert {run(refused, page) for page in PAGES} == {"defer app_refused"}
+    assert len(refused.provider.asked) == asked, "it was probed a moment ago"
+    for n in range(1, 4):
+        later(refused, PROBE)
+        assert {run(refused, page) for page in PAGES} == {"defer app_refused"}
+        assert len(refused.provider.asked) == asked + n
+    assert refused.fetch(INCIDENTS) == [("app", True)]
+
+
+def test_of_many_workers_one_takes_the_probe(refused: World) -> None:
+    """They all find at the same moment that it is time."""
+    later(refused, PROBE)
+
+    def take(_: int) -> bool:
+        with refused.pool.connection() as connection:
+            return incidents.take_probe(connection, "facebook", refused.now)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(take, range(8))).count(True) == 1
+
+
+def test_a_probe_that_ends_otherwise_settles_nothing(refused: World) -> None:
+    """A token that expired meanwhile says nothing of the app."""
+    later(refused, PROBE)
+    answers(refused, PAGES[0], error=EXPIRED)
+    assert run(refused, PAGES[0]) == "permanent token_expired"
+    assert refused.fetch(INCIDENTS) == [("app", True)]
+
+
+def test_held_back_pages_come_back_spread(refused: World) -> None:
+    """All at one moment they would be the next wave."""
+    waits = refused.fetch(
+        "SELECT extract(epoch FROM next_attempt_at - %s) FROM ingest_day_state WHERE reason = 'app_refused'",
+        refused.now,
+    )
+    assert len({round(wait) for wait in waits}) > len(waits) / 2
+    assert all(INCIDENT_WAIT <= wait <= 2 * INCIDENT_WAIT for wait in waits)
+
+
+# -- its end ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_ends_the_incident_and_everybody_is_read(refused: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody has to requeue anything: the pages were waiting, not dead."""
+    answers(refused, *PAGES)
+    later(refused, PROBE)
+    caplog.clear()
+    assert [run(refused, page) for page in PAGES] == ["done"] * len(PAGES)
+    assert refused.fetch(INCIDENTS) == [("app", False)]
+    assert {state for state, _ in refused.states().values()} == {"done"}
+    assert refused.fetch("SELECT count(*) FROM provider_refusal") == [0]
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "pages are answered again: the incident is over"
+    ]
+
+
+def test_a_second_wave_is_a_second_incident(refused: World) -> None:
+    """The first is history, and is kept as such."""
+    answers(refused, PAGES[0])
+    later(refused, PROBE)
+    assert run(refused, PAGES[0]) == "done"
+    assert {run(refused, page).split()[0] for page in PAGES[1:]} == {"defer"}
+    later(refused, CONFIRM)
+    answers(refused, *PAGES[1:])
+    assert [run(refused, page) for page in PAGES[1:]] == ["done"] * 19
+
+
+# -- the whole system -------------------------------------------------------------------------------------------------
+
+BRISK = Path(__file__).with_name("brisk_worker.py")  # the worker, whose waits are seconds
+
+
+@pytest.mark.slow
+def test_a_wrong_app_secret_costs_no_dead_letter_and_nobody_a_hand(
+    redis_url: str, database: str, tmp_path: Path
+) -> None:
+    """Twenty pages, two workers, a scheduler, and a secret that somebody mistyped and then puts right."""
+    secret = tmp_path / "app-secret"
+    secret.write_text("the-wrong-one")
+    day = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=5)
+    with (
+        Simulator(pages=20, app_secret="the-right-one") as simulator,
+        system(
+            redis_url, database, tmp_path, simulator, REDISQ_APP_SECRET_FILE=str(secret), REDISQ_SLOTS="4"
+        ) as installed,
+    ):
+        installed.connect_pages(lambda number: f"org{number % 3}")
+        installed.plan([day])
+        begin(installed)
+        began = time.monotonic()
+        eventually(lambda: incident_of(installed) == [("app", True)], within=60)
+        eventually(lambda: waiting(installed) == 20, within=60)
+        calls = len(simulator.log())
+        assert calls <= 2 * 4 + WAVE + time.monotonic() - began, "a handful in the air, and a probe a second since"
+        doctor = installed.redisq("doctor")
+        assert doctor.returncode == 3
+        assert "facebook refuses every page since" in doctor.stdout
+        installed.stop()
+
+        secret.write_text("the-right-one")
+        begin(installed)
+        eventually(lambda: incident_of(installed) == [("app", False)], within=60)
+        installed.settle(within=120)
+        assert installed.rows("SELECT state, count(*) FROM ingest_day_state GROUP BY 1") == [("done", 20)]
+        assert installed.rows("SELECT count(*) FROM integration WHERE refresh_needed") == [(0,)]
+        assert installed.queue.counts()["dead"] == 0
+        assert installed.queue.counts().get("total_dead", 0) == 0
+        assert installed.log().count("every page is refused") == 1
+        assert "none refuses every page" in installed.redisq("doctor").stdout
+
+
+def begin(installed: System) -> None:
+    for service in (BRISK, BRISK, "scheduler"):
+        installed.start(service)
+
+
+def incident_of(installed: System) -> list[tuple[str, bool]]:
+    return installed.rows(INCIDENTS)
+
+
+def waiting(installed: System) -> int:
+    query = "SELECT count(*) FROM ingest_day_state WHERE state = 'expected' AND reason IN ('app', 'app_refused')"
+    return int(installed.rows(query)[0][0])
