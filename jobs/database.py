@@ -13,6 +13,7 @@ import psycopg
 from psycopg import Connection
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from jobs import rights
 from redisq import Defer, Pause, Permanent, Retry
 
 Pool = ConnectionPool[Connection[Any]]
@@ -22,10 +23,8 @@ _LOCK = 0x7265646973710001  # any number that nobody else locks: "redisq" and on
 _FILE = re.compile(r"(?P<version>[0-9]{4})_[a-z0-9_]+\.sql\Z")
 # A statement of ours takes milliseconds: one that takes longer than this waits for something that is broken.
 # The path is fixed so that nothing which somebody else can create is found in place of a table of ours.
-_OPTIONS = (
-    "-c search_path=public,pg_temp"
-    " -c statement_timeout=30s -c lock_timeout=20s -c idle_in_transaction_session_timeout=60s"
-)
+_PATH = "-c search_path=public,pg_temp"
+OPTIONS = f"{_PATH} -c statement_timeout=30s -c lock_timeout=20s -c idle_in_transaction_session_timeout=60s"
 _CONNECT_TIMEOUT = 5  # seconds
 
 # By the class of the SQLSTATE, or the whole of it (PostgreSQL's appendix A). Python's classes do not tell: a standby
@@ -92,7 +91,7 @@ def open_pool(dsn: str, *, size: int, wait: float = POOL_WAIT) -> Pool:
         kwargs={
             "autocommit": True,
             "application_name": APPLICATION,
-            "options": _OPTIONS,
+            "options": OPTIONS,
             "connect_timeout": _CONNECT_TIMEOUT,
         },
         min_size=0,
@@ -132,13 +131,15 @@ def database_errors() -> Iterator[None]:
         raise Retry("database", f"{state} {said}") from error
 
 
-def upgrade(dsn: str) -> list[str]:
+def upgrade(dsn: str, *, runtime: str | None = None) -> list[str]:
     """Apply what is missing, in order, each file in a transaction of its own, and return the names applied.
 
+    With `runtime` that role gets the rights that the services and commands need, and the schema's owner keeps the rest.
+
     Any number may run at once: one works, the others wait and find nothing to do. Raise `SchemaError` when an
-    applied file was edited since, or the database is newer than this release.
+    applied file was edited since, the database is newer than this release, or there is no such role.
     """
-    with psycopg.connect(dsn, autocommit=True, application_name=APPLICATION) as connection:
+    with psycopg.connect(dsn, autocommit=True, application_name=APPLICATION, options=_PATH) as connection:
         if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
             # In SQL_ASCII every text comes back as bytes.
             raise SchemaError(
@@ -150,7 +151,12 @@ def upgrade(dsn: str) -> list[str]:
             " version integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,"
             " applied_at timestamptz NOT NULL DEFAULT now())"
         )
-        return [_apply(connection, migration) for migration in _missing(connection)]
+        applied = [_apply(connection, migration) for migration in _missing(connection)]
+        if runtime:
+            if not rights.exists(connection, runtime):
+                raise SchemaError(f"there is no role {runtime!r} to give rights to: create it first")
+            rights.grant(connection, runtime)
+        return applied
 
 
 def schema_version(connection: Connection[Any]) -> int:

@@ -8,6 +8,7 @@ from typing import get_type_hints
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from jobs.rights import OWNER
 from redisq import BadSettings, credential, protect
 
 
@@ -21,6 +22,9 @@ class JobSettings:
     csv_directory: str = ""  # of the provider `csv`; without it there is no such provider
     max_age_days: int = 730  # what providers keep
     aggregate_deadline: float = 12 * 3600.0  # seconds after which a day is summed up without its missing pages
+    database_owner_password: str | None = field(
+        default=None, repr=False
+    )  # from the credential `database-owner-password`
     token_key: str | None = field(default=None, repr=False)  # from the credential `token-key`
     app_secret: str | None = field(default=None, repr=False)  # from the credential `app-secret`
 
@@ -30,6 +34,23 @@ class JobSettings:
         parts = conninfo_to_dict(self.database_url)
         return f"{parts.get('host', 'local socket')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
 
+    @property
+    def owner_url(self) -> str | None:
+        """The database as the owner of its schema opens it; None when that is nobody else than the services."""
+        if not self.database_owner_password:
+            return None
+        return make_conninfo(self.database_url, user=OWNER, password=self.database_owner_password)
+
+    @property
+    def runtime_role(self) -> str | None:
+        """The role of the services, when the schema has an owner of its own. Raise `BadSettings`."""
+        if not self.database_owner_password:
+            return None
+        user = conninfo_to_dict(self.database_url).get("user")
+        if not user:
+            raise BadSettings("REDISQ_DATABASE_URL names no user: write postgresql://user@host/database")
+        return str(user)
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "JobSettings":
         """Read the environment; raise `BadSettings` naming the variable that cannot be used.
@@ -38,6 +59,7 @@ class JobSettings:
         """
         kinds = get_type_hints(cls)
         given: dict[str, object] = {
+            "database_owner_password": credential("database-owner-password", environ),
             "token_key": credential("token-key", environ),
             "app_secret": credential("app-secret", environ),
         }

@@ -15,6 +15,7 @@ from redis.retry import Retry
 
 from jobs.database import upgrade
 from jobs.servers import PostgresServer, RedisServer, private_postgres, private_redis
+from tests.roles import SERVICES, create_roles
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -52,7 +53,8 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgr
 def migrated(postgres_server: PostgresServer) -> str:
     """The name of a database with the whole schema, to copy: the migrations run once."""
     _administer(postgres_server, "CREATE DATABASE {} TEMPLATE template0", "migrated")
-    upgrade(postgres_server.dsn_of("migrated"))
+    create_roles(postgres_server.dsn)
+    upgrade(postgres_server.dsn_of("migrated"), runtime=SERVICES)
     return "migrated"
 
 

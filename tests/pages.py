@@ -22,6 +22,7 @@ from jobs.plan import Plan, Reconcile
 from jobs.providers.base import Answer, Gate, Metric, Page, Reading
 from jobs.vault import Vault
 from redisq import Delivery, Job, Kind, Queue
+from tests.roles import as_services
 
 DAY = dt.date(2026, 3, 7)
 # Ten days later: the day is long over, and too old to be read together with the days before it.
@@ -153,7 +154,7 @@ class World:
 
 @contextmanager
 def a_world(database: str, redis: Redis) -> Iterator[World]:
-    with open_pool(database, size=8) as pool, psycopg.connect(database, autocommit=True) as db:
+    with open_pool(as_services(database), size=8) as pool, psycopg.connect(database, autocommit=True) as db:
         yield World(pool, db, redis)
 
 

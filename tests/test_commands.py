@@ -14,6 +14,7 @@ from jobs.program import PROGRAM
 from jobs.vault import Vault
 from redisq import Job, Queue
 from tests.program import NOWHERE, Shell, bury, ingest
+from tests.roles import as_services
 
 TOKEN = "EAAB-canary-token"
 TODAY = dt.datetime.now(dt.UTC).date()
@@ -30,7 +31,9 @@ def key(tmp_path: Path) -> Path:
 @pytest.fixture
 def shell(redis_url: str, database: str, key: Path) -> Shell:
     """A shell with an empty Redis, a database with its schema, and a token key."""
-    return Shell({"REDISQ_REDIS_URL": redis_url, "REDISQ_DATABASE_URL": database, "REDISQ_TOKEN_KEY_FILE": str(key)})
+    return Shell(
+        {"REDISQ_REDIS_URL": redis_url, "REDISQ_DATABASE_URL": as_services(database), "REDISQ_TOKEN_KEY_FILE": str(key)}
+    )
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from jobs.providers.base import Fault, ProviderError
 from jobs.simulator import Simulator
 from redisq import Defer, Permanent
 from tests.pages import DAY, VIEWS, World, a_world
+from tests.roles import as_services
 from tests.system import System, system
 from tests.waiting import eventually
 
@@ -275,7 +276,13 @@ def test_a_wrong_app_secret_costs_no_dead_letter_and_nobody_a_hand(
     with (
         Simulator(pages=20, app_secret="the-right-one") as simulator,
         system(
-            redis_url, database, tmp_path, simulator, REDISQ_APP_SECRET_FILE=str(secret), REDISQ_SLOTS="4"
+            redis_url,
+            database,
+            tmp_path,
+            simulator,
+            REDISQ_DATABASE_URL=as_services(database),
+            REDISQ_APP_SECRET_FILE=str(secret),
+            REDISQ_SLOTS="4",
         ) as installed,
     ):
         installed.connect_pages(lambda number: f"org{number % 3}")

@@ -15,6 +15,7 @@ from jobs.app import Application
 from jobs.simulator import SimulatedPage, Simulator
 from redisq.cron import load_schedules
 from redisq.scheduler import check_schedules
+from tests.roles import as_services
 from tests.system import System, system
 from tests.waiting import eventually
 
@@ -37,7 +38,7 @@ def acme(redis_url: str, database: str, tmp_path: Path) -> Iterator[System]:
     """The README's organization: one page, whose token has expired."""
     with (
         Simulator(pages=[SimulatedPage("1234567890", "acme page", "old-token")]) as simulator,
-        system(redis_url, database, tmp_path, simulator) as installed,
+        system(redis_url, database, tmp_path, simulator, REDISQ_DATABASE_URL=as_services(database)) as installed,
     ):
         with installed.database() as connection:
             connection.execute("INSERT INTO organization (id) VALUES ('acme')")

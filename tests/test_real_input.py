@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from jobs.simulator import Simulator
+from tests.roles import as_services
 from tests.system import System, system
 from tests.waiting import eventually
 
@@ -47,7 +48,15 @@ def pages(redis_url: str, database: str, tmp_path: Path, posts: Path) -> Iterato
     """Nine pages in three organizations, and one worker."""
     with (
         Simulator(posts=posts) as simulator,
-        system(redis_url, database, tmp_path, simulator, REDISQ_MAX_AGE_DAYS="9999", REDISQ_SLOTS="8") as installed,
+        system(
+            redis_url,
+            database,
+            tmp_path,
+            simulator,
+            REDISQ_DATABASE_URL=as_services(database),
+            REDISQ_MAX_AGE_DAYS="9999",
+            REDISQ_SLOTS="8",
+        ) as installed,
     ):
         installed.connect_pages(lambda number: f"org{number % 3}")
         yield installed

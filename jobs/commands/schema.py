@@ -15,10 +15,10 @@ def db() -> None:
 
 @db.command("upgrade", epilog="Example: redisq db upgrade")
 def upgrade_() -> None:
-    """Apply the migrations that are missing. Doing it again is harmless."""
+    """Apply the migrations that are missing, and give the services their rights. Doing it again is harmless."""
     settings = JobSettings.from_environment()
     with one_line(settings):
-        applied = upgrade(settings.database_url)
+        applied = upgrade(settings.owner_url or settings.database_url, runtime=settings.runtime_role)
     for name in applied:
         click.echo(name)
     say(f"the schema is at version {latest_version()}")

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
-from jobs.database import APPLICATION, SchemaError
+from jobs.database import APPLICATION, OPTIONS, SchemaError
 from jobs.settings import JobSettings
 from jobs.vault import VaultError
 from redisq import redact
@@ -22,7 +22,11 @@ def connected(settings: JobSettings) -> Iterator[Connection[Any]]:
     with (
         one_line(settings),
         psycopg.connect(
-            settings.database_url, autocommit=True, connect_timeout=_WAIT, application_name=APPLICATION
+            settings.database_url,
+            autocommit=True,
+            connect_timeout=_WAIT,
+            application_name=APPLICATION,
+            options=OPTIONS,
         ) as connection,
     ):
         yield connection

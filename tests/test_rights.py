@@ -1,0 +1,145 @@
+"""Each role of PostgreSQL may do what it does, and no more."""
+
+from __future__ import annotations
+
+import ast
+import datetime as dt
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import errors, sql
+
+from jobs import ledger, rights
+from jobs.database import SchemaError, open_pool, upgrade
+from jobs.rights import READER, RUNTIME
+from jobs.vault import Vault
+from tests.many_pages import many_days, many_pages
+from tests.program import Shell
+from tests.roles import SERVICES, as_role, as_services, create_roles
+
+PROJECT = Path(__file__).resolve().parents[1]
+DAY = dt.date(2026, 3, 7)
+
+# Whoever adds a fixture that opens the database adds the role it opens it with.
+AS_SERVICES = ("tests/pages.py", "tests/test_commands.py", "tests/test_readme.py", "tests/test_real_input.py")
+
+
+def test_every_table_has_its_rights_and_nothing_more(database: str) -> None:
+    """A table that a migration adds is out of the services' reach until somebody says what they need of it."""
+    with psycopg.connect(database) as connection:
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        granted = connection.execute(
+            "SELECT table_name, string_agg(privilege_type, ', ') FROM information_schema.table_privileges"
+            " WHERE grantee = %s GROUP BY 1",
+            [SERVICES],
+        ).fetchall()
+    assert {table for (table,) in tables} == set(RUNTIME)
+    assert {table: set(given.split(", ")) for table, given in granted} == {
+        table: set(right.split(", ")) for table, right in RUNTIME.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE another (id int)",
+        "DROP TABLE page_metric_history",
+        "ALTER TABLE integration ADD COLUMN another int",
+        "DELETE FROM ingest_day_state",
+        "DELETE FROM page_metric_daily",
+        "UPDATE page_metric_history SET old_value = 0",
+        "UPDATE metric_catalog SET supported = false",
+        "UPDATE schema_migrations SET checksum = ''",
+        "TRUNCATE organization CASCADE",
+        "CREATE ROLE another SUPERUSER",
+        "COPY integration TO PROGRAM 'cat'",
+    ],
+)
+def test_the_services_cannot_do_what_they_never_do(database: str, statement: str) -> None:
+    """Whoever gets hold of a worker gets no more than the worker has."""
+    with (
+        psycopg.connect(as_services(database), autocommit=True) as connection,
+        pytest.raises(errors.InsufficientPrivilege),
+    ):
+        connection.execute(statement.encode())
+
+
+def test_the_tests_of_the_jobs_run_as_the_services() -> None:
+    """A missing right then fails a test, and not the first night."""
+    for name in AS_SERVICES:
+        names = {node.id for node in ast.walk(ast.parse((PROJECT / name).read_text())) if isinstance(node, ast.Name)}
+        assert "as_services" in names, name
+
+
+def test_a_reader_sees_everything_but_the_tokens(database: str) -> None:
+    """A monitor or a report needs the ledger, and nobody needs a token."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        many_pages(connection, 2, organizations=1)
+        many_days(connection, DAY, DAY, numbers=True)
+    with psycopg.connect(as_role(READER, database), autocommit=True) as connection:
+        assert [page.integration_id for page in ledger.coverage(connection, "org-0", DAY, DAY)] == ["page-0", "page-1"]
+        for table in set(RUNTIME) - {"integration"}:
+            connection.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier(table)))
+        with pytest.raises(errors.InsufficientPrivilege):
+            connection.execute("SELECT token FROM integration")
+        with pytest.raises(errors.InsufficientPrivilege):
+            connection.execute("DELETE FROM aggregate_dirty")
+
+
+def test_an_upgrade_takes_back_what_was_given_by_hand(database: str) -> None:
+    """What somebody granted at night to get on does not stay for ever."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {SERVICES}".encode())
+        upgrade(database, runtime=SERVICES)
+        may_delete = "SELECT has_table_privilege(%s, 'ingest_day_state', 'DELETE')"
+        assert connection.execute(may_delete, [SERVICES]).fetchone() == (False,)
+
+
+def test_an_upgrade_for_a_role_that_is_not_there_says_so(database: str) -> None:
+    """The role is a cluster's, and so an administrator's to create."""
+    with pytest.raises(SchemaError, match="there is no role 'nobody'"):
+        upgrade(database, runtime="nobody")
+
+
+def test_a_worker_at_work_is_not_disturbed_by_an_upgrade(database: str) -> None:
+    """Rights are taken back and given in one transaction: no statement falls in between."""
+    with open_pool(as_services(database), size=1) as pool, psycopg.connect(database) as owner:
+        rights.grant(owner, SERVICES)  # not committed yet
+        with pool.connection() as connection:
+            assert connection.execute("SELECT count(*) FROM ingest_day_state").fetchone() == (0,)
+        owner.commit()
+
+
+OWNER_PASSWORD = "canary-owner"
+
+
+def create_owner(dsn: str) -> None:
+    """Create the owner, and make the database its own."""
+    create_roles(dsn)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        if not rights.exists(connection, "redisq_owner"):
+            connection.execute(f"CREATE ROLE redisq_owner LOGIN PASSWORD '{OWNER_PASSWORD}'".encode())
+        database = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO redisq_owner").format(database))
+
+
+def test_db_upgrade_is_the_owner_and_gives_the_services_their_rights(redis_url: str, dsn: str, tmp_path: Path) -> None:
+    """As the README installs it: two roles, and only one command that knows the owner's password."""
+    create_owner(dsn)
+    credentials = {"database-owner-password": OWNER_PASSWORD, "token-key": Vault.new_key()}
+    for file, secret in credentials.items():
+        (tmp_path / file).write_text(secret)
+    stores = {"REDISQ_REDIS_URL": redis_url, "REDISQ_DATABASE_URL": as_services(dsn)}
+    shell = Shell({**stores, "CREDENTIALS_DIRECTORY": str(tmp_path)})
+    for _ in range(2):
+        done = shell.run("db", "upgrade")
+        assert done.returncode == 0, done.stderr
+    with psycopg.connect(dsn) as connection:
+        owners = connection.execute("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    assert owners == [("redisq_owner",)]
+    line = ["integration", "add", "--org", "acme", "--integration", "fb-1", "--page", "1122"]
+    assert shell.run(*line, stdin="a-token").returncode == 0
+    (tmp_path / "database-owner-password").unlink()
+    refused = shell.run("db", "upgrade")
+    assert (refused.returncode, "permission denied" in refused.stderr) == (1, True)
