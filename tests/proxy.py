@@ -1,4 +1,4 @@
-"""A TCP proxy before Redis, on loopback, that loses what a test tells it to lose."""
+"""A TCP proxy before a server, on loopback, that loses what a test tells it to lose."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from redisq.scripts import Script
 
 @dataclass(slots=True)
 class Rule:
-    """Lose the next replies that hold `reply` and answer a request that holds `request`; the server has run it then."""
+    """Lose the next replies that hold `reply` and answer a request that holds `request`; the server has run it then.
+
+    But for "refuse", which closes the connection before the server gets the request.
+    """
 
     request: bytes
     reply: bytes
-    how: Literal["cut", "swallow", "hold"]  # close the connection; stay silent for good; stay silent until released
+    # Close the connection; stay silent for good; stay silent until released; see above.
+    how: Literal["cut", "swallow", "hold", "refuse"]
     times: int
     fired: int = 0
     release: threading.Event = field(default_factory=threading.Event)
@@ -56,15 +60,19 @@ class Proxy:
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
+
+    @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        return f"redis://127.0.0.1:{self.port}/0"
 
     def lose(
         self,
         request: bytes | Script,
         *,
         reply: bytes = b"",
-        how: Literal["cut", "swallow", "hold"] = "cut",
+        how: Literal["cut", "swallow", "hold", "refuse"] = "cut",
         times: int = 1,
     ) -> Rule:
         """Lose the next `times` replies to `request`, a part of the command or a script; return the rule, to watch."""
@@ -124,6 +132,8 @@ class Proxy:
                 self._count()
                 self._open.wait()
                 link.request = data
+                if self._match(data, None):
+                    break
                 link.server.sendall(data)
         except OSError:
             pass  # the reply was cut
@@ -149,10 +159,12 @@ class Proxy:
         with self._lock:
             self.attempts += 1
 
-    def _match(self, request: bytes, reply: bytes) -> Rule | None:
+    def _match(self, request: bytes, reply: bytes | None) -> Rule | None:
+        """Return the rule for a reply, or for a request that has none yet."""
         with self._lock:
             for rule in self._rules:
-                if rule.fired < rule.times and rule.request in request and rule.reply in reply:
+                is_meant = rule.how == "refuse" if reply is None else rule.how != "refuse" and rule.reply in reply
+                if is_meant and rule.fired < rule.times and rule.request in request:
                     rule.fired += 1
                     return rule
         return None
