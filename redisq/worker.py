@@ -243,7 +243,7 @@ class Worker:
 
         Return whether Redis took all that there was to send.
         """
-        want = 0 if self._quiet else self._wanted()
+        want = 0 if self._quiet and not self._patience.tried else self._wanted()
         self._quiet = False
         settled, self._unsettled = self._unsettled, []
         calls = self._settlements(settled)
