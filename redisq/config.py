@@ -13,6 +13,10 @@ from redisq.redaction import protect
 
 LONGEST_LEASE = 3600.0
 _PREFIX = re.compile(r"[^\s{}\x00-\x1f\x7f]{1,64}")  # braces would move the hash tag
+_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+_PORTS = {"sentinel": 26379}  # where a node's is not given; else 6379
+
+Address = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +44,7 @@ class Settings:
             raise BadSettings(f"REDISQ_PREFIX is {self.prefix!r}: take 1 to 64 characters, no spaces and no braces")
         if self.log_level.upper() not in logging.getLevelNamesMapping():
             raise BadSettings(f"REDISQ_LOG_LEVEL is {self.log_level!r}: take DEBUG, INFO, WARNING or ERROR")
-        if _split(self.redis_url).scheme not in ("redis", "rediss", "unix"):
-            raise BadSettings("REDISQ_REDIS_URL must begin with redis://, rediss:// or unix://")
+        _check_address(self.redis_url)
 
     @property
     def redis_address(self) -> str:
@@ -62,7 +65,8 @@ class Settings:
         url = str(given.get("redis_url", cls.__dataclass_fields__["redis_url"].default))
         if password := credential("redis-password", environ):
             url = with_password(url, password)
-        for secret in (_split(url).password, *parse_qs(_split(url).query).get("password", ())):
+        query = parse_qs(_split(url).query)
+        for secret in (_split(url).password, *query.get("password", ()), *query.get("sentinel_password", ())):
             protect(secret)
             protect(unquote(secret or ""))
         return cls(**{**given, "redis_url": url})  # type: ignore[arg-type]  # each value was read by its field's type
@@ -105,10 +109,56 @@ def without_password(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{name}@{host}" if name else host, query=""))
 
 
+def nodes_of(url: str) -> list[Address]:
+    """Return host and port of each server that an address names."""
+    parts = urlsplit(url)
+    port = _PORTS.get(parts.scheme.partition("+")[2], 6379)
+    hosts = [urlsplit(f"//{host}") for host in parts.netloc.rpartition("@")[2].split(",")]
+    return [(host.hostname or "localhost", host.port or port) for host in hosts]
+
+
+def service_of(url: str) -> str:
+    """Return the service whose master the sentinels at `url` know."""
+    return unquote(urlsplit(url).path.strip("/").partition("/")[0])
+
+
+def plain_url(url: str) -> str:
+    """Return an address with one server instead of sentinels or a cluster, all else as it is."""
+    parts = urlsplit(url)
+    scheme, _, way = parts.scheme.partition("+")
+    if not way:
+        return url
+    path = parts.path.strip("/")
+    database = path.partition("/")[2] if way == "sentinel" else path
+    netloc = parts.netloc.rpartition("@")[0] + "@localhost"
+    return urlunsplit(parts._replace(scheme=scheme, netloc=netloc, path=f"/{database}"))
+
+
+def _check_address(url: str) -> None:
+    parts = _split(url)
+    if parts.scheme not in _SCHEMES:
+        raise BadSettings(
+            "REDISQ_REDIS_URL must begin with redis://, rediss:// or unix://, or for sentinels or a cluster with "
+            "redis+sentinel:// or redis+cluster:// (rediss+ for TLS)"
+        )
+    way, path = parts.scheme.partition("+")[2], parts.path.strip("/")
+    servers = parts.netloc.rpartition("@")[2].split(",")
+    if not way and len(servers) > 1:
+        raise BadSettings("REDISQ_REDIS_URL names several servers: sentinels need redis+sentinel://")
+    if way and not all(servers):
+        raise BadSettings("REDISQ_REDIS_URL has a server without a name: write host:port,host:port")
+    if way == "sentinel" and not re.fullmatch(r"[^/]+(/\d+)?", path):
+        raise BadSettings(
+            "REDISQ_REDIS_URL must end with the service that the sentinels watch: host:port,host:port/service"
+        )
+    if way == "cluster" and path not in ("", "0"):
+        raise BadSettings(f"REDISQ_REDIS_URL ends with {parts.path}: a cluster has no databases")
+
+
 def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  # reading it is the check
+        nodes_of(url)  # whose ports are numbers
     except ValueError:
         # Without the cause, which may quote a part of the password.
         raise BadSettings(

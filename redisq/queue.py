@@ -34,6 +34,7 @@ from redisq.job import JSON, Job
 from redisq.keys import Keys
 from redisq.redaction import redact
 from redisq.scripts import Argument, Script, wire
+from redisq.topology import home
 
 BULK = 500  # jobs in one script: about 5 ms of the server's time
 REAP = 100  # jobs moved by one reap or promote: about 1 ms
@@ -152,7 +153,12 @@ class Queue:
     def __init__(self, redis: Redis, name: str, prefix: str = "redisq") -> None:
         self.name = name
         self.keys = Keys(name, prefix)
-        self._redis = redis
+        self._redis = home(redis, self.keys.ready)
+
+    @property
+    def redis(self) -> Redis:
+        """The client of the node that has this queue."""
+        return self._redis
 
     # -- for producers ---------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hiredis import pack_command
 from redis import Redis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import MovedError, NoScriptError, ResponseError
 
 Argument = str | bytes | int | float
 
@@ -30,7 +30,7 @@ def run(client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Ar
     """Run scripts in one round trip and return their answers in order.
 
     When this raises, each of them may have run or not. A server that has forgotten a script (restart, failover,
-    flush) is given it again.
+    flush) is given it again, and what a node of a cluster refuses because the slot has moved goes to its new owner.
     """
     return post(client, runs)()
 
@@ -43,13 +43,19 @@ def post(client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[A
     def answers() -> list[Any]:
         answers = receive()
         for n, (script, *_) in enumerate(runs):
+            if isinstance(answers[n], MovedError):
+                [answers[n]] = _send(client, [commands[n]])()
             if isinstance(answers[n], NoScriptError):
                 [answers[n]] = _send(client, [("EVAL", script.source, *commands[n][2:])])()
-        for answer in answers:
-            if isinstance(answer, ResponseError):
-                raise answer
-        return answers
+        return _checked(answers)
 
+    return answers
+
+
+def _checked(answers: list[Any]) -> list[Any]:
+    for answer in answers:
+        if isinstance(answer, ResponseError):
+            raise answer
     return answers
 
 

@@ -12,6 +12,7 @@ from redis.retry import Retry
 
 from redisq.config import Settings
 from redisq.errors import UnfitServer
+from redisq.topology import open_client
 
 OLDEST = (6, 2)
 COMMAND_TIMEOUT = 2.0
@@ -23,8 +24,9 @@ def connect(settings: Settings, *, timeout: float = COMMAND_TIMEOUT) -> "Redis":
 
     redis-py by default sends a command again when its reply is lost. For a queue that is wrong: the second
     BLMOVE takes a second job and the first is forgotten. Repeating is left to callers who know what they repeat.
+    With sentinels, or on a cluster, each new connection leads to whoever is the master then.
     """
-    return Redis.from_url(
+    return open_client(
         settings.redis_url,
         retry=Retry(NoBackoff(), 0),
         socket_timeout=timeout,

@@ -120,6 +120,11 @@ def _wait_for_redis(
     return False
 
 
+def _require_all_fit(queues: Sequence[Queue]) -> None:
+    for client in {id(queue.redis): queue.redis for queue in queues}.values():
+        require_fit(client)
+
+
 class _Told:
     """Tells systemd what the worker's claim loop does."""
 
@@ -198,7 +203,7 @@ def scheduler_main(registry: Registry, schedules: Sequence[Schedule], argv: Sequ
     stopping = threading.Event()
     scheduling = threading.Thread(target=scheduler.run, name="scheduler", daemon=True)
     _on_signals(stopping.set)
-    if not _wait_for_redis(lambda: require_fit(client), notifier, settings, stopping):
+    if not _wait_for_redis(lambda: _require_all_fit(queues), notifier, settings, stopping):
         return 0
     log.info("scheduler started", extra={"queues": list(registry.queues), "schedules": len(schedules)})
     scheduling.start()

@@ -130,8 +130,8 @@ class Worker:
     ) -> None:
         self.id = f"{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}"
         self._registry, self._settings, self._observer = registry, settings, observer
-        self._clients = [connect(COMMAND_TIMEOUT), connect(WAIT + 2.0), connect(COMMAND_TIMEOUT)]
-        command, blocking, beating = (Queue(client, queue_name, settings.prefix) for client in self._clients)
+        clients = [connect(COMMAND_TIMEOUT), connect(WAIT + 2.0), connect(COMMAND_TIMEOUT)]
+        command, blocking, beating = (Queue(client, queue_name, settings.prefix) for client in clients)
         self._queue = command
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._held: dict[str, Run] = {}  # by token
@@ -174,7 +174,7 @@ class Worker:
 
     def prepare(self) -> None:
         """Take the lease. Raise `UnfitServer` for a Redis that may lose jobs, `redis.RedisError` when it is away."""
-        require_fit(self._clients[0])
+        require_fit(self._queue.redis)
         self._pulse.start()
 
     def run(self) -> int:

@@ -89,6 +89,10 @@ class Proxy:
             rule.release.set()
         self._open.set()
 
+    def lead_to(self, port: int) -> None:
+        """Lead new connections to another server, as a virtual address does; those that there are stay."""
+        self._port = port
+
     def partition(self) -> None:
         """Let nothing through in either direction until `heal`; connections stay open."""
         self._open.clear()

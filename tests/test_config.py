@@ -6,7 +6,7 @@ import pytest
 
 from jobs.settings import JobSettings
 from redisq import BadSettings, Settings, credential, redact, redaction
-from redisq.config import with_password
+from redisq.config import Address, nodes_of, plain_url, with_password
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,15 @@ def test_each_setting_is_read_by_its_type() -> None:
         ("REDISQ_REDIS_URL", "redis://localhost:port"),
         ("REDISQ_REDIS_URL", "redis://localhost:99999"),
         ("REDISQ_REDIS_URL", "redis://[::1"),
+        ("REDISQ_REDIS_URL", "redis://one,two"),
+        ("REDISQ_REDIS_URL", "redis+other://one,two"),
+        ("REDISQ_REDIS_URL", "redis+sentinel://one,two"),
+        ("REDISQ_REDIS_URL", "redis+sentinel://one,two/service/more"),
+        ("REDISQ_REDIS_URL", "redis+sentinel://one,/service"),
+        ("REDISQ_REDIS_URL", "redis+sentinel://one:port/service"),
+        ("REDISQ_REDIS_URL", "redis+cluster://one:1,two:99999"),
+        ("REDISQ_REDIS_URL", "redis+cluster://"),
+        ("REDISQ_REDIS_URL", "redis+cluster://one/1"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(variable: str, value: str) -> None:
@@ -82,6 +91,7 @@ SECRET = "c4n/ary:@ &%"
         ("redis://user@host/1", "redis://user:{}@host/1"),
         ("rediss://user:old@host", "rediss://user:{}@host"),
         ("unix:///run/redis.sock", "unix://:{}@/run/redis.sock"),
+        ("redis+sentinel://user@one:1,two:2/service/3", "redis+sentinel://user:{}@one:1,two:2/service/3"),
     ],
 )
 def test_a_password_finds_its_place_in_the_address(url: str, expected: str) -> None:
@@ -103,7 +113,14 @@ def test_the_password_comes_from_the_credential_and_is_never_shown(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://:p%40ss-word@host", "redis://host?password=p%40ss-word", "unix://:p%40ss-word@/run/redis.sock"]
+    "url",
+    [
+        "redis://:p%40ss-word@host",
+        "redis://host?password=p%40ss-word",
+        "unix://:p%40ss-word@/run/redis.sock",
+        "redis+sentinel://:p%40ss-word@one,two/service",
+        "redis+sentinel://one,two/service?sentinel_password=p%40ss-word",
+    ],
 )
 def test_a_password_in_the_address_is_protected_as_it_is_sent(url: str) -> None:
     """Redis' own error may quote the password that was tried, without the quoting of an address."""
@@ -111,6 +128,23 @@ def test_a_password_in_the_address_is_protected_as_it_is_sent(url: str) -> None:
     assert redact("tried p@ss-word") == "tried ***"
     assert "ss-word" not in redact(f"tried {url}")
     assert "ss-word" not in settings.redis_address + repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("url", "servers", "plain"),
+    [
+        ("redis+sentinel://one,two:2/service", [("one", 26379), ("two", 2)], "redis://@localhost/"),
+        ("rediss+sentinel://u:p@one/service/3?x=y", [("one", 26379)], "rediss://u:p@localhost/3?x=y"),
+        ("redis+cluster://:p@one:1,two", [("one", 1), ("two", 6379)], "redis://:p@localhost/"),
+        ("redis://u:p@one/3", [("one", 6379)], "redis://u:p@one/3"),
+        ("redis://", [("localhost", 6379)], "redis://"),
+    ],
+)
+def test_an_address_names_servers_and_what_holds_for_each(url: str, servers: list[Address], plain: str) -> None:
+    """What redis-py can read of an address is left for it to read."""
+    Settings(redis_url=url)
+    assert nodes_of(url) == servers
+    assert plain_url(url) == plain
 
 
 def test_a_named_file_comes_before_systemds_directory(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ LAYERS = (
     ("errors", "redaction"),
     ("keys", "backoff", "config"),
     ("job",),
-    ("cron", "scripts"),
+    ("cron", "scripts", "topology"),
     ("queue",),
     ("server",),
     ("durability", "outage"),

@@ -1,8 +1,10 @@
 """`redisq doctor`: checks everything that the promises rest on."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import click
+from redis import Redis
 
 from redisq.cli.loading import load
 from redisq.cli.outcome import Exit, Failed
@@ -24,8 +26,8 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     session: Session = ctx.obj
     application: Mapping[str, Check] = load(session.parts.checks)
     checks = {
-        "redis": lambda: inspect_server(session.redis),
-        "durability": lambda: inspect_durability(session.redis, session.parts.healing),
+        "redis": lambda: _on_each_server(session, inspect_server),
+        "durability": lambda: _on_each_server(session, lambda redis: inspect_durability(redis, session.parts.healing)),
         "schedules": lambda: _schedules(session),
         **application,
     }
@@ -46,6 +48,18 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     else:
         show_table(("level", "subject", "finding"), [(each.level, each.subject, each.text) for each in findings])
     ctx.exit(code)
+
+
+def _on_each_server(session: Session, inspect: Callable[[Redis], list[Finding]]) -> list[Finding]:
+    """Inspect the server, or on a cluster the node of each queue."""
+    queues = {id(queue.redis): queue for queue in session.queues(None)}.values()
+    if len(queues) == 1:
+        return [finding for queue in queues for finding in inspect(queue.redis)]
+    return [
+        replace(finding, subject=f"{finding.subject} ({queue.name})")
+        for queue in queues
+        for finding in inspect(queue.redis)
+    ]
 
 
 def _schedules(session: Session) -> list[Finding]:

@@ -1,0 +1,80 @@
+"""A connection that leads to a server that is no master any more is given up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis.exceptions import RedisError, ResponseError
+
+from jobs.servers import RedisServer, private_redis
+from redisq import Queue, Settings, connect
+from tests.harness import Stage, application, at_work, job
+from tests.proxy import Proxy
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[RedisServer, RedisServer]]:
+    """A master, and a replica that has all of it."""
+    with (
+        private_redis(tmp_path / "old", options=["--repl-diskless-sync-delay", "0"]) as old,
+        private_redis(tmp_path / "new", options=["--replicaof", "127.0.0.1", str(old.port)]) as new,
+        connect(Settings(redis_url=new.url)) as client,
+    ):
+        eventually(lambda: client.info("replication")["master_link_status"] == "up", within=30)
+        yield old, new
+
+
+def fail_over(old: RedisServer, new: RedisServer, address: Proxy) -> None:
+    """Make the replica the master by hand, and lead the address to it; connections to the old one stay."""
+    with connect(Settings(redis_url=new.url)) as client:
+        client.replicaof("NO", "ONE")
+    address.lead_to(new.port)
+    with connect(Settings(redis_url=old.url)) as client:
+        client.replicaof("127.0.0.1", new.port)
+
+
+def test_a_worker_leaves_a_master_that_was_replaced_by_hand(
+    pair: tuple[RedisServer, RedisServer], tmp_path: Path
+) -> None:
+    """Its connections live on, and refuse every write until the worker is restarted, or opens new ones."""
+    stage = Stage(tmp_path)
+    old, new = pair
+    with (
+        Proxy(old.port) as address,
+        at_work(application(stage), address.url),
+        connect(Settings(redis_url=new.url)) as c,
+    ):
+        Queue(connect(Settings(redis_url=old.url)), "default").enqueue(job("effect", "before"))
+        eventually(lambda: stage.effects() == {"effect:before"}, within=20)
+        fail_over(old, new, address)
+        Queue(c, "default").enqueue(job("effect", "after"))
+        eventually(lambda: stage.effects() == {"effect:before", "effect:after"}, within=20)
+
+
+def test_a_producer_is_refused_once_by_a_master_that_was_replaced(pair: tuple[RedisServer, RedisServer]) -> None:
+    """A handler that enqueues has three attempts, all in the same process."""
+    old, new = pair
+    with Proxy(old.port) as address, connect(Settings(redis_url=address.url)) as client:
+        queue = Queue(client, "default")
+        queue.enqueue(job("effect", "before"))
+        fail_over(old, new, address)
+        with pytest.raises(ResponseError, match="read only replica"):
+            queue.enqueue(job("effect", "after"))
+        assert queue.enqueue(job("effect", "after")).created
+
+
+def test_a_producer_leaves_a_master_that_is_cut_off_from_its_replicas(redis_url: str) -> None:
+    """With min-replicas-to-write such a one refuses; somebody else may be the master by now."""
+    with connect(Settings(redis_url=redis_url)) as client:
+        queue = Queue(client, "default")
+        before = client.client_id()
+        client.config_set("min-replicas-to-write", 1)
+        try:
+            with pytest.raises(RedisError, match="NOREPLICAS"):
+                queue.enqueue(job("effect", "refused"))
+        finally:
+            client.config_set("min-replicas-to-write", 0)
+        assert client.client_id() != before
