@@ -40,6 +40,7 @@ BULK = 500  # jobs in one script: about 5 ms of the server's time
 REAP = 100  # jobs moved by one reap or promote: about 1 ms
 EVERY_GHOST = "*"
 SUSPECTS_APART = 1.0  # seconds between jobs that were in two crashes together
+REPLICATION = 1.0  # seconds that an enqueue waits for replicas: less than a client waits for an answer
 _RUN = re.compile(rb"\S+ (\d+) (\d+) (\d+) \d+")  # the record that `prelude.lua` describes
 
 R = TypeVar("R")
@@ -168,6 +169,23 @@ class Queue:
         Raise `BadJob` for a job that cannot be carried.
         """
         return self.enqueue_many([job], delay=delay)[0]
+
+    def enqueue_replicated(self, job: Job, *, replicas: int, delay: float = 0.0) -> tuple[Enqueued, int]:
+        """Put `job` in as `enqueue` does, and return how many replicas have it after `REPLICATION` seconds at most.
+
+        It is in, also when these are fewer than `replicas`. A new master may still be one of the others.
+        """
+        call = self._enqueue([(self._own(job).id, job.encode())], delay)
+        [state], reached = scripts.run_and_wait(
+            self._redis,
+            call.script,
+            call.keys,
+            call.args,
+            totals=self.keys.totals,
+            replicas=replicas,
+            wait_ms=_ms(REPLICATION),
+        )
+        return Enqueued(job.id, _text(state)), reached
 
     def enqueue_many(self, jobs: Iterable[Job], *, delay: float = 0.0) -> list[Enqueued]:
         """Put `jobs` in, in order, `BULK` at a time; each batch goes in whole or not at all."""

@@ -52,6 +52,34 @@ def post(client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[A
     return answers
 
 
+def run_and_wait(
+    client: "Redis",
+    script: Script,
+    keys: Sequence[str],
+    args: Sequence[Argument],
+    *,
+    totals: str,
+    replicas: int,
+    wait_ms: int,
+) -> tuple[Any, int]:
+    """Run one script, wait until `replicas` replicas have what it wrote or found, and return how many have.
+
+    When this raises, it may have run or not.
+    """
+    commands = [
+        # The source and not the hash: a script that the server has forgotten would be run behind the WAIT.
+        ("EVAL", script.source, len(keys), *wire(*keys, *args)),
+        # WAIT speaks of the last write of its own connection. A script that found all done wrote nothing: this does.
+        ("HINCRBY", totals, "waited", 1),
+        ("WAIT", replicas, wait_ms),
+    ]
+    answers = _send(client, commands)()
+    if isinstance(answers[0], MovedError):
+        answers = _send(client, commands)()
+    answer, _, reached = _checked(answers)
+    return answer, reached
+
+
 def _checked(answers: list[Any]) -> list[Any]:
     for answer in answers:
         if isinstance(answer, ResponseError):

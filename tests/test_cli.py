@@ -171,6 +171,20 @@ def test_enqueue_puts_a_job_in_once(redis: Redis, shell: Shell) -> None:
     assert explained.job.payload == {"organizationId": "acme", "integrationId": "fb-1", "date": "2026-03-08"}
 
 
+def test_enqueue_says_when_too_few_replicas_have_the_job(redis: Redis, shell: Shell) -> None:
+    """A new job or one that was there: who asks for two copies must hear of one."""
+    line = ["enqueue", "ingest", "--org", "acme", "--integration", "fb-1", "--date", "2026-03-08", "--wait", "1"]
+    for state in ("new", "ready"):
+        ran = shell.run(*line, "--json")
+        assert ran.returncode == 6
+        assert json.loads(ran.stdout)["state"] == state
+        assert json.loads(ran.stdout)["replicas"] == 0
+        assert (
+            "ingest:fb-1:2026-03-08 is enqueued, but only 0 of 1 replicas have it: a failover may lose it" in ran.stderr
+        )
+    assert Queue(redis, "default").counts()["ready"] == 1
+
+
 def test_enqueue_without_database_says_that_nothing_was_checked(shell: Shell) -> None:
     """A producer does not depend on a second store, but must not believe that it was asked."""
     ran = shell.run("enqueue", "aggregate", "--org", "acme", "--date", "2026-03-08")

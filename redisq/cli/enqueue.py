@@ -13,6 +13,7 @@ from redisq.cli.outcome import Exit, Failed
 from redisq.cli.output import JSON_OPTION, clean, say, show_document
 from redisq.cli.session import Session
 from redisq.job import Kind
+from redisq.queue import REPLICATION
 
 
 class _Kinds(click.Group):
@@ -45,12 +46,21 @@ def _command(session: Session, kind: Kind[Any]) -> click.Command:
     help = (kind.payload.__doc__ or "").partition("\n")[0]
 
     @click.pass_context
-    def run(ctx: click.Context, /, queue_name: str | None, delay: float, as_json: bool, **values: object) -> None:
-        _run(ctx, kind, values, queue=queue_name, delay=delay, as_json=as_json)
+    def run(
+        ctx: click.Context, /, queue_name: str | None, delay: float, replicas: int, as_json: bool, **values: object
+    ) -> None:
+        _run(ctx, kind, values, queue=queue_name, delay=delay, replicas=replicas, as_json=as_json)
 
     common: list[click.Parameter] = [
         click.Option(["--queue", "queue_name"], metavar="QUEUE", help=f"Instead of {kind.queue}."),
         click.Option(["--delay"], type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Run it later."),
+        click.Option(
+            ["--wait", "replicas"],
+            type=click.IntRange(0, 100),
+            default=0,
+            metavar="N",
+            help=f"Wait up to {REPLICATION:g} s until N replicas have it; end with {Exit.PARTIAL:d} when fewer have.",
+        ),
     ]
     return JSON_OPTION(click.Command(kind.name, callback=run, params=[*options, *common], help=help, epilog=example))
 
@@ -65,7 +75,14 @@ def _option(field: dataclasses.Field[Any], hint: object, names: Mapping[str, str
 
 
 def _run(
-    ctx: click.Context, kind: Kind[Any], values: dict[str, object], *, queue: str | None, delay: float, as_json: bool
+    ctx: click.Context,
+    kind: Kind[Any],
+    values: dict[str, object],
+    *,
+    queue: str | None,
+    delay: float,
+    replicas: int,
+    as_json: bool,
 ) -> None:
     session: Session = ctx.obj
     try:
@@ -73,11 +90,22 @@ def _run(
         load(session.parts.before_enqueue)(job)
     except ValueError as error:
         raise Failed(clean(error), Exit.USAGE) from None
-    found = session.queue(job.queue).enqueue(job, delay=delay)
+    to = session.queue(job.queue)
+    if replicas:
+        found, reached = to.enqueue_replicated(job, delay=delay, replicas=replicas)
+    else:
+        found, reached = to.enqueue(job, delay=delay), 0
     if as_json:
-        show_document({"id": found.id, "queue": job.queue, "created": found.created, "state": found.state})
+        fields = {"id": found.id, "queue": job.queue, "created": found.created, "state": found.state}
+        show_document(fields | {"replicas": reached} if replicas else fields)
     else:
         click.echo(found.id)
     if not found.created:
         say(f"redisq: {found.id} exists on queue {job.queue}: it is {found.state}")
+    if reached < replicas:
+        say(
+            f"redisq: {found.id} is enqueued, but only {reached} of {replicas} replicas have it: a failover may lose it"
+        )
+        ctx.exit(Exit.PARTIAL)
+    if not found.created:
         ctx.exit(Exit.EXISTS)
