@@ -79,6 +79,16 @@ def shared_data() -> Path:
     return data
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what tests have measured: what Redis lost, and how soon work went on."""
+    measured = [report for report in terminalreporter.getreports("passed") if report.user_properties]
+    if measured:
+        terminalreporter.section("measured")
+    for report in measured:
+        values = ", ".join(f"{name} {value}" for name, value in report.user_properties)
+        terminalreporter.write_line(f"{report.nodeid.partition('::')[2]}: {values}")
+
+
 def _client(url: str) -> Redis:
     return Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=10.0, socket_connect_timeout=5.0)
 

@@ -311,13 +311,13 @@ class Crew:
         self._environment = {"REDISQ_REDIS_URL": url, "REDISQ_LEASE": f"{LEASE:g}"}
         self._environment |= {f"REDISQ_{name.upper()}": str(value) for name, value in settings.items()}
 
-    def worker(self, **environment: str) -> Process:
+    def worker(self, queue: str = "default", **environment: str) -> Process:
         """Start a worker; it is at work when `at_work` is in its log."""
-        return self._start(["worker"], environment)
+        return self._start(["worker", "--queue", queue], environment)
 
-    def workers(self, count: int) -> list[Process]:
+    def workers(self, count: int, queue: str = "default") -> list[Process]:
         """Start `count` workers and wait until all are at work."""
-        crew = [self.worker() for _ in range(count)]
+        crew = [self.worker(queue) for _ in range(count)]
         for worker in crew:
             eventually(lambda worker=worker: "worker started" in worker.text(), within=20)  # type: ignore[misc]
         return crew

@@ -17,11 +17,6 @@ from threading import Thread
 from time import monotonic, sleep
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +25,7 @@ from jobs.providers.facebook import FacebookProvider
 from jobs.providers.insights import Window, end_time
 from jobs.simulator import Simulator
 from jobs.simulator_pages import ALIVE, SimulatedPage
+from tests.certificate import self_signed
 
 DAY = date(2026, 3, 18)
 NOW = datetime(2026, 3, 20, 20, tzinfo=UTC)
@@ -506,7 +502,7 @@ def test_tls_is_spoken_verified_and_under_the_deadline(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real API is only reached so; a server that anybody could be gets no token."""
-    certificate = _self_signed(tmp_path)
+    certificate = self_signed(tmp_path)
     page = Page("i", "o", "facebook", "42", "token-of-42")
     with HTTPServer(("127.0.0.1", 0), _Empty) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -553,24 +549,6 @@ class _Empty(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
-
-
-def _self_signed(directory: Path) -> Path:
-    """Return a file with a fresh key and certificate for localhost."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    file = directory / "localhost.pem"
-    file.write_bytes(private + certificate.public_bytes(Encoding.PEM))
-    return file
 
 
 def test_closed_port_is_transient(clock: Clock) -> None:
