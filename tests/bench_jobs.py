@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,19 +31,37 @@ PROGRAMS = Path(__file__).parent.parent / "bin"
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """How many pages there are, how long the provider takes for each, and how many slots read them."""
+    """How many pages there are, how long the provider takes for each, and how many slots and workers read them."""
 
     pages: int
     latency: float
     slots: int
+    workers: int = 1
 
     @property
     def title(self) -> str:
-        return f"a day of {self.pages:,} pages, {1000 * self.latency:.0f} ms provider, {self.slots} slots (s)"
+        slots = f"{self.slots} slots" if self.workers == 1 else f"{self.workers} x {self.slots} slots"
+        return f"a day of {self.pages:,} pages, {1000 * self.latency:.0f} ms provider, {slots} (s)"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The seconds that a day took, and the CPU milliseconds of each program for a page of it.
+
+    A busy machine makes the first longer and leaves the second nearly as they are.
+    """
+
+    seconds: float
+    cpu: Mapping[str, float]
 
 
 def day_of_pages(day: Day) -> float:
     """Return the seconds from the enqueue of the plan until the ledger says that every page is done."""
+    return cost_of_day(day).seconds
+
+
+def cost_of_day(day: Day) -> Cost:
+    """Return what a day costs from the enqueue of the plan until the ledger says that every page is done."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         redis = stack.enter_context(private_redis(folder / "redis"))
@@ -57,23 +75,22 @@ def day_of_pages(day: Day) -> float:
             "REDISQ_REDIS_URL": redis.url,
             "REDISQ_DATABASE_URL": postgres.dsn,
             "REDISQ_TOKEN_KEY_FILE": str(folder / "key"),
-            "REDISQ_GRAPH_URL": stack.enter_context(_simulator(day)),
             "REDISQ_SLOTS": str(day.slots),
         }
-        with (folder / "log").open("wb") as log:
-            worker = subprocess.Popen([sys.executable, PROGRAMS / "worker"], env=environ, stderr=log)
-        stack.callback(worker.wait)
-        stack.callback(worker.terminate)
+        simulator, environ["REDISQ_GRAPH_URL"] = stack.enter_context(_simulator(day))
+        workers = [stack.enter_context(_worker(environ, folder / f"log-{n}")) for n in range(day.workers)]
+        programs = {"worker": workers, "simulator": [simulator], "postgres": [postgres.pid], "redis": [redis.pid]}
         application = Application(environ)
         queue = application.queue("default")
-        while not queue.workers():
+        while len(queue.workers()) < day.workers:
             time.sleep(0.01)
         date = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=2)
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), _cpu(programs)
         queue.enqueue(application.registry["plan"].job(payloads.Plan(date.isoformat())))
         while _done(connection) < day.pages:
             time.sleep(0.1)  # each look reads the whole ledger
-        return time.perf_counter() - begun
+        seconds, after = time.perf_counter() - begun, _cpu(programs)
+        return Cost(seconds, {name: 1000 * (after[name] - before[name]) / day.pages for name in programs})
 
 
 def aggregate_of(pages: int) -> float:
@@ -148,7 +165,18 @@ def _done(connection: psycopg.Connection[object]) -> int:
 
 
 @contextmanager
-def _simulator(day: Day) -> Iterator[str]:
+def _worker(environ: Mapping[str, str], log: Path) -> Iterator[int]:
+    with log.open("wb") as stderr:
+        process = subprocess.Popen([sys.executable, PROGRAMS / "worker"], env=environ, stderr=stderr)
+    try:
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def _simulator(day: Day) -> Iterator[tuple[int, str]]:
     command = [sys.executable, "-m", "jobs.simulator", "--pages", str(day.pages), "--seed", str(SEED)]
     process = subprocess.Popen(
         [*command, "--port", "0", "--latency", str(day.latency)],
@@ -160,7 +188,25 @@ def _simulator(day: Day) -> Iterator[str]:
         assert process.stdout is not None
         found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
         assert found
-        yield found[0]
+        yield process.pid, found[0]
     finally:
         process.terminate()
         process.wait()
+
+
+def _cpu(programs: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Return the CPU seconds so far of each program: its processes and their children, the ended ones included."""
+    times = {int(folder.name): _times(folder) for folder in Path("/proc").glob("[0-9]*")}
+    return {
+        name: sum(seconds for pid, (parent, seconds) in times.items() if pid in pids or parent in pids)
+        for name, pids in programs.items()
+    }
+
+
+def _times(process: Path) -> tuple[int, float]:
+    """Return the parent of a process, and the CPU seconds of it and of its children that ended."""
+    try:
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0, 0.0  # it ended this moment
+    return int(fields[1]), sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
