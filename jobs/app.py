@@ -114,7 +114,10 @@ class Application:
     def _providers(self) -> dict[str, Provider]:
         settings = self.job_settings
         facebook = FacebookProvider(
-            base_url=settings.graph_url, version=settings.graph_version, app_secret=settings.app_secret
+            base_url=settings.graph_url,
+            version=settings.graph_version,
+            app_secret=settings.app_secret,
+            max_connections=self.settings.slots,  # no slot waits for another's
         )
         providers: list[Provider] = [facebook]
         if settings.csv_directory:

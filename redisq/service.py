@@ -86,8 +86,6 @@ def log_json(level: str) -> None:
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    # One line a request would drown the job lines, and a URL is no place to trust.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def _on_signals(stop: Callable[[], None]) -> None:

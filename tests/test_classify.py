@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from urllib3.exceptions import ProtocolError
 
 from jobs.providers.classify import Failure, UnusableBody, classify
 
@@ -180,7 +180,7 @@ def test_code_that_is_no_number_is_no_code(code: object) -> None:
 
 def test_transport_failures_are_transient() -> None:
     """No answer is no verdict."""
-    for error in (httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("cut")):
+    for error in (ConnectionRefusedError("refused"), TimeoutError("slow"), ProtocolError("cut")):
         failure = classify(None, {}, b"", error)
         assert isinstance(failure, Failure)
         assert (failure.error_class, failure.reason) == (TRANSIENT, "network")

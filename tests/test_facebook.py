@@ -11,15 +11,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from time import monotonic, sleep
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jobs.providers import deadline
 from jobs.providers.base import Answer, Gate, Metric, Page, ProviderError, Reading
 from jobs.providers.facebook import FacebookProvider
 from jobs.providers.insights import Window, end_time
@@ -549,6 +551,55 @@ class _Empty(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+class _Counting(ThreadingHTTPServer):
+    """Counts the connections it was opened."""
+
+    opened = 0
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.opened += 1
+        super().process_request(request, client_address)
+
+
+class _Kept(_Empty):
+    """Answers every GET with no data, and keeps the connection."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "12")
+        self.end_headers()
+        self.wfile.write(b'{"data": []}')
+
+
+def test_connection_is_used_again_until_it_lay_idle_for_long(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new one costs a handshake; an old one may lead nowhere, and the call would wait for its deadline."""
+    page = Page("i", "o", "facebook", "42", "token-of-42")
+    with _Counting(("127.0.0.1", 0), _Kept) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        provider = FacebookProvider(base_url=f"http://127.0.0.1:{server.server_address[1]}", clock=clock)
+        for _ in range(3):
+            provider.read(page, [DAY], METRICS)
+        assert server.opened == 1
+        monkeypatch.setattr(deadline, "IDLE", 0.0)
+        provider.read(page, [DAY], METRICS)
+        assert server.opened == 2
+        provider.close()
+        server.shutdown()
+
+
+def test_no_proxy_of_the_environment_sees_a_call(
+    simulator: Simulator, clock: Clock, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would see the token, and its own time would not be under the deadline."""
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    provider = FacebookProvider(base_url=simulator.url, clock=clock)
+    assert statuses(provider.read(page, [DAY], METRICS)) == ["value"] * 3
+    provider.close()
 
 
 def test_closed_port_is_transient(clock: Clock) -> None:

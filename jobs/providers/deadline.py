@@ -1,99 +1,96 @@
 """Bounds a whole HTTP call by one deadline: connect, headers and body together.
 
-httpx bounds each single read, so a server that sends one byte a second could hold a slot for ever.
+urllib3 bounds each single read, so a server that sends one byte a second could hold a slot for ever.
 """
 
 from __future__ import annotations
 
+import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from threading import local
 from typing import Any
 
-import httpcore
-import httpx
+from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError
+from urllib3.util import parse_url
+
+# Seconds for which a connection may lie unused. What stands between forgets older ones without a word.
+IDLE = 30.0
 
 
-class DeadlineTransport(httpx.HTTPTransport):
-    """An HTTP transport whose socket operations in a thread end with that thread's deadline."""
+def pool_of(url: str, *, max_connections: int) -> HTTPConnectionPool:
+    """Return a pool of connections to the host of `url`, in which a call's total timeout bounds all of it.
 
-    def __init__(self, *, max_connections: int) -> None:
-        ssl_context = httpx.create_ssl_context()
-        super().__init__(verify=ssl_context)
-        # httpx offers no way to choose the network backend of its pool; httpcore does.
-        self._deadline = _Deadline()
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=ssl_context,
-            max_connections=max_connections,
-            max_keepalive_connections=max_connections,
-            keepalive_expiry=30.0,
-            network_backend=_Backend(self._deadline),
-        )
-
-    @contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        """Let what this thread sends and receives inside the block take `seconds` in all."""
-        self._deadline.at = time.monotonic() + seconds
-        try:
-            yield
-        finally:
-            self._deadline.at = None
+    More calls than connections wait for one. The environment's proxies are not asked.
+    """
+    address = parse_url(url)
+    if address.scheme != "https":
+        return _PlainPool(address.host or "", address.port, maxsize=max_connections, block=True)
+    context = ssl.create_default_context()
+    context.sslsocket_class = _TLSSocket
+    return _TLSPool(address.host or "", address.port, maxsize=max_connections, block=True, ssl_context=context)
 
 
-class _Deadline(local):
-    """The monotonic time at which this thread's call ends. A synchronous call does all its I/O in one thread."""
+class _Deadline(socket.socket):
+    """A socket whose timeout bounds all that is received until it is set again."""
 
-    at: float | None = None
+    _ends: float | None = None
 
-    def shorten(self, timeout: float | None) -> float | None:
-        """Return the seconds that an operation may take. Raises TimeoutException when none are left."""
-        if self.at is None:
-            return timeout
-        left = self.at - time.monotonic()
-        if left <= 0:
-            raise httpcore.TimeoutException("the deadline of the whole call has passed")
-        return left if timeout is None else min(timeout, left)
+    def settimeout(self, value: float | None) -> None:
+        self._ends = None if value is None else time.monotonic() + value
+        super().settimeout(value)
 
-
-class _Stream(httpcore.NetworkStream):
-    def __init__(self, stream: httpcore.NetworkStream, deadline: _Deadline) -> None:
-        self._stream = stream
-        self._deadline = deadline
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, self._deadline.shorten(timeout))
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, self._deadline.shorten(timeout))
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
-        stream = self._stream.start_tls(ssl_context, server_hostname, self._deadline.shorten(timeout))
-        return _Stream(stream, self._deadline)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
+    def recv_into(self, *into: Any) -> int:
+        if self._ends is not None:
+            left = self._ends - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the deadline of the whole call has passed")
+            super().settimeout(left)
+        return super().recv_into(*into)
 
 
-class _Backend(httpcore.NetworkBackend):
-    def __init__(self, deadline: _Deadline) -> None:
-        self._backend = httpcore.SyncBackend()
-        self._deadline = deadline
+class _TLSSocket(_Deadline, ssl.SSLSocket):
+    pass
 
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
-        timeout = self._deadline.shorten(timeout)
-        stream = self._backend.connect_tcp(host, port, timeout, local_address, socket_options or ())
-        return _Stream(stream, self._deadline)
+
+class _Connection(HTTPConnection):
+    _used = 0.0
+
+    @property
+    def is_connected(self) -> bool:
+        return super().is_connected and time.monotonic() - self._used < IDLE
+
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # so does urllib3
+        self._used = time.monotonic()
+        return super().getresponse()
+
+    def _new_conn(self) -> socket.socket:
+        """Leave to the TLS handshake, which follows, what is left of the time to connect."""
+        begun = time.monotonic()
+        connected = super()._new_conn()
+        if self.timeout is not None:
+            left = self.timeout - (time.monotonic() - begun)
+            if left <= 0:
+                connected.close()
+                raise ConnectTimeoutError(self, "the deadline of the whole call has passed")
+            connected.settimeout(left)
+        return connected
+
+
+class _PlainConnection(_Connection):
+    def connect(self) -> None:
+        super().connect()
+        self.sock = _Deadline(fileno=self.sock.detach())
+
+
+class _TLSConnection(_Connection, HTTPSConnection):
+    pass
+
+
+class _PlainPool(HTTPConnectionPool):
+    ConnectionCls = _PlainConnection
+
+
+class _TLSPool(HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection

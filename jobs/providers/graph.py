@@ -9,14 +9,17 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
-import httpx
+from urllib3 import BaseHTTPResponse, Retry, Timeout
+from urllib3.exceptions import HTTPError
+from urllib3.util import parse_url
 
 from jobs.providers.classify import UnusableBody
-from jobs.providers.deadline import DeadlineTransport
+from jobs.providers.deadline import pool_of
 
 _CONNECT_TIMEOUT = 10.0
+_NEVER_AGAIN = Retry(False)  # that is for the queue to decide
 _NAMED_SECRET = re.compile(r"(access_token|appsecret_proof|input_token)=[^&\s\"'<>]+", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
@@ -45,39 +48,42 @@ class Graph:
         max_body: int,
         max_connections: int,
     ) -> None:
-        self._base_url = f"{base_url.rstrip('/')}/{version}"
+        self._base = f"{(parse_url(base_url).path or '').rstrip('/')}/{version}"
         self._version = version
         self._served: str | None = version
         self._app_secret = app_secret or None
         self._total_deadline = total_deadline
         self._max_body = max_body
-        self._transport = DeadlineTransport(max_connections=max_connections)
-        self._client = httpx.Client(
-            transport=self._transport,
-            timeout=httpx.Timeout(total_deadline, connect=min(_CONNECT_TIMEOUT, total_deadline)),
-            headers={"Accept": "application/json", "Accept-Encoding": "gzip"},
-            # A proxy from the environment would take the calls around the transport with the deadline.
-            trust_env=False,
-        )
-        # httpx logs every URL at INFO, and ours carry the proof.
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+        self._pool = pool_of(base_url, max_connections=max_connections)
+        # urllib3 tells every URL at DEBUG, a strange one in a warning, and ours carry the proof.
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
 
     def get(self, path: str, params: Mapping[str, str], token: str) -> Exchange:
         """Return what came of GET `path`; failures of the transport are part of it and not raised."""
         if self._app_secret is not None:
             params = {**params, "appsecret_proof": self._proof(token)}
-        headers = {"Authorization": f"Bearer {token}"}
-        status: int | None = None
         try:
-            with (
-                self._transport.within(self._total_deadline),
-                self._client.stream("GET", f"{self._base_url}/{path}", params=params, headers=headers) as response,
-            ):
-                status = response.status_code
-                self._notice_version(response.headers)
-                return Exchange(status, response.headers, self._body(response))
-        except (httpx.TransportError, UnusableBody) as error:
-            return Exchange(status, {}, b"", error)
+            response = self._pool.urlopen(
+                "GET",
+                f"{self._base}/{path}?{urlencode(params)}",
+                headers={"Accept": "application/json", "Accept-Encoding": "gzip", "Authorization": f"Bearer {token}"},
+                retries=_NEVER_AGAIN,
+                redirect=False,
+                timeout=Timeout(self._total_deadline, connect=min(_CONNECT_TIMEOUT, self._total_deadline)),
+                pool_timeout=self._total_deadline,  # type: ignore[arg-type]  # of a queue.Queue, which takes a float
+                preload_content=False,
+            )
+        except HTTPError as error:
+            return Exchange(None, {}, b"", error)
+        try:
+            self._notice_version(response.headers)
+            return Exchange(response.status, response.headers, self._body(response))
+        except (HTTPError, UnusableBody) as error:
+            return Exchange(response.status, {}, b"", error)
+        finally:
+            # Which is back in the pool by now if all of it was read.
+            response.close()
+            response.release_conn()
 
     def redact(self, text: str, token: str) -> str:
         """Return `text` without the token, its proof and the app secret, as they are or quoted for a URL."""
@@ -91,17 +97,17 @@ class Graph:
 
     def close(self) -> None:
         """Close the shared connections."""
-        self._client.close()
+        self._pool.close()
 
     def _proof(self, token: str) -> str:
         secret = (self._app_secret or "").encode()
         return hmac.new(secret, token.encode(), hashlib.sha256).hexdigest()
 
-    def _body(self, response: httpx.Response) -> bytes:
+    def _body(self, response: BaseHTTPResponse) -> bytes:
         """Return the decoded body. Raises UnusableBody, before holding more than the limit of it."""
         raw = bytearray()
-        for chunk in response.iter_raw():
-            raw += chunk
+        for part in response.stream(decode_content=False):
+            raw += part
             if len(raw) > self._max_body:
                 raise UnusableBody(f"larger than {self._max_body} bytes")
         match response.headers.get("content-encoding", "identity").lower():
@@ -113,7 +119,7 @@ class Graph:
                 raise UnusableBody(f"encoded as {encoding}, which was not asked for")
 
     def _unzip(self, raw: bytes) -> bytes:
-        # Not httpx's decoder: it has no limit, and 2 MiB of gzip can hold 2 GiB.
+        # Not urllib3's decoder: 2 MiB of gzip can hold 2 GiB, and one that is cut short must not pass for whole.
         decoder = zlib.decompressobj(zlib.MAX_WBITS | 16)
         try:
             body = decoder.decompress(raw, self._max_body + 1)
