@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import orjson
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from redisq import Failure, protect, redact, redaction
 
@@ -68,6 +70,37 @@ def test_a_secret_is_known_by_what_stands_before_it(text: str) -> None:
 def test_other_text_stays_as_it_is(text: str) -> None:
     """Whoever looks for a cause must find it."""
     assert redact(text) == text
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(
+                [
+                    "password",
+                    "PA\u017f\u017fWD",
+                    "\u017fecret",
+                    "to\u212aen",
+                    "authorization",
+                    "API-\u212aEY",
+                    "api_key",
+                    "dsn",
+                ]
+            ),
+            st.sampled_from(
+                ["appsecret_proof", "cookie", "=", ": ", " ", '"', "redis", "://", "me", "@", "\n", "\x1b", "\u2028"]
+            ),
+            st.text(max_size=3),
+        ),
+        max_size=12,
+    ).map("".join)
+)
+def test_what_is_not_searched_for_is_not_there(text: str) -> None:
+    """The look that spares a search must not be blind to anything that the search would find."""
+    searched = redaction._URL_PASSWORD.sub(r"\g<scheme>:***@", text)
+    searched = redaction._NAMED.sub(r"\g<name>\g<cookie>***", searched)
+    assert redact(text) == redaction._CONTROL.sub("\N{REPLACEMENT CHARACTER}", searched)
 
 
 def test_a_protected_value_is_gone_wherever_it_is() -> None:
