@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import re
+import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,10 +101,18 @@ def open_pool(dsn: str, *, size: int, wait: float = POOL_WAIT) -> Pool:
         # Its pause between attempts doubles: no longer than this, or a server that is back would go unnoticed.
         reconnect_timeout=wait,
         # Without it every connection that a restarted server left behind costs a job a delay.
-        check=ConnectionPool.check_connection,
+        check=_check,
         open=True,
         name=APPLICATION,
     )
+
+
+def _check(connection: Connection[Any]) -> None:
+    """Raise for a connection that is lost. A server that goes says so or closes: what is silent need not be asked."""
+    ear = select.poll()
+    ear.register(connection.fileno(), select.POLLIN)
+    if ear.poll(0):
+        ConnectionPool.check_connection(connection)
 
 
 @contextmanager

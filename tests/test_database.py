@@ -91,9 +91,25 @@ def test_a_pool_outlives_the_loss_of_its_connections(database: str) -> None:
             pids = [first.info.backend_pid, second.info.backend_pid]
         with psycopg.connect(database, autocommit=True) as connection:
             connection.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", [pids])
+            left = "SELECT FROM pg_stat_activity WHERE pid = ANY(%s::int[])"
+            eventually(lambda: connection.execute(left, [pids]).fetchone() is None, within=20)
         for _ in range(3):
             with pool.connection() as connection:
                 assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_connection_that_is_silent_is_not_asked_whether_it_lives(database: str) -> None:
+    """Every ingest takes one twice: a round trip each, for what the socket tells as well."""
+    last = "SELECT state_change FROM pg_stat_activity WHERE pid = %s"
+    with open_pool(database, size=1) as pool, psycopg.connect(database, autocommit=True) as onlooker:
+        with pool.connection() as connection:
+            connection.execute("SELECT 1")
+            pid = connection.info.backend_pid
+        eventually(lambda: onlooker.execute(f"{last} AND state = 'idle'", [pid]).fetchone(), within=20)
+        before = onlooker.execute(last, [pid]).fetchone()
+        with pool.connection() as connection:
+            assert connection.info.backend_pid == pid
+        assert onlooker.execute(last, [pid]).fetchone() == before
 
 
 upgrade, open_pool = database.upgrade, database.open_pool  # the fixture `database` hides the module in a test
