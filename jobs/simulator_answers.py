@@ -149,14 +149,14 @@ def _document(
     change: Callable[[Any], Any] = lambda value: value,
 ) -> dict[str, Any]:
     """Return the body of insights; paging leads to other days and carries the token, as the API's does."""
-    ended = [day for day in days or question.days if end_time(day) <= question.now]
+    ends = {day: end_time(day) for day in days or question.days}
+    ended = {day: f"{end:%Y-%m-%dT%H:%M:%S+0000}" for day, end in ends.items() if end <= question.now}
     data = []
     for metric in question.metrics:
-        numbers = {day: question.source.value(question.page.page_id, metric, day, reading) for day in ended}
         values = [
-            {"value": change(number), "end_time": f"{end_time(day):%Y-%m-%dT%H:%M:%S+0000}"}
-            for day, number in numbers.items()
-            if number is not None
+            {"value": change(number), "end_time": end}
+            for day, end in ended.items()
+            if (number := question.source.value(question.page.page_id, metric, day, reading)) is not None
         ]
         if values:
             data.append(_element(question.page.page_id, metric, values))

@@ -82,6 +82,7 @@ class GeneratedPages:
     def __init__(self, pages: int | Sequence[SimulatedPage], seed: int) -> None:
         """`pages` are the pages themselves, or how many to make up."""
         self._seed = seed
+        self._sizes: dict[str, int] = {}  # each is asked for with every number of its page
         given = [self._page(number) for number in range(1, pages + 1)] if isinstance(pages, int) else pages
         self.pages = tuple(given)
 
@@ -122,7 +123,9 @@ class GeneratedPages:
         return int(usual * spread) + (reading - 1) * (1 + self._noise(page_id, metric, day, reading) % 5)
 
     def _size(self, page_id: str) -> int:
-        return 500 + self._noise(page_id, "size", date.min, 1) % 20000
+        if page_id not in self._sizes:
+            self._sizes[page_id] = 500 + self._noise(page_id, "size", date.min, 1) % 20000
+        return self._sizes[page_id]
 
     def _noise(self, page_id: str, metric: str, day: date, reading: int) -> int:
         text = f"{self._seed}:{page_id}:{metric}:{day}:{reading}"
