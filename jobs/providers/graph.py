@@ -62,10 +62,11 @@ class Graph:
         """Return what came of GET `path`; failures of the transport are part of it and not raised."""
         if self._app_secret is not None:
             params = {**params, "appsecret_proof": self._proof(token)}
+        query = urlencode(params, safe=",")
         try:
             response = self._pool.urlopen(
                 "GET",
-                f"{self._base}/{path}?{urlencode(params)}",
+                f"{self._base}/{path}?{query}",
                 headers={"Accept": "application/json", "Accept-Encoding": "gzip", "Authorization": f"Bearer {token}"},
                 retries=_NEVER_AGAIN,
                 redirect=False,
