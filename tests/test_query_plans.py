@@ -1,20 +1,22 @@
 """How PostgreSQL finds the rows of every hot query: by an index, however much lies in the tables.
 
-The plans are those that were really used, as a worker's connection ends up with them: prepared, and generic.
+The plans are those of the statements as they are sent: prepared and generic, as a worker's connection ends up with
+them, or those of a cursor that the server keeps, which are made for its values.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 import pytest
-from psycopg import Connection, Rollback
+from psycopg import Connection, Cursor, Rollback, ServerCursor
+from psycopg._queries import PostgresQuery  # what every cursor of psycopg makes of its statement
+from psycopg.adapt import Transformer
 
 from jobs import aggregate, integrations, ledger
 from jobs.ledger import Entry
@@ -116,37 +118,74 @@ def seeded(postgres_server: PostgresServer, migrated: str) -> Iterator[Connectio
                 " SELECT 'facebook', 'page', n::text, now(), 'usage' FROM generate_series(1, 1000) AS n"
             )
             connection.execute("VACUUM ANALYZE")
-            try:
-                connection.execute("LOAD 'auto_explain'")
-            except psycopg.errors.UndefinedFile:
-                pytest.skip("this PostgreSQL comes without auto_explain")
-            connection.prepare_threshold = 0
             yield connection
         admin.execute("DROP DATABASE plans")
 
 
-def plans_of(connection: Connection[Any], run: Callable[[Connection[Any]], object]) -> list[dict[str, Any]]:
+Plan = dict[str, Any]
+
+
+class _Explaining(Cursor[Any]):
+    """Notes the plan of each statement before it is sent."""
+
+    plans: ClassVar[list[Plan]] = []
+
+    def execute(self, query: Any, params: Any = None, **how: Any) -> Any:
+        self.plans.append(generic_plan(self.connection, query, params))
+        return super().execute(query, params, **how)
+
+    def executemany(self, query: Any, params_seq: Iterable[Any], **how: Any) -> None:
+        several = list(params_seq)
+        self.plans.append(generic_plan(self.connection, query, several[0]))
+        super().executemany(query, several, **how)
+
+
+class _ExplainingServer(ServerCursor[Any]):
+    """The same for a cursor that the server keeps."""
+
+    def execute(self, query: Any, params: Any = None, **how: Any) -> Any:
+        with Cursor(self.connection) as cursor:
+            cursor.execute(b"EXPLAIN (FORMAT JSON) DECLARE explained CURSOR WITH HOLD FOR " + query.encode(), params)
+            _Explaining.plans.append(_only(cursor))
+        return super().execute(query, params, **how)
+
+
+def generic_plan(connection: Connection[Any], query: Any, params: Any) -> Plan:
+    """Return the plan of a prepared statement for whatever values it may get."""
+    statement = PostgresQuery(Transformer(connection))
+    statement.convert(query, params)
+    with Cursor(connection) as cursor:
+        names = [cursor.execute("SELECT format_type(%s, NULL)", [oid or UNKNOWN]).fetchone() for oid in statement.types]
+        types = ", ".join(name for (name,) in names)
+        values = ", ".join(["NULL"] * len(statement.types))
+        cursor.execute(f"PREPARE explained {types and f'({types})'} AS ".encode() + statement.query)
+        cursor.execute(f"EXPLAIN (FORMAT JSON) EXECUTE explained {values and f'({values})'}".encode())
+        plan = _only(cursor)
+        cursor.execute("DEALLOCATE explained")
+    return plan
+
+
+UNKNOWN = 705  # the type that PostgreSQL finds out by itself
+
+
+def _only(cursor: Cursor[Any]) -> Plan:
+    [([explained],)] = cursor.fetchall()
+    return explained["Plan"]
+
+
+def plans_of(connection: Connection[Any], run: Callable[[Connection[Any]], object]) -> list[Plan]:
     """Return every node of the plans of the statements that `run` sends, and take back what it did."""
-    found: list[str] = []
-
-    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
-        _, explained, plan = (diagnostic.message_primary or "").partition("plan:\n")
-        if explained:
-            found.append(plan)
-
-    connection.add_notice_handler(note)
+    _Explaining.plans.clear()
+    connection.cursor_factory, connection.server_cursor_factory = _Explaining, _ExplainingServer
     with connection.transaction():
-        for setting in ("client_min_messages = log", "auto_explain.log_format = json"):
-            connection.execute(f"SET LOCAL {setting}")  # type: ignore[arg-type]  # from the line above
-        connection.execute("SET LOCAL auto_explain.log_min_duration = 0")
         run(connection)
         raise Rollback
-    connection.remove_notice_handler(note)
-    assert found
-    return [node for plan in found for node in nodes_of(json.loads(plan)["Plan"])]
+    connection.cursor_factory, connection.server_cursor_factory = Cursor, ServerCursor
+    assert _Explaining.plans
+    return [node for plan in _Explaining.plans for node in nodes_of(plan)]
 
 
-def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def nodes_of(plan: Plan) -> Iterator[Plan]:
     yield plan
     for part in plan.get("Plans", ()):
         yield from nodes_of(part)
