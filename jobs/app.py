@@ -1,4 +1,4 @@
-"""The application: which kinds of job there are, when they run, and what their handlers work with."""
+"""The application: which kinds of job there are, and what their handlers work with."""
 
 import datetime as dt
 import os
@@ -19,15 +19,9 @@ from jobs.providers.csvfiles import CsvProvider
 from jobs.providers.facebook import FacebookProvider
 from jobs.settings import JobSettings
 from jobs.vault import Vault, VaultError
-from redisq import Backoff, BadSettings, Delivery, Kind, Queue, Registry, Schedule, Settings, connect
+from redisq import Backoff, BadSettings, Delivery, Kind, Queue, Registry, Settings, connect
 
 BACKFILL = "backfill"
-
-SCHEDULES = (
-    # Facebook's day ends at 07:00 or 08:00 UTC; its numbers are there some hours later.
-    Schedule(name="daily", cron="0 13 * * *", kind="plan", payload={"date": "{date-1}"}, missed="all"),
-    Schedule(name="reconcile", cron="*/5 * * * *", kind="reconcile", missed="latest"),
-)
 
 
 @dataclass(frozen=True, slots=True)

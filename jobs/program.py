@@ -6,7 +6,7 @@ PROGRAM = Program(
     Parts(
         queues=("default", "backfill"),
         registry="jobs.app:application.registry",
-        schedules="jobs.app:SCHEDULES",
+        schedules="jobs.schedules:SCHEDULES",
         option_names={"organizationId": "org", "integrationId": "integration"},
         commands={
             "integration": ("jobs.commands.integration:integration", "Connect, list, disable and reconnect pages."),
