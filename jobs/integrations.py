@@ -115,15 +115,27 @@ def find(connection: Connection[Any], integration_id: str) -> Integration | None
         return cursor.execute(_FIND, [integration_id]).fetchone()
 
 
-def list_all(connection: Connection[Any], organization_id: str | None = None) -> list[Integration]:
-    """Return the integrations that are not deleted, of one organization or of all, in order."""
+_LISTED = f"""
+FROM {_SOURCE} WHERE i.deleted_at IS NULL AND o.deleted_at IS NULL
+    AND (%(organization)s::text IS NULL OR i.organization_id = %(organization)s)
+"""
+
+
+def list_all(
+    connection: Connection[Any], organization_id: str | None = None, *, start: int = 0, count: int | None = None
+) -> list[Integration]:
+    """Return the integrations that are not deleted, of one organization or of all, in order: `count` from `start`."""
     with connection.cursor(row_factory=class_row(Integration)) as cursor:
         return cursor.execute(
-            f"SELECT {_COLUMNS} FROM {_SOURCE} WHERE i.deleted_at IS NULL AND o.deleted_at IS NULL"
-            " AND (%(organization)s::text IS NULL OR i.organization_id = %(organization)s)"
-            " ORDER BY i.organization_id, i.id",
-            {"organization": organization_id},
+            f"SELECT {_COLUMNS} {_LISTED} ORDER BY i.organization_id, i.id LIMIT %(count)s OFFSET %(start)s",
+            {"organization": organization_id, "start": start, "count": count},
         ).fetchall()
+
+
+def count_all(connection: Connection[Any], organization_id: str | None = None) -> int:
+    """Return how many integrations `list_all` would."""
+    row = connection.execute(f"SELECT count(*) {_LISTED}", {"organization": organization_id}).fetchone()
+    return row[0] if row else 0
 
 
 def has_page(connection: Connection[Any], organization_id: str) -> bool:

@@ -13,6 +13,7 @@ from jobs.app import application
 from jobs.program import PROGRAM
 from jobs.vault import Vault
 from redisq import Job, Queue
+from tests.many_pages import many_pages
 from tests.program import NOWHERE, Shell, bury, ingest
 from tests.roles import as_services
 
@@ -82,6 +83,16 @@ def test_token_is_stored_encrypted_and_shown_nowhere(shell: Shell, rows: psycopg
     assert TOKEN not in listed.stdout
     assert "token" not in str(shell.json("integration", "list"))
     assert "--token " not in shell.run("integration", "add", "--help").stdout
+
+
+def test_a_list_of_pages_comes_in_parts(shell: Shell, rows: psycopg.Connection[Any]) -> None:
+    """A hundred thousand lines are for no terminal, and every part must say where the next begins."""
+    many_pages(rows, 5, organizations=2)
+    listed = shell.json("integration", "list", "--org", "org-0", "--limit", "2", "--offset", "1")
+    assert (listed["total"], listed["offset"]) == (3, 1)
+    assert [page["integrationId"] for page in listed["integrations"]] == ["page-2", "page-4"]
+    told = shell.run("integration", "list", "--limit", "2").stderr
+    assert "1 to 2 of 5; next: redisq integration list --limit 2 --offset 2" in told
 
 
 def test_page_is_connected_once(shell: Shell) -> None:

@@ -51,7 +51,8 @@ def abandon(jobs: Sequence[Job]) -> None:
     given_up = [found for job in jobs if job.kind == "ingest" and (found := _day_of(job))]
     if not given_up:
         return
-    with connected(JobSettings.from_environment()) as connection, connection.transaction():
+    # A pipeline: a page of dead letters is one round trip, and there may be tens of thousands of them.
+    with connected(JobSettings.from_environment()) as connection, connection.transaction(), connection.pipeline():
         for integration_id, day in given_up:
             ledger.mark_abandoned(connection, integration_id, day)
 

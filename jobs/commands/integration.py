@@ -12,7 +12,7 @@ from jobs.commands.store import connected
 from jobs.integrations import Integration
 from jobs.vault import Vault
 from redisq import protect, redact
-from redisq.cli import JSON_OPTION, Exit, Failed, say, show_document, show_table
+from redisq.cli import JSON_OPTION, Exit, Failed, page_note, say, show_document, show_table
 
 _TOKEN_FILE = click.option(
     "--token-file", type=click.File("r"), default="-", metavar="FILE", help="Read the token there, not from stdin."
@@ -45,16 +45,22 @@ def add(token_file: TextIO, **page: str) -> None:
 
 @integration.command("list", epilog="Example: redisq integration list --org acme")
 @click.option("--org", "organization_id", metavar="ORG", help="Only those of one organization.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="How many.")
+@click.option("--offset", type=click.IntRange(0), default=0, help="Begin after so many.")
 @JSON_OPTION
-def list_(organization_id: str | None, as_json: bool) -> None:
+def list_(organization_id: str | None, limit: int, offset: int, as_json: bool) -> None:
     """List the pages, and why one is not read."""
     with connected(Application().job_settings) as connection:
-        pages = [_page(each) for each in integrations.list_all(connection, organization_id)]
+        total = integrations.count_all(connection, organization_id)
+        found = integrations.list_all(connection, organization_id, start=offset, count=limit)
+    pages = [_page(each) for each in found]
     if as_json:
-        show_document({"integrations": pages})
-    else:
-        columns = ("organization", "integration", "provider", "page", "state", "reason", "name")
-        show_table(columns, [list(page.values()) for page in pages])
+        show_document({"total": total, "offset": offset, "integrations": pages})
+        return
+    columns = ("organization", "integration", "provider", "page", "state", "reason", "name")
+    show_table(columns, [list(page.values()) for page in pages])
+    again = "redisq integration list" + (f" --org {redact(organization_id)}" if organization_id else "")
+    page_note(len(pages), offset, total, f"{again} --limit {limit}")
 
 
 @integration.command(epilog="Example: redisq integration disable fb-1")

@@ -2,7 +2,7 @@
 
 from redisq.cli.loading import load
 from redisq.cli.outcome import EXIT_CODES, Exit, Failed
-from redisq.cli.output import JSON_OPTION, clean, moment, say, show_document, show_table, track
+from redisq.cli.output import JSON_OPTION, clean, moment, page_note, say, show_document, show_table, track
 from redisq.cli.program import Parts, Program
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "clean",
     "load",
     "moment",
+    "page_note",
     "say",
     "show_document",
     "show_table",
