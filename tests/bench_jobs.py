@@ -140,10 +140,15 @@ def commands_at(ready: int, delayed: int, dead: int) -> dict[str, float]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         redis = stack.enter_context(private_redis(folder))
         environ = os.environ | {"REDISQ_REDIS_URL": redis.url, "REDISQ_DATABASE_URL": dsn}
-        (folder / "key").write_text(Vault.new_key())
+        key = Vault.new_key()
+        (folder / "key").write_text(key)
         environ["REDISQ_TOKEN_KEY_FILE"] = str(folder / "key")
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            many_pages(connection, 5000, organizations=1)
+            connection.execute("UPDATE integration SET token = %s", [Vault([key]).encrypt("a token")])
         queue = Application(environ).queue("default")
-        _bury(queue, _ingests("dead", dead))
+        _bury(queue, _ingests("dead", dead // 2), "token_expired")
+        _bury(queue, _ingests("dead", dead - dead // 2, dead // 2), "server")
         for start in range(0, delayed, 10_000):
             queue.enqueue_many(_ingests("later", min(10_000, delayed - start), start), delay=86400.0)
         for start in range(0, ready, 10_000):
@@ -169,6 +174,7 @@ COMMANDS = (
     "dlq remove ingest:dead-1 --yes",
     "enqueue reconcile",
     "dlq requeue --all --reason none_of_this",
+    "dlq remove --all --reason server --yes",
     "dlq requeue --all",
 )
 
@@ -185,8 +191,8 @@ def _ingests(name: str, count: int, start: int = 0) -> list[Job]:
     return [Job(f"ingest:{name}-{n}", "ingest", payload) for n in range(start, start + count)]
 
 
-def _bury(queue: Queue, jobs: Sequence[Job]) -> None:
-    failure = Failure("permanent", "token_expired", "the session is no longer valid")
+def _bury(queue: Queue, jobs: Sequence[Job], reason: str) -> None:
+    failure = Failure("permanent", reason, "as the provider put it")
     for start in range(0, len(jobs), 500):
         queue.enqueue_many(jobs[start : start + 500])
         [claimed] = queue.send([queue.claim("bench", 500)])
