@@ -37,8 +37,8 @@ class ExpectedPage:
     reason: str | None
 
 
-class Row(NamedTuple):  # a frozen dataclass takes four times as long to make, and a large organization has 60,000 a day
-    """One stored number of one page."""
+class Row(NamedTuple):
+    """One stored number of one page. A large organization has 60,000 a day, read as the tuples that they come as."""
 
     integration_id: str
     metric: str
@@ -57,7 +57,7 @@ class Policy:
     denominator: str | None = None
 
 
-class Cell(NamedTuple):  # as many
+class Cell(NamedTuple):  # as many; a frozen dataclass takes four times as long to make
     """What one page contributes to one metric."""
 
     integration_id: str
@@ -101,9 +101,9 @@ def summarise(pages: Sequence[ExpectedPage], rows: Iterable[Row], catalog: Itera
     it and is not expected to have it; nor is one whose provider refuses the metric.
     """
     policies = {(policy.provider, policy.metric): policy for policy in catalog}
-    found: defaultdict[str, dict[str, Row]] = defaultdict(dict)
-    for row in rows:
-        found[row.metric][row.integration_id] = row
+    found: defaultdict[str, dict[str, tuple[Status, Decimal | None]]] = defaultdict(dict)
+    for integration_id, metric, status, value in rows:
+        found[metric][integration_id] = (status, value)
     providers = {page.provider for page in pages}
     local = [policy for policy in policies.values() if policy.provider in providers]
     owed = {policy.metric for policy in local if policy.additivity != "ratio"}
@@ -126,12 +126,12 @@ def summarise(pages: Sequence[ExpectedPage], rows: Iterable[Row], catalog: Itera
     return sorted(sums, key=lambda summary: summary.metric)
 
 
-def _cell(page: ExpectedPage, row: Row | None, is_named: bool) -> Cell | None:
+def _cell(page: ExpectedPage, stored: tuple[Status, Decimal | None] | None, is_named: bool) -> Cell | None:
     """Return what the page contributes, None when it is not expected to contribute at all."""
     id = page.integration_id
-    if row and row.status != "pending":
-        return Cell(id, row.status, row.value)
-    if not row and (page.state == "done" or not is_named):
+    if stored and stored[0] != "pending":
+        return Cell(id, *stored)
+    if not stored and (page.state == "done" or not is_named):
         return None
     if page.state == "expected":
         return Cell(id, "pending", reason=page.reason or "not_read_yet")
@@ -255,7 +255,7 @@ def aggregate(connection: Connection[Any], organization_id: str, day: dt.date, *
         connection.execute("DELETE FROM aggregate_dirty WHERE organization_id = %s AND day = %s", where)
         with connection.cursor(row_factory=class_row(ExpectedPage)) as cursor:
             pages = cursor.execute(_PAGES, where).fetchall()
-        rows = map(Row._make, connection.execute(_ROWS, where).fetchall())
+        rows: list[Row] = connection.execute(_ROWS, where).fetchall()
         with connection.cursor(row_factory=class_row(Policy)) as cursor:
             catalog = cursor.execute(_POLICIES).fetchall()
         return _store(connection, organization_id, day, summarise(pages, rows, catalog), now)
