@@ -23,7 +23,7 @@ help:
 	@echo "make demo         twenty synthetic pages, fourteen days, through a private Redis and PostgreSQL"
 	@echo "make test         every test this machine can run but chaos; test-quick leaves out the slow ones"
 	@echo "make check        lint, types and every test; units for the systemd units alone"
-	@echo "make bench        the benchmarks; bench-quick for a short look"
+	@echo "make bench        redisq beside its peers, written to docs/; bench-quick: redisq alone, for a minute"
 	@echo "make test-chaos   five seeds of chaos, as CI runs them"
 	@echo "make chaos        faults drawn from SEED=\"1 2 3\" for SECONDS each, watched by an auditor"
 	@echo "make mutants      weakened queues, each of which the auditor must catch"
@@ -56,8 +56,10 @@ units: $(VENV)/.with-dev
 # The units are among the tests.
 check: lint types test
 
+# Parts of it: make bench ONLY="ours raw bullmq" PARTS="drain idle" ROUNDS=1. Only the whole is written to docs/.
 bench: $(VENV)/.with-dev
-	$(VENV)/bin/python -m tests.bench
+	$(VENV)/bin/python -m tests.bench $(if $(ONLY),--only $(ONLY)) $(if $(PARTS),--parts $(PARTS)) \
+	  --rounds $(or $(ROUNDS),3) --minutes $(or $(MINUTES),2) $(if $(ONLY)$(PARTS),,--write docs)
 
 bench-quick: $(VENV)/.with-dev
 	$(VENV)/bin/python -m tests.bench --quick

@@ -27,7 +27,7 @@ from tests.many_pages import many_days, many_pages
 
 SEED = 7
 _LAST = dt.date(2026, 3, 7)
-PROGRAMS = Path(__file__).parent.parent / "bin"
+PROGRAMS = Path(__file__).resolve().parents[2] / "bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,16 @@ class Cost:
 
     seconds: float
     cpu: Mapping[str, float]
+
+
+def measure_jobs() -> dict[str, list[float]]:
+    """Return the samples of what the jobs cost."""
+    days = (Day(pages=20, latency=0.1, slots=8), Day(pages=5000, latency=0.1, slots=64))
+    found = {day.title: [day_of_pages(day) for _ in range(3 if day.pages < 100 else 1)] for day in days}
+    found["aggregate of 5,000 pages (ms)"] = [1000 * aggregate_of(5000) for _ in range(3)]
+    found["plan of 100,000 pages (s)"] = [plan_of(100_000)]
+    found["redisq coverage of 5,000 pages and 400 days (s)"] = [coverage_of(5000, 400)]
+    return found
 
 
 def day_of_pages(day: Day) -> float:

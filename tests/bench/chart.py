@@ -1,0 +1,57 @@
+"""Draws the chart of the README: `python chart.py benchmark.json benchmark.svg`, in an environment with matplotlib."""
+
+import json
+import statistics
+import sys
+
+import matplotlib
+from matplotlib import pyplot
+from matplotlib.patches import Patch
+
+OURS, RAW, RETURNS, LOST = "#1f6feb", "#8c959f", "#57a773", "#d1495b"
+COLOURS = {
+    OURS: "redisq",
+    RETURNS: "a killed worker's job ran again within 120 s",
+    LOST: "it did not run again within 120 s",
+    RAW: "bare loops, without any promise",
+}
+
+
+def colour(name, system):
+    if name == "ours":
+        return OURS
+    if name == "raw":
+        return RAW
+    return RETURNS if isinstance(system["recovery"], float) else LOST
+
+
+def main(source, target):
+    with open(source) as file:
+        systems = json.load(file)["systems"]
+    lines = []
+    for name, system in systems.items():
+        for row in system["rows"]:
+            rates = [drained["rate"] for drained in row["drained"]]
+            if rates:
+                lines.append((statistics.median(rates), min(rates), max(rates), row["title"], colour(name, system)))
+    lines.sort()
+    matplotlib.rcParams |= {"svg.hashsalt": "redisq", "svg.fonttype": "none", "font.size": 9}
+    figure, axes = pyplot.subplots(figsize=(9, 0.6 + 0.27 * len(lines)), layout="constrained")
+    places = range(len(lines))
+    spread = [[median - least for median, least, *_ in lines], [most - median for median, _, most, *_ in lines]]
+    axes.barh(places, [line[0] for line in lines], color=[line[4] for line in lines], xerr=spread, ecolor="#444444")
+    axes.set_yticks(places, [line[3] for line in lines])
+    axes.set_xscale("log")
+    for place, (median, _, most, *_) in zip(places, lines, strict=True):
+        axes.text(most * 1.08, place, f"{median:,.0f}", va="center", fontsize=8)
+    axes.set_xlim(right=max(line[2] for line in lines) * 2)
+    axes.set_xlabel("jobs a second that one worker process drains (logarithmic; median, least, most)")
+    axes.spines[["top", "right"]].set_visible(False)
+    used = {line[4] for line in lines}
+    patches = [Patch(color=each, label=said) for each, said in COLOURS.items() if each in used]
+    axes.legend(handles=patches, loc="lower right")
+    figure.savefig(target, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

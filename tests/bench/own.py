@@ -1,0 +1,218 @@
+"""What is measured of redisq alone: what its promises, its logs and its depth cost, and how its tools answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from redis import Redis
+
+from redisq import Failure, Job, Queue
+from tests.bench.environments import PROJECT
+from tests.bench.handler import payload
+from tests.bench.observer import Silent, Site, drain, site
+from tests.bench.results import Results, percentile
+from tests.bench.systems import OURS, Row
+
+ROUNDS = 3
+EIGHT = next(row for row in OURS.rows if row.variant == "8")
+EVERYSEC = ("--appendonly", "yes", "--appendfsync", "everysec")
+FULL = 1_000_000
+REDISQ = Path(sys.executable).with_name("redisq")
+
+
+def measure(results: Results, scale: float, minutes: float) -> None:
+    """Note every figure; `minutes` is how long the worker is kept under load for the curve of its memory."""
+    _logs_and_durability(results, scale)
+    _depth(results, scale)
+    _two_workers(results, scale)
+    _acks(results)
+    _delays(results)
+    _tools(results, scale)
+    _memory(results, minutes)
+
+
+def _logs_and_durability(results: Results, scale: float) -> None:
+    for row in (EIGHT, OURS.rows[-1]):
+        for _ in range(ROUNDS):
+            bare = drain(OURS, row, scale=scale).rate
+            logged = drain(OURS, row, scale=scale, REDISQ_LOG_LEVEL="INFO").rate
+            durable = drain(OURS, row, scale=scale, options=EVERYSEC).rate
+            results.note(f"{row.variant} slots, a JSON line of log a job (jobs/s)", logged)
+            results.note(f"{row.variant} slots, with a line of log / without", logged / bare)
+            results.note(f"{row.variant} slots, AOF everysec (jobs/s)", durable)
+            results.note(f"{row.variant} slots, with AOF everysec / without AOF", durable / bare)
+
+
+def _depth(results: Results, scale: float) -> None:
+    deep = dataclasses.replace(EIGHT, fill=FULL)
+    shallow = dataclasses.replace(EIGHT, jobs=10_000)
+    rates = []
+    for _ in range(ROUNDS):
+        rates.append(drain(OURS, shallow).rate)
+        results.note("8 slots, 10,000 queued (jobs/s)", rates[-1])
+    found = drain(OURS, deep, scale=scale)
+    results.note(f"8 slots, {int(FULL * scale):,} queued (jobs/s)", found.rate)
+    results.note(f"8 slots, {int(FULL * scale):,} queued / 10,000 queued", found.rate / statistics.median(rates))
+    envelope = len(_job(0).encode()) + len(_job(0).id)
+    results.note(f"Redis for a queued job, of {int(FULL * scale):,} (bytes)", found.memory)
+    results.note("of which beyond its envelope and its id (bytes)", found.memory - envelope)
+
+
+def _two_workers(results: Results, scale: float) -> None:
+    for row in (EIGHT, OURS.rows[-1]):
+        for _ in range(ROUNDS):
+            one, two = (_together(row, workers, scale) for workers in (1, 2))
+            results.note(f"{row.variant} slots, two workers / one", two / one)
+
+
+def _together(row: Row, workers: int, scale: float) -> float:
+    """Return the jobs a second of several workers, from when all of them are warm to nine tenths of the jobs."""
+    jobs = int(row.jobs * scale) * workers
+    step = max(1, jobs // 100)
+    with site(OURS) as here:
+        here.produce("many", jobs)
+        for _ in range(workers):
+            here.work(row.variant, BENCH_TELL=",".join(str(count) for count in range(step, jobs + 1, step)))
+        done: dict[int, int] = {}
+        begun: tuple[float, int] | None = None
+        while True:
+            told = here.told(within=60)
+            done[told.pid] = told.count
+            total = sum(done.values())
+            if begun is None and len(done) == workers:
+                begun = told.at, total
+            if begun and total >= 0.9 * jobs:
+                return (total - begun[1]) / (told.at - begun[0])
+
+
+def _acks(results: Results) -> None:
+    """Redis's own time for one ack, of a job somewhere among those in flight: a figure that load hardly touches."""
+    with site(OURS) as here:
+        queue = Queue(here.redis, "default")
+        costs = {}
+        for held in (10, 1000):
+            queue.enqueue_many([_job(number) for number in range(held)])
+            [claimed] = queue.send([queue.claim(f"w{held}", held)])
+            here.redis.config_resetstat()
+            for one in claimed[held // 2 : held // 2 + 5]:
+                queue.send([queue.ack(f"w{held}", [(one.id, one.token)])])
+            costs[held] = float(here.redis.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
+            results.note(f"one ack with {held:,} in flight, in Redis (µs)", costs[held])
+
+
+def _delays(results: Results, count: int = 50, delay: float = 0.2) -> None:
+    with site(OURS) as here:
+        here.work("8", BENCH_TELL=0)
+        here.until_settled()
+        queue, late = Queue(here.redis, "default"), []
+        for number in range(count):
+            begun = time.monotonic()
+            queue.enqueue(_job(number), delay=delay)
+            late.append(1000 * (here.told(within=20).at - begun - delay))
+        results.note("due time to handler start, idle system, p50 (ms)", statistics.median(late))
+        results.note("due time to handler start, idle system, p99 (ms)", percentile(late, 0.99))
+
+
+def _tools(results: Results, scale: float) -> None:
+    """The commands of an operator: their start, and their answers over a queue that is full of everything."""
+    ready, delayed, dead = (int(count * scale) for count in (FULL, 100_000, 50_000))
+    with site(OURS) as here:
+        for arguments in (["--help"], ["status"]):
+            results.note(f"redisq {' '.join(arguments)}, nothing queued (ms)", *_seconds(here, arguments, 1000, 10))
+        queue = Queue(here.redis, "default")
+        _fill(queue, ready, delayed, dead)
+        [letter] = queue.dead_letters(count=1)
+        commands = (
+            ["status"],
+            ["status", "--json"],
+            ["status", letter.id],
+            ["status", _job(dead).id],
+            ["status", _job(dead + ready).id],
+            ["dlq", "list"],
+            ["dlq", "list", "--json", "--limit", "1000"],
+            ["dlq", "list", "--offset", str(dead - 100)],
+            ["dlq", "show", letter.id],
+            ["schedule", "list"],
+            ["schedule", "next", "daily"],
+            ["doctor"],
+        )
+        results.note("jobs ready / delayed / dead for what follows", ready, delayed, dead)
+        for arguments in commands:
+            results.note(f"redisq {' '.join(arguments)} (ms)", *_seconds(here, arguments, 1000, ROUNDS))
+
+
+def _fill(queue: Queue, ready: int, delayed: int, dead: int) -> None:
+    broken, batch = Failure("permanent", "broken", "this page is broken"), 1000
+    for begin in range(0, dead, batch):
+        queue.enqueue_many([_job(number) for number in range(begin, begin + batch)])
+        [claimed] = queue.send([queue.claim("filler", batch)])
+        queue.send([queue.bury("filler", one, broken) for one in claimed])
+    queue.enqueue_many([_job(number) for number in range(dead, dead + ready)])
+    queue.enqueue_many([_job(number) for number in range(dead + ready, dead + ready + delayed)], delay=86400)
+
+
+def _seconds(here: Site, arguments: list[str], factor: float, times: int) -> Iterator[float]:
+    """Yield how long a command takes, its start included. `doctor` may find something; nothing else may fail."""
+    environ = os.environ | {"REDISQ_REDIS_URL": here.server.url}
+    for _ in range(times):
+        begun = time.perf_counter()
+        done = subprocess.run(
+            [REDISQ, *arguments], env=environ, cwd=PROJECT, capture_output=True, text=True, check=False
+        )
+        yield factor * (time.perf_counter() - begun)
+        if done.returncode and arguments != ["doctor"]:
+            raise Silent(f"redisq {' '.join(arguments)}: {done.stderr[-500:]}")
+
+
+def _memory(results: Results, minutes: float) -> None:
+    """The worker's memory when idle, then under a load that never ends, sampled twenty times."""
+    with site(OURS) as here:
+        worker = here.work("8", BENCH_TELL=0)
+        here.until_settled()
+        results.note("resident memory of an idle worker (MiB)", _resident(worker.pid))
+    with site(OURS) as here, _load(here):
+        worker, begun = here.work("8"), time.monotonic()
+        for number in range(21):
+            time.sleep(max(0.0, begun + 60 * minutes * number / 20 - time.monotonic()))
+            done = int(here.redis.hget("redisq:{default}:totals", "done") or 0)
+            results.curve.append((round(time.monotonic() - begun, 1), _resident(worker.pid), done))
+
+
+@contextmanager
+def _load(here: Site, batch: int = 5000) -> Iterator[None]:
+    """Keep the queue filled."""
+    stop = threading.Event()
+
+    def produce() -> None:
+        queue, number = Queue(Redis.from_url(here.server.url), "default"), 0
+        while not stop.is_set():
+            if queue.counts()["ready"] < 4 * batch:
+                queue.enqueue_many([_job(number + each) for each in range(batch)])
+                number = (number + batch) % 900_000
+            stop.wait(0.01)
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        producer.join()
+
+
+def _resident(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
+def _job(number: int) -> Job:
+    page = payload(number)
+    return Job(f"nothing:{page['integrationId']}", "nothing", page)

@@ -1,0 +1,131 @@
+"""The words, tables and numbers that a run ends with."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+from tests.bench.results import Results, RowResult, SystemResult, percentile
+
+METHOD = """\
+Each system runs as one worker process of its own, with a handler that does nothing and a JSON payload of 75 bytes, on
+a private Redis on loopback without AOF. The queue is filled, the worker is started, and its handler, which counts in
+memory, tells the time of the job that ends the first tenth and of the last one: the rate is what lies between. Commands
+are those that Redis ran, those inside of scripts included; a read is a read of Redis from a client's socket, about a
+round trip. All systems run once in each round; the figure is the median of the rounds, with the least and the most, and
+the ratio is to the raw loop of the same round. `make bench` repeats it.
+"""
+
+
+def document(results: Results) -> str:
+    """Return the whole report as Markdown."""
+    parts = [
+        "# What redisq costs, beside its peers",
+        f"Measured on {results.machine}, in {results.took / 60:.0f} minutes.",
+        METHOD,
+        "![Jobs drained a second by one worker process](benchmark.svg)" if _rows(results) else "",
+        "\n".join(_drained(results)),
+        "\n".join(_promised(results)),
+        "\n".join(_settings(results)),
+        "\n".join(f"- Not measured: {name}, because {why}" for name, why in results.skipped.items()),
+        "\n".join(_figures(results)),
+        "\n".join(_curve(results)),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def _rows(results: Results) -> list[tuple[RowResult, SystemResult]]:
+    return [(row, system) for system in results.systems.values() for row in system.rows if row.drained]
+
+
+def _drained(results: Results) -> Iterator[str]:
+    if not _rows(results):
+        return
+    yield "## A full queue\n"
+    yield (
+        "| | jobs/s drained | to the raw loop | Redis commands a job | reads per 1,000 jobs | µs of processor a job, "
+        "worker + Redis | bytes of Redis a queued job | enqueued/s one by one / in bulk | killed job runs again after |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for row, system in sorted(_rows(results), key=lambda line: -line[0].median(lambda drained: drained.rate)):
+        yield _row(row, system)
+
+
+def _row(row: RowResult, system: SystemResult) -> str:
+    cells = [
+        row.title,
+        _spread([drained.rate for drained in row.drained]),
+        _spread(row.ratios, digits=2) if row.ratios else "",
+        f"{row.median(lambda drained: drained.commands):.1f}",
+        f"{1000 * row.median(lambda drained: drained.reads):,.0f}",
+        f"{row.median(lambda drained: drained.worker_cpu):,.0f} + {row.median(lambda drained: drained.redis_cpu):,.0f}",
+        f"{row.median(lambda drained: drained.memory):,.0f}",
+        _enqueued(row, system),
+        _recovery(system),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _enqueued(row: RowResult, system: SystemResult) -> str:
+    one = f"{statistics.median(system.one_by_one):,.0f}" if system.one_by_one else "-"
+    bulk = f"{row.median(lambda drained: drained.bulk):,.0f}" if row.drained[0].in_bulk else "no bulk"
+    return f"{one} / {bulk}"
+
+
+def _recovery(system: SystemResult) -> str:
+    return f"{system.recovery:.0f} s" if isinstance(system.recovery, float) else system.recovery or "-"
+
+
+def _promised(results: Results) -> Iterator[str]:
+    if not any(system.waits or system.recovery for system in results.systems.values()):
+        return
+    yield "## An idle worker, and a killed one\n"
+    yield (
+        "The latency is from the call of enqueue to the start of the handler, for a job that finds the worker idle. "
+        "For the recovery, two workers were up and all processes of the one that ran the job got `kill -9`.\n"
+    )
+    yield (
+        "| | version | latency p50 / p99 | idle commands/s | killed job ran again after | what becomes of a killed "
+        "worker's job |"
+    )
+    yield "|---|---|---|---|---|---|"
+    for name, system in results.systems.items():
+        waits = "-"
+        if system.waits:
+            waits = f"{1000 * statistics.median(system.waits):.2f} / {1000 * percentile(system.waits, 0.99):.2f} ms"
+        idle = "-" if system.idle_commands is None else f"{system.idle_commands:.1f}"
+        yield f"| {name} | {system.version} | {waits} | {idle} | {_recovery(system)} | {system.guarantee} |"
+
+
+def _settings(results: Results) -> Iterator[str]:
+    if results.systems:
+        yield "Settings that differ from the defaults:\n"
+    for name, system in results.systems.items():
+        yield f"- {name}: {system.settings}"
+
+
+def _figures(results: Results) -> Iterator[str]:
+    if not results.figures:
+        return
+    yield "## redisq alone\n"
+    yield "| | median | least to most |"
+    yield "|---|---|---|"
+    for figure, samples in results.figures.items():
+        median, (least, most) = _number(statistics.median(samples)), map(_number, (min(samples), max(samples)))
+        yield f"| {figure} | {median} | {f'{least} to {most}' if len(samples) > 1 else ''} |"
+
+
+def _curve(results: Results) -> Iterator[str]:
+    if results.curve:
+        yield "Resident memory of a worker under load, after seconds (jobs done):\n"
+        points = (f"{seconds:.0f} s {mib:.1f} MiB ({done:,})" for seconds, mib, done in results.curve)
+        yield ", ".join(points) + "."
+
+
+def _spread(samples: Sequence[float], digits: int = 0) -> str:
+    median, least, most = statistics.median(samples), min(samples), max(samples)
+    return f"{median:,.{digits}f} ({least:,.{digits}f} to {most:,.{digits}f})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
