@@ -97,8 +97,8 @@ def test_many_slots_share_their_round_trips(redis: Redis, redis_url: str, queue:
     trips.clear()
     reset(redis)
     drain(queue, redis_url, slots=64)
-    assert len(trips) < JOBS / 2
-    assert sum(commands(redis).values()) < JOBS * 8
+    assert len(trips) < JOBS / 10
+    assert sum(commands(redis).values()) < JOBS * 3
 
 
 def test_a_thousand_jobs_go_in_with_two_round_trips(queue: Queue, trips: list[int]) -> None:
