@@ -36,7 +36,7 @@ def main(source, target):
                 lines.append((statistics.median(rates), min(rates), max(rates), row["title"], colour(name, system)))
     lines.sort()
     matplotlib.rcParams |= {"svg.hashsalt": "redisq", "svg.fonttype": "none", "font.size": 9}
-    figure, axes = pyplot.subplots(figsize=(9, 0.6 + 0.27 * len(lines)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.25 * len(lines)), layout="constrained")
     places = range(len(lines))
     spread = [[median - least for median, least, *_ in lines], [most - median for median, _, most, *_ in lines]]
     axes.barh(places, [line[0] for line in lines], color=[line[4] for line in lines], xerr=spread, ecolor="#444444")
@@ -44,12 +44,13 @@ def main(source, target):
     axes.set_xscale("log")
     for place, (median, _, most, *_) in zip(places, lines, strict=True):
         axes.text(most * 1.08, place, f"{median:,.0f}", va="center", fontsize=8)
+    axes.margins(y=0.01)
     axes.set_xlim(right=max(line[2] for line in lines) * 2)
     axes.set_xlabel("jobs a second that one worker process drains (logarithmic; median, least, most)")
     axes.spines[["top", "right"]].set_visible(False)
     used = {line[4] for line in lines}
     patches = [Patch(color=each, label=said) for each, said in COLOURS.items() if each in used]
-    axes.legend(handles=patches, loc="lower right")
+    figure.legend(handles=patches, loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(target, metadata={"Date": None})
 
 
