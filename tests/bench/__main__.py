@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             steps[part]()
         except Silent as silent:
             results.skipped[part] = str(silent)
+        results.write(FOLDER / "benchmark.json")  # what there is, should the next part be interrupted
     results.took = time.monotonic() - begun
     print(document(results))
     _write(results, options.write or FOLDER, draw=bool(options.write) and bool(results.systems))
