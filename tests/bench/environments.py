@@ -47,7 +47,9 @@ def version_in(python: Path, package: str) -> str:
 
 
 def version_on_node(package: str) -> str:
-    return str(json.loads((NODE / "node_modules" / package / "package.json").read_text())["version"])
+    """Return the installed version of `package`, and Node's own."""
+    found = json.loads((NODE / "node_modules" / package / "package.json").read_text())["version"]
+    return f"{found}, Node {_run('node', '--version').strip().removeprefix('v')}"
 
 
 def _run(*command: str) -> str:

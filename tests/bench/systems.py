@@ -54,6 +54,7 @@ class System:
         if not self.package:
             return ""
         if self.on_node:
+            node_with((self.package, *self.extras))
             return version_on_node(self.package)
         return version_in(self._python, self.package.partition("[")[0])
 
