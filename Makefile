@@ -98,6 +98,7 @@ install: python
 	@ln -sfn $(LIBDIR)/bin/redisq $(DESTDIR)$(BINDIR)/redisq
 	@for unit in $(UNITS); do \
 	  sed 's|@LIBDIR@|$(LIBDIR)|' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit && chmod 644 $(DESTDIR)$(UNITDIR)/$$unit || exit 1; done
+	@install -m 644 systemd/redisq.acl $(INSTALLED)/redisq.acl
 	@install -m 644 systemd/redisq-worker-network.conf $(DROPIN)/network.conf
 	@install -m 644 systemd/redisq.sysusers $(DESTDIR)$(SYSUSERSDIR)/redisq.conf
 	@install -m 644 systemd/redisq.tmpfiles $(DESTDIR)$(TMPFILESDIR)/redisq.conf

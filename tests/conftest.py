@@ -14,7 +14,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from jobs.database import upgrade
-from jobs.servers import PostgresServer, RedisServer, private_postgres, private_redis
+from jobs.servers import PostgresServer, RedisServer, private_postgres
+from tests.redis_users import private_redis
 from tests.roles import SERVICES, create_roles
 
 PROJECT = Path(__file__).resolve().parents[1]

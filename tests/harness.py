@@ -26,6 +26,7 @@ from redisq import Job, Keeper, Kind, Pause, Permanent, Queue, Registry, Retry, 
 from redisq.backoff import Backoff
 from redisq.job import Delivery
 from redisq.service import scheduler_main, worker_main
+from tests.redis_users import as_user
 from tests.waiting import eventually
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -228,7 +229,7 @@ def at_work(
     registry: Registry, url: str, *, slots: int = 2, lease: float = LEASE, grace: float = 5.0
 ) -> Iterator[AtWork]:
     """Have a worker at work; drain it at the end."""
-    settings = Settings(redis_url=url, slots=slots, lease=lease, grace=grace)
+    settings = Settings(redis_url=as_user(url, "worker"), slots=slots, lease=lease, grace=grace)
     turns = Turns()
     worker = Worker("default", registry, settings, lambda timeout: connect(settings, timeout=timeout), turns)
     worker.prepare()
@@ -246,7 +247,7 @@ def at_work(
 @contextmanager
 def kept(url: str, lease: float = LEASE) -> Iterator[None]:
     """Have somebody promote what is due and reap who is gone."""
-    queue = Queue(connect(Settings(redis_url=url)), "default")
+    queue = Queue(connect(Settings(redis_url=as_user(url, "scheduler"))), "default")
     scheduler = Scheduler([Keeper(queue, lease)])
     thread = threading.Thread(target=scheduler.run, name="keeper", daemon=True)
     thread.start()
@@ -308,7 +309,8 @@ class Crew:
 
     def __init__(self, stage: Stage, url: str, **settings: object) -> None:
         self._stage, self._processes = stage, list[Process]()
-        self._environment = {"REDISQ_REDIS_URL": url, "REDISQ_LEASE": f"{LEASE:g}"}
+        self._url = url
+        self._environment = {"REDISQ_LEASE": f"{LEASE:g}"}
         self._environment |= {f"REDISQ_{name.upper()}": str(value) for name, value in settings.items()}
 
     def worker(self, queue: str = "default", **environment: str) -> Process:
@@ -336,7 +338,8 @@ class Crew:
 
     def _start(self, arguments: list[str], environment: dict[str, str]) -> Process:
         log = self._stage.directory / f"{len(list(self._stage.directory.glob('*.log')))}.log"
-        process = Process(self._stage, arguments, self._environment | environment, log)
+        address = {"REDISQ_REDIS_URL": as_user(self._url, arguments[0])}
+        process = Process(self._stage, arguments, self._environment | address | environment, log)
         self._processes.append(process)
         return process
 

@@ -15,6 +15,7 @@ from typing import Any
 from redis import Redis
 
 from redisq import Failure, Job, Queue
+from tests.redis_users import as_user
 
 PROGRAM = Path(sys.executable).with_name("redisq")
 NOWHERE = "127.0.0.1:1"  # a port that nobody serves
@@ -54,7 +55,8 @@ class Shell:
     def all(self) -> dict[str, str]:
         """The environment of a command."""
         terminal = {"TERM": "xterm", "COLUMNS": "80", "LANG": "C.UTF-8"}
-        return {"PATH": f"{PROGRAM.parent}:{os.environ['PATH']}", **terminal, **self.environ}
+        ours = {name: as_user(value, "operator") for name, value in self.environ.items()}
+        return {"PATH": f"{PROGRAM.parent}:{os.environ['PATH']}", **terminal, **ours}
 
 
 def _read(terminal: int) -> bytes:

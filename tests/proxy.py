@@ -12,6 +12,7 @@ from redis import Redis
 
 from redisq import scripts
 from redisq.scripts import Script
+from tests.redis_users import login_at
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{login_at(self._port)}127.0.0.1:{self.port}/0"
 
     def lose(
         self,

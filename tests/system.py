@@ -20,6 +20,7 @@ from jobs.app import Application
 from jobs.simulator import Simulator
 from jobs.vault import Vault
 from redisq import Queue
+from tests.redis_users import as_user
 from tests.waiting import eventually
 
 PROGRAMS = Path(__file__).resolve().parents[1] / "bin"
@@ -40,6 +41,10 @@ class System:
     @property
     def application(self) -> Application:
         return Application(self.environ)
+
+    def environ_of(self, user: str) -> dict[str, str]:
+        """The environment of one program, which has its own user where Redis has users."""
+        return self.environ | {"REDISQ_REDIS_URL": as_user(self.environ["REDISQ_REDIS_URL"], user)}
 
     @property
     def queue(self) -> Queue:
@@ -72,8 +77,9 @@ class System:
         """Start `worker`, `scheduler` or a program of the tests; its log goes to `log()`."""
         program = PROGRAMS / service  # a whole path stays as it is
         paths = os.pathsep.join([str(PROGRAMS.parent), self.environ.get("PYTHONPATH", "")])
+        environ = self.environ_of(program.name) | {"PYTHONPATH": paths}
         with (self.folder / f"{program.name}.log").open("ab") as log:
-            process = subprocess.Popen([sys.executable, program], env=self.environ | {"PYTHONPATH": paths}, stderr=log)
+            process = subprocess.Popen([sys.executable, program], env=environ, stderr=log)
         self.processes.append(process)
         return process
 
@@ -101,7 +107,12 @@ class System:
     def redisq(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run the command line as a user would."""
         return subprocess.run(
-            [REDISQ, *arguments], env=self.environ, input=stdin, capture_output=True, text=True, timeout=60
+            [REDISQ, *arguments],
+            env=self.environ_of("operator"),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
 
     def stop(self) -> None:

@@ -12,11 +12,11 @@ import pytest
 from redis import Redis
 
 from jobs.program import PROGRAM
-from jobs.servers import private_redis
 from redisq import Failure, Job, Queue
 from redisq.cli import EXIT_CODES
 from redisq.cli.services import adopt_settings
 from tests.program import NOWHERE, Shell, bury, ingest
+from tests.redis_users import private_redis
 from tests.waiting import eventually
 
 NO_DATABASE = f"postgresql://redisq:canary@{NOWHERE}/redisq"

@@ -879,7 +879,7 @@ def test_promise_1_a_lost_reply_is_not_answered_by_taking_a_second_job(redis: Re
     port = urlsplit(redis_url).port
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=_lose_replies_to, args=(b"BLMOVE", server, port), daemon=True).start()
-        client = connect(Settings(redis_url=f"redis://127.0.0.1:{server.getsockname()[1]}"))
+        client = connect(Settings(redis_url=redis_url.replace(f":{port}/", f":{server.getsockname()[1]}/")))
         with client, pytest.raises(RedisError):
             Queue(client, "q").await_ready("w", 0.1)
     assert read(redis) == State(ready=("b",), processing={"w": ("a",)}, jobs=frozenset("ab"))

@@ -10,7 +10,6 @@ import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from jobs.servers import private_redis
 from redisq import (
     BadPayload,
     Delivery,
@@ -27,6 +26,7 @@ from redisq import (
 from redisq.queue import REAP
 from redisq.scheduler import CRASHES, GATHER, LOOK, RETRY, WATCH, Clockwork, Watch, check_schedules
 from tests.queue_state import KEYS, Run, State, job, put, read
+from tests.redis_users import as_user, private_redis
 from tests.waiting import eventually
 
 LEASE = 0.3  # seconds: of these tests; in service it is fifteen
@@ -385,7 +385,7 @@ def test_promise_3_two_schedulers_fire_each_slot_once(redis: Redis, redis_url: s
     start = threading.Barrier(4)
 
     def schedule_on() -> None:
-        with connect(Settings(redis_url=redis_url)) as client:
+        with connect(Settings(redis_url=as_user(redis_url, "scheduler"))) as client:
             clockwork = _clockwork(Queue(client, "q"), schedule)
             start.wait()
             while clockwork_slots(client) < newest:
@@ -536,7 +536,7 @@ def test_the_loop_outlives_a_redis_that_dies(
 ) -> None:
     """One line when it goes, one when it is back, and the jobs move on without a restart."""
     with private_redis(tmp_path_factory.mktemp("redis")) as server:
-        client = connect(Settings(redis_url=server.url))
+        client = connect(Settings(redis_url=as_user(server.url, "scheduler")))
         queue = Queue(client, "q")
         scheduler = Scheduler([Keeper(queue, LEASE)])
         loop = threading.Thread(target=scheduler.run)

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from jobs.servers import RedisServer, private_redis
+from jobs.servers import RedisServer
 from redisq import Queue, Settings, connect, scripts
+from redisq.config import without_password
 from tests.harness import LEASE, Crew, Process, Stage, Systemd, assert_conserved, census, job
 from tests.proxy import Proxy, load
+from tests.redis_users import as_user, private_redis
 from tests.waiting import eventually
 
 REAPED = 3 * LEASE + 4  # seconds until a worker's death has surely been seen, on a busy machine
@@ -300,7 +302,8 @@ def test_a_worker_waits_for_redis_and_is_ready_only_then(server: RedisServer, st
         eventually(lambda: systemd.told().count("WATCHDOG=1") >= 2, within=10)  # waiting is progress
         assert "READY=1" not in systemd.told()
         waiting = next(text for text in systemd.told() if text.startswith("STATUS="))
-        assert waiting.startswith(f"STATUS=waiting for redis at redis://127.0.0.1:{server.port}/0: ")
+        address = without_password(as_user(server.url, "worker"))
+        assert waiting.startswith(f"STATUS=waiting for redis at {address}: ")
         assert worker.lives()
         assert len(worker.lines()) == 1
         server.start()
