@@ -1,15 +1,20 @@
 """What an operator can set for the jobs, beside the settings of the queue."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import get_type_hints
+from urllib.parse import urlsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from jobs.rights import OWNER
 from redisq import BadSettings, credential, protect
+
+_PORTS = re.compile(r"[\d,]*")
+_LONGEST_DEADLINE = 366 * 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +32,20 @@ class JobSettings:
     )  # from the credential `database-owner-password`
     token_key: str | None = field(default=None, repr=False)  # from the credential `token-key`
     app_secret: str | None = field(default=None, repr=False)  # from the credential `app-secret`
+
+    def __post_init__(self) -> None:
+        try:
+            host = urlsplit(self.graph_url).hostname
+        except ValueError:
+            host = None
+        if not host or not self.graph_url.startswith(("http://", "https://")):
+            raise BadSettings(f"REDISQ_GRAPH_URL is {self.graph_url!r}, which is not an http or https address")
+        if not 1 <= self.max_age_days <= 36_500:
+            raise BadSettings(f"REDISQ_MAX_AGE_DAYS is {self.max_age_days}: take 1 to 36500")
+        if not 0 <= self.aggregate_deadline <= _LONGEST_DEADLINE:
+            raise BadSettings(
+                f"REDISQ_AGGREGATE_DEADLINE is {self.aggregate_deadline:g} s: take 0 to {_LONGEST_DEADLINE:g}"
+            )
 
     @property
     def database_address(self) -> str:
@@ -68,8 +87,6 @@ class JobSettings:
             if option.name not in given and (text := environ.get(name)):
                 given[option.name] = _read(name, text, kinds[option.name])
         settings = cls(**given)  # type: ignore[arg-type]  # each value was read by its field's type
-        if not settings.graph_url.startswith(("http://", "https://")):
-            raise BadSettings(f"REDISQ_GRAPH_URL is {settings.graph_url!r}, which is not an http or https address")
         return cls(**{**given, "database_url": _dsn(settings.database_url, credential("database-password", environ))})  # type: ignore[arg-type]  # as above
 
 
@@ -85,11 +102,14 @@ def _read(name: str, text: str, kind: object) -> object:
 def _dsn(url: str, password: str | None) -> str:
     try:
         parts = conninfo_to_dict(url)
-    except ProgrammingError:
+    except (ProgrammingError, UnicodeEncodeError):
         # The cause would quote the URL, password and all.
         raise BadSettings(
             "REDISQ_DATABASE_URL is not a PostgreSQL URL: write postgresql://user@host/database"
         ) from None
+    if "@" in f"{parts.get('host')}{parts.get('dbname')}" or not _PORTS.fullmatch(str(parts.get("port", ""))):
+        # Where the rest of a password lands: it would be shown as the database's address.
+        raise BadSettings("REDISQ_DATABASE_URL: write / : @ in a password as %2F %3A %40")
     if password:
         parts["password"] = password
     protect(str(parts["password"]) if parts.get("password") else None)

@@ -175,7 +175,12 @@ class Simulator:
             self._calls.clear()
 
     def set_clock(self, now: datetime) -> None:
-        """Let it be `now` (aware), and time go on from there; days that have not ended have no numbers."""
+        """Let it be `now` (aware), and time go on from there; days that have not ended have no numbers.
+
+        Raises ValueError for a year in which there are no pages.
+        """
+        if not 2000 <= now.year < 2100:
+            raise ValueError(f"{now} is not between 2000 and 2100")
         with self._lock:
             self._clock_ahead = now - datetime.now(UTC)
 
@@ -258,7 +263,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer a call of the API, or show the log."""
         simulator = self.server.simulator
-        if urlsplit(self.path).path == "/_log":
+        try:
+            path = urlsplit(self.path).path
+        except ValueError as error:
+            self._send(_problem(error), served="")
+            return
+        if path == "/_log":
             self._send(json_reply([asdict(call) for call in simulator.log()]), served="")
             return
         ask, token_in_url = self._ask()
@@ -272,8 +282,8 @@ class _Handler(BaseHTTPRequestHandler):
             if not isinstance(body, dict):
                 raise ValueError("a JSON object is needed")
             self._control(urlsplit(self.path).path, body)
-        except (ValueError, KeyError, TypeError) as error:
-            self._send(json_reply({"problem": f"{type(error).__name__}: {error}"}, 400), served="")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            self._send(_problem(error), served="")
         else:
             self._send(json_reply({"success": True}), served="")
 
@@ -344,6 +354,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Let the close that follows send RST instead of FIN."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.connection.close()
+
+
+def _problem(error: Exception) -> Reply:
+    return json_reply({"problem": f"{type(error).__name__}: {error}"}, 400)
 
 
 def _is_version(part: str) -> bool:

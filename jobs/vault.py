@@ -46,12 +46,12 @@ class Vault:
         """Return the token; raise `VaultError` when no key opens it or it was tampered with."""
         try:
             return self._keys.decrypt(sealed).decode()
-        except InvalidToken:
+        except (InvalidToken, ValueError):  # the latter for a text that is not ASCII
             raise VaultError("no key of the key file opens this token") from None
 
     def rotate(self, sealed: str) -> str:
         """Return the same token under the first key; raise `VaultError` when no key opens it."""
         try:
             return self._keys.rotate(sealed).decode()
-        except InvalidToken:
+        except (InvalidToken, ValueError):  # the latter for a text that is not ASCII
             raise VaultError("no key of the key file opens this token") from None

@@ -101,5 +101,5 @@ class Bell:
 def _seconds(text: bytes) -> float:
     try:
         return max(0.0, int(text) / 1000)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0  # whoever rang: look

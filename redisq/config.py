@@ -12,7 +12,7 @@ from redisq.errors import BadSettings
 from redisq.redaction import protect
 
 LONGEST_LEASE = 3600.0
-_PREFIX = re.compile(r"[^\s{}\x00-\x1f\x7f]{1,64}")  # braces would move the hash tag
+_PREFIX = re.compile(r"[^\s{}\x00-\x1f\x7f\ud800-\udfff]{1,64}")  # braces would move the hash tag
 _SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _PORTS = {"sentinel": 26379}  # where a node's is not given; else 6379
 
@@ -82,13 +82,13 @@ def credential(name: str, environ: Mapping[str, str] = os.environ) -> str | None
         path = Path(named)
     elif directory := environ.get("CREDENTIALS_DIRECTORY"):
         path = Path(directory, name)
-        if not path.exists():
-            return None
     else:
         return None
     try:
         secret = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, FileNotFoundError) and not named:
+            return None
         raise BadSettings(f"{variable}: cannot read {path}: {error}") from None
     protect(secret)
     return secret or None
@@ -136,7 +136,7 @@ def plain_url(url: str) -> str:
 
 def _check_address(url: str) -> None:
     parts = _split(url)
-    if parts.scheme not in _SCHEMES:
+    if not url.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES)):
         raise BadSettings(
             "REDISQ_REDIS_URL must begin with redis://, rediss:// or unix://, or for sentinels or a cluster with "
             "redis+sentinel:// or redis+cluster:// (rediss+ for TLS)"

@@ -148,7 +148,7 @@ def load_schedules(path: Path) -> list[Schedule]:
     """Read the `[schedule.NAME]` tables of a TOML file; raise `BadSettings` with the place of what is wrong."""
     try:
         tables = tomllib.loads(path.read_text()).get("schedule", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadSettings(f"{path}: {error}") from None
     if not isinstance(tables, dict):
         raise BadSettings(f"{path}: schedule is {tables!r}: take a table for each, [schedule.NAME]")

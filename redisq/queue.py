@@ -42,6 +42,7 @@ EVERY_GHOST = "*"
 SUSPECTS_APART = 1.0  # seconds between jobs that were in two crashes together
 REPLICATION = 1.0  # seconds that an enqueue waits for replicas: less than a client waits for an answer
 _RUN = re.compile(rb"\S+ (\d+) (\d+) (\d+) \d+")  # the record that `prelude.lua` describes
+_NUMBER = re.compile(rb"\d{1,14}")
 
 R = TypeVar("R")
 
@@ -321,7 +322,7 @@ class Queue:
 
     def last_slots(self) -> dict[str, int]:
         """Return the last slot of each schedule, in ms."""
-        return {_text(name): int(slot) for name, slot in self._redis.hgetall(self.keys.slots).items()}
+        return _numbers(self._redis.hgetall(self.keys.slots))
 
     def now(self) -> float:
         """Return the time of every due time and slot, Redis TIME, in seconds."""
@@ -388,7 +389,7 @@ class Queue:
                 pipe.llen(key)
             ready, delayed, dead, totals, *processing = pipe.execute()
         counts = {"ready": ready, "processing": sum(processing), "delayed": delayed, "dead": dead}
-        return counts | {f"total_{_text(word)}": int(n) for word, n in totals.items()}
+        return counts | {f"total_{word}": n for word, n in _numbers(totals).items()}
 
     def dead_letter(self, id: str) -> DeadLetter | None:
         """Return the dead letter of `id`, None when there is none."""
@@ -475,6 +476,11 @@ def _claimed(flat: Sequence[Any]) -> list[Claimed]:
         Claimed(_text(id), _text(token), envelope, attempts, crashes)
         for id, token, envelope, attempts, crashes in zip(*[fields] * 5, strict=True)
     ]
+
+
+def _numbers(fields: Mapping[Any, Any]) -> dict[str, int]:
+    # What is no number, or no time either, counts as absent.
+    return {_text(name): int(n) for name, n in fields.items() if _NUMBER.fullmatch(n)}
 
 
 def _history(lines: bytes | None) -> tuple[JSON, ...]:

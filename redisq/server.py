@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from redisq.config import Settings
-from redisq.errors import UnfitServer
+from redisq.errors import BadSettings, UnfitServer
 from redisq.topology import open_client
 
 OLDEST = (6, 2)
@@ -25,14 +25,21 @@ def connect(settings: Settings, *, timeout: float = COMMAND_TIMEOUT) -> "Redis":
     redis-py by default sends a command again when its reply is lost. For a queue that is wrong: the second
     BLMOVE takes a second job and the first is forgotten. Repeating is left to callers who know what they repeat.
     With sentinels, or on a cluster, each new connection leads to whoever is the master then.
+    Raise `BadSettings` for an address with an option that cannot be used.
     """
-    return open_client(
-        settings.redis_url,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=timeout,
-        socket_connect_timeout=_CONNECT_TIMEOUT,
-        health_check_interval=0,
-    )
+    try:
+        client = open_client(
+            settings.redis_url,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=timeout,
+            socket_connect_timeout=_CONNECT_TIMEOUT,
+            health_check_interval=0,
+        )
+        client.connection_pool.make_connection()  # connects to nothing: it reads what the address has after `?`
+    except (TypeError, ValueError, RedisError):
+        # Without the cause: what a password has after an unquoted `?` would be quoted as an option.
+        raise BadSettings("REDISQ_REDIS_URL has an option that is not known or has no such value") from None
+    return client
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,7 @@ def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
     try:
         check_name(queue_name, "queue")
         settings = Settings.from_environment()
+        client = connect(settings)
     except RedisqError as error:
         print(f"worker: {error}", file=sys.stderr)  # noqa: T201  # there is no log yet
         return 2
@@ -158,7 +159,7 @@ def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
     notifier = Notifier()
     told = _Told(notifier, queue_name, lambda: worker.healthy() and keeping.is_alive())
     worker = Worker(queue_name, registry, settings, lambda timeout: connect(settings, timeout=timeout), told)
-    queue = Queue(connect(settings), queue_name, settings.prefix)
+    queue = Queue(client, queue_name, settings.prefix)
     keeper = Scheduler([Keeper(queue, settings.lease)], outage=worker.outage)
     keeping = threading.Thread(target=keeper.run, name="keeper", daemon=True)
     stopping = threading.Event()
@@ -187,6 +188,7 @@ def scheduler_main(registry: Registry, schedules: Sequence[Schedule], argv: Sequ
     argparse.ArgumentParser(description="Run one scheduler. Settings come from the environment.").parse_args(argv)
     try:
         settings = Settings.from_environment()
+        client = connect(settings)
         schedules = load_schedules(Path(settings.schedules)) if settings.schedules else schedules
         check_schedules(schedules, registry)
     except RedisqError as error:
@@ -195,7 +197,6 @@ def scheduler_main(registry: Registry, schedules: Sequence[Schedule], argv: Sequ
     faulthandler.enable()
     log_json(settings.log_level)
     notifier = Notifier()
-    client = connect(settings)
     queues = [Queue(client, name, settings.prefix) for name in registry.queues]
     scheduler = Scheduler([Keeper(queue, settings.lease) for queue in queues], Clockwork(queues, schedules, registry))
     stopping = threading.Event()

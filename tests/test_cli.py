@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import click
+import orjson
 import pytest
 from redis import Redis
 
@@ -408,6 +409,24 @@ def test_status_explains_a_job_in_every_state(redis: Redis, shell: Shell) -> Non
     assert found["later"]["due"] > found["later"]["enqueuedAt"]
     assert (found["dead"]["failedAttempts"], found["dead"]["errors"][0]["reason"]) == (1, "token_expired")
     assert "given up after permanent token_expired; see `redisq dlq show`" in found["dead"]["why"]
+
+
+def test_what_cannot_be_read_hides_nothing_from_the_operator(redis: Redis, shell: Shell) -> None:
+    """When somebody has put their hands into Redis, it is these commands that show what is there."""
+    key, job = "redisq:{{default}}:{}".format, ingest()
+    bury(redis, job)
+    redis.hset(key("jobs"), job.id, orjson.dumps(orjson.loads(job.encode()) | {"at": 1e300}))
+    redis.hset(key("errors"), job.id, b'A{"at": "soon"}\nA[]\nA\xff')
+    redis.zadd(key("dead_index"), {job.id: float("inf")})
+    redis.hset(key("jobs"), "late", b"garbage")
+    redis.zadd(key("delayed"), {"late": float("inf")})
+    redis.hset(key("workers"), mapping={"w-1": b"9" * 5000 + b" {}", "w-2": b"\xff"})
+    redis.hset(key("totals"), "done", b"garbage")
+    redis.hset(key("slots"), "daily", b"9" * 30)
+    for line in ("status", f"status {job.id}", "status late", "dlq list", f"dlq show {job.id}", "schedule list"):
+        for form in ([], ["--json"]):
+            ran = shell.run(*line.split(), *form)
+            assert (ran.returncode, ran.stderr) == (0, ""), line
 
 
 def test_status_of_an_unknown_job_says_where_it_looked(shell: Shell) -> None:

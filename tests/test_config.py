@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.settings import JobSettings
-from redisq import BadSettings, Settings, credential, redact, redaction
+from redisq import BadSettings, Settings, connect, credential, redact, redaction
 from redisq.config import Address, nodes_of, plain_url, with_password
 
 
@@ -58,6 +58,7 @@ def test_each_setting_is_read_by_its_type() -> None:
         ("REDISQ_GRACE", "inf"),
         ("REDISQ_PREFIX", "two words"),
         ("REDISQ_PREFIX", "{a}"),
+        ("REDISQ_PREFIX", "\udcff"),  # how Python reads a byte that is no UTF-8
         ("REDISQ_LOG_LEVEL", "loud"),
         ("REDISQ_REDIS_URL", "http://localhost"),
         ("REDISQ_REDIS_URL", "localhost:6379"),
@@ -73,12 +74,21 @@ def test_each_setting_is_read_by_its_type() -> None:
         ("REDISQ_REDIS_URL", "redis+cluster://one:1,two:99999"),
         ("REDISQ_REDIS_URL", "redis+cluster://"),
         ("REDISQ_REDIS_URL", "redis+cluster://one/1"),
+        ("REDISQ_REDIS_URL", "REDIS://localhost"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(variable: str, value: str) -> None:
     """One sentence at the start, not a traceback, and not a surprise at night."""
     with pytest.raises(BadSettings, match=variable):
         Settings.from_environment({variable: value})
+
+
+@pytest.mark.parametrize("option", ["db=x", "nonsense=1", "socket_timeout=soon", "ssl_cert_reqs=c4nary"])
+def test_an_option_of_the_address_that_cannot_be_used_is_refused(option: str) -> None:
+    """At the start, and without quoting it: it may be a part of a password."""
+    with pytest.raises(BadSettings, match="REDISQ_REDIS_URL has an option") as caught:
+        connect(Settings(redis_url=f"rediss://host?{option}"))
+    assert "c4nary" not in str(caught.value)
 
 
 SECRET = "c4n/ary:@ &%"
@@ -176,7 +186,36 @@ def test_a_named_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         credential("some-key", {"REDISQ_SOME_KEY_FILE": str(tmp_path / "binary")})
 
 
-def test_an_address_of_the_provider_without_its_scheme_is_refused() -> None:
-    """At the start and by name, and not as a thousand calls that reach nobody."""
-    with pytest.raises(BadSettings, match="REDISQ_GRAPH_URL"):
-        JobSettings.from_environment({"REDISQ_GRAPH_URL": "graph.facebook.com"})
+@pytest.mark.parametrize("place", ["{}/directory", "{}/file/absent", "{}/" + "a" * 300, "{}/\udcff"])
+def test_credentials_that_cannot_be_looked_for_are_an_error_or_none(place: str, tmp_path: Path) -> None:
+    """The directory comes from the environment, and a traceback would be the first that an operator sees."""
+    (tmp_path / "file").touch()
+    (tmp_path / "directory/some-key").mkdir(parents=True)
+    try:
+        assert credential("some-key", {"CREDENTIALS_DIRECTORY": place.format(tmp_path)}) is None
+    except BadSettings as error:
+        assert "REDISQ_SOME_KEY_FILE: cannot read" in str(error)  # noqa: PT017  # both are right, by the kind of trouble
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("REDISQ_GRAPH_URL", "graph.facebook.com"),
+        ("REDISQ_GRAPH_URL", "https://"),
+        ("REDISQ_GRAPH_URL", "https://[::1"),
+        ("REDISQ_MAX_AGE_DAYS", "0"),
+        ("REDISQ_MAX_AGE_DAYS", "9" * 20),
+        ("REDISQ_AGGREGATE_DEADLINE", "nan"),
+        ("REDISQ_AGGREGATE_DEADLINE", "1e300"),
+        ("REDISQ_AGGREGATE_DEADLINE", "-1"),
+        ("REDISQ_DATABASE_URL", "postgresql://\ud800"),
+        ("REDISQ_DATABASE_URL", "postgresql://user:c4nary/@host/name"),
+        ("REDISQ_DATABASE_URL", "postgresql://user:1/c4nary@host/name"),
+        ("REDISQ_DATABASE_URL", "postgresql://user:1@c4nary@host/name"),
+    ],
+)
+def test_a_setting_of_the_jobs_that_cannot_be_used_is_named(variable: str, value: str) -> None:
+    """At the start and by name, and not as a thousand calls that reach nobody, or a traceback of the first job."""
+    with pytest.raises(BadSettings, match=variable) as caught:
+        JobSettings.from_environment({variable: value})
+    assert "c4nary" not in str(caught.value)

@@ -309,7 +309,12 @@ def test_a_bad_schedule_is_refused_with_its_name(table: str, sentence: str, tmp_
 
 
 @pytest.mark.parametrize(
-    "text", ["[schedule", "schedule = 3", "[schedule]\nnightly = 3", '[schedule."a b"]\ncron="* * * * *"\nkind="k"']
+    "text",
+    [
+        *("[schedule", "schedule = 3", "[schedule]\nnightly = 3", '[schedule."a b"]\ncron="* * * * *"\nkind="k"'),
+        "schedule = " + "[" * 5000,
+    ],
+    ids=range(5),
 )
 def test_a_file_that_is_no_list_of_schedules_is_refused(text: str, tmp_path: Path) -> None:
     """A scheduler that starts without its schedules looks healthy and does nothing."""

@@ -756,6 +756,22 @@ def test_a_worker_entry_that_cannot_be_read_hides_no_worker(redis: Redis, queue:
     assert read(redis) == REAPED.but(workers={"v": 3})
 
 
+@pytest.mark.parametrize("number", [b"", b"garbage", b"9" * 30, b"1e999", b"\xff"])
+def test_a_slot_or_a_total_that_cannot_be_read_counts_as_none(redis: Redis, queue: Queue, number: bytes) -> None:
+    """The scheduler meets it in each tick, and the operator in each look."""
+    redis.hset(KEYS.slots, mapping={"good": 7, "bad": number})
+    redis.hset(KEYS.totals, mapping={"done": 7, "failed": number})
+    assert queue.last_slots() == {"good": 7}
+    assert {word: n for word, n in queue.counts().items() if word.startswith("total")} == {"total_done": 7}
+
+
+def test_a_slot_that_cannot_be_read_is_written_anew(redis: Redis, queue: Queue) -> None:
+    """A schedule must not stand still for ever because of one bad value."""
+    redis.hset(KEYS.slots, "bad", b"garbage")
+    assert queue.fire("bad", 8, None) == "none"
+    assert queue.last_slots() == {"bad": 8}
+
+
 def test_processing_lists_are_found_without_an_entry(redis: Redis) -> None:
     """Also under a prefix and a queue that mean something to a pattern."""
     queue, other = Queue(redis, "q", "a*b[c]?"), Queue(redis, "q", "aXbcY")

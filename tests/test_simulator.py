@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -375,3 +376,21 @@ def test_answers_are_json_as_the_api_writes_it(simulator: Simulator, client: Poo
     body = client.request("GET", address, fields=query).data
     assert "ก".encode() in body
     assert json.loads(body)["error"]["code"] == 2
+
+
+@pytest.mark.parametrize("now", ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59+00:00"])
+def test_a_clock_at_the_end_of_all_time_is_refused(client: httpx.Client, simulator: Simulator, now: str) -> None:
+    """Every later call would end without an answer."""
+    told = client.post(f"{simulator.url}/_clock", json={"now": now})
+    assert (told.status_code, "between 2000 and 2100" in told.text) == (400, True)
+    assert "data" in insights(client, simulator, **METRIC, **DAY)
+
+
+@pytest.mark.parametrize(
+    "request_", [b"GET http://[ HTTP/1.1", b"POST /_script HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + b"[" * 100_000]
+)
+def test_a_request_that_cannot_be_read_is_answered(simulator: Simulator, request_: bytes) -> None:
+    """A connection that only closes looks like one of the scripted faults."""
+    with socket.create_connection(("127.0.0.1", int(simulator.url.rpartition(":")[2])), timeout=10) as link:
+        link.sendall(request_ + b"\r\n\r\n")
+        assert link.recv(1000).startswith(b"HTTP/1.1 400 ")

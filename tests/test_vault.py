@@ -30,7 +30,9 @@ def test_a_rotated_token_needs_the_old_key_no_more() -> None:
     assert Vault([new]).decrypt(rotated) == TOKEN
 
 
-@pytest.mark.parametrize("tampered", [lambda sealed: sealed[:-4] + "AAA=", lambda _: "gAAAAnonsense", lambda _: ""])
+@pytest.mark.parametrize(
+    "tampered", [lambda sealed: sealed[:-4] + "AAA=", lambda _: "gAAAAnonsense", lambda _: "\u00e9", lambda _: ""]
+)
 def test_what_no_key_opens_is_an_error_without_the_token(tampered) -> None:  # type: ignore[no-untyped-def]
     """The error is logged and kept with the job."""
     vault = Vault([Vault.new_key()])

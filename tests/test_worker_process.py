@@ -327,6 +327,15 @@ def test_a_worker_told_to_stop_before_redis_came_ends_at_once(stage: Stage, tmp_
         assert worker.wait(5) == 0
 
 
+@pytest.mark.parametrize("role", ["worker", "scheduler"])
+def test_an_address_with_a_bad_option_ends_the_start_in_one_line(role: str, stage: Stage) -> None:
+    """It does not get better by trying again: systemd is told so by the code 2."""
+    with Crew(stage, "redis://127.0.0.1/0?nonsense=1") as crew:
+        process = crew.worker() if role == "worker" else crew.scheduler()
+        assert process.wait(20) == 2
+    assert process.text() == f"{role}: REDISQ_REDIS_URL has an option that is not known or has no such value\n"
+
+
 def test_a_redis_that_may_evict_is_refused_with_the_cause(tmp_path: Path, stage: Stage) -> None:
     """Eviction takes claimed jobs without one error, so the worker waits until it is set right."""
     with (

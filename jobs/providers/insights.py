@@ -8,6 +8,7 @@ hours, one in November 25).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -118,11 +119,11 @@ def _moment(text: str) -> datetime:
     """Return the moment (UTC) that `text` names. Raises UnusableBody."""
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise UnusableBody(_NO_END) from None
-    if moment.tzinfo is None:
-        raise UnusableBody(_NO_END)
-    return moment.astimezone(UTC)
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):  # the latter for the first and the last day of all time
+        pass
+    raise UnusableBody(_NO_END)
 
 
 def _number(metric: str, value: object) -> Decimal:

@@ -14,6 +14,7 @@ _SLOW_AT = 95.0
 _PERCENTS = ("call_count", "total_time", "total_cputime")
 _SCOPES: dict[int | None, Scope] = {4: "app", 17: "user", 341: "app", None: "app"}
 _DAY = 86400.0
+_MOST = 1e6  # percent or minutes: more tells nothing more
 
 # The API names no delay of its own, and every call while limited prolongs the limit. A minute is what others
 # found to work for one page; an app or a user counts over a rolling hour and has many pages waiting to knock.
@@ -87,4 +88,7 @@ def _parse(header: str | None) -> Any:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+    """Return the number, which JSON lets be beyond every float; 0 for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        return 0.0
+    return float(min(value, _MOST))

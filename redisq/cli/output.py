@@ -1,6 +1,7 @@
 """What a command prints: tables for people, one JSON document for programs, talk on stderr."""
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -58,12 +59,17 @@ def track(items: Sequence[T], label: str) -> Iterable[T]:
 
 
 def moment(seconds: float) -> str:
-    """Return a time as ISO text in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """Return a time as ISO text in UTC, and what is none as it was stored."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (TypeError, ValueError, OverflowError, OSError):
+        return str(seconds)
 
 
 def age(seconds: float) -> str:
     """Return a span of time in its two largest units: 45s, 3m 20s, 2h 5m, 4d 3h."""
+    if not math.isfinite(seconds):
+        return str(seconds)
     left = max(0, round(seconds))
     parts = []
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):

@@ -63,7 +63,7 @@ def _workers(queue: Queue) -> list[Row]:
             "host": worker.info.get("host"),
             "pid": worker.info.get("pid"),
             "slots": worker.info.get("slots"),
-            "beatAge": round(max(0.0, now - int(worker.beat or 0) / 1000), 1),  # seconds
+            "beatAge": round(max(0.0, now - float(worker.beat or 0) / 1000), 1),  # seconds
             "lease": worker.info.get("lease"),
             "paused": worker.info.get("paused") or None,
         }
@@ -104,7 +104,7 @@ def _explained(queue: Queue, found: Explained) -> Row:
 
 def _why(queue: Queue, found: Explained) -> str:
     """Say in a sentence what the job waits for, and what moves it on."""
-    last = f" after {found.errors[-1]['class']} {found.errors[-1]['reason']}" if found.errors else ""
+    last = f" after {_ending(found.errors[-1])}" if found.errors else ""
     match found.state:
         case "ready":
             return f"waits for a free slot of a worker of queue {queue.name}{last}"
@@ -128,4 +128,8 @@ def _fields(row: Row) -> list[tuple[str, object]]:
 def error_line(error: Row) -> str:
     """Return what one attempt ended with in one line."""
     who = f"{moment(error.get('at', 0))} attempt {error.get('attempt', '-')} on {error.get('worker')}"
-    return f"{who}: {error.get('class')} {error.get('reason')} {error.get('detail') or ''}"
+    return f"{who}: {_ending(error)} {error.get('detail') or ''}"
+
+
+def _ending(error: Row) -> str:
+    return f"{error.get('class')} {error.get('reason')}"

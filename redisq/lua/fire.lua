@@ -6,8 +6,8 @@
 -- which that id already is, or "none".
 -- Twice, or by two schedulers: the second finds the slot stored. A job that already exists is not put in again.
 
-local last = redis.call('HGET', KEYS[1], ARGV[1])
-if last and tonumber(last) >= tonumber(ARGV[2]) then
+local last = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '')
+if last and last >= tonumber(ARGV[2]) then
   return 'taken'
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
