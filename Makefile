@@ -17,7 +17,7 @@ UNITS := redisq-worker@.service redisq-scheduler.service redisq.target
 INSTALLED := $(DESTDIR)$(LIBDIR)
 DROPIN := $(DESTDIR)$(UNITDIR)/redisq-worker@.service.d
 
-.PHONY: help demo test test-quick test-chaos lint types units check bench bench-quick chaos mutants install uninstall clean python
+.PHONY: help demo test test-quick test-chaos lint types units check bench bench-quick chaos fuzz mutants install uninstall clean python
 
 help:
 	@echo "make demo         twenty synthetic pages, fourteen days, through a private Redis and PostgreSQL"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench        redisq beside its peers, written to docs/; bench-quick: redisq alone, for a minute"
 	@echo "make test-chaos   five seeds of chaos, as CI runs them"
 	@echo "make chaos        faults drawn from SEED=\"1 2 3\" for SECONDS each, watched by an auditor"
+	@echo "make fuzz         every place that reads foreign bytes, for SECONDS in all"
 	@echo "make mutants      weakened queues, each of which the auditor must catch"
 	@echo "make install      into PREFIX=$(PREFIX), units into UNITDIR=$(UNITDIR); DESTDIR is honoured"
 	@echo "make uninstall    takes out what install put in; keeps $(CONFDIR) and all data"
@@ -66,6 +67,9 @@ bench-quick: $(VENV)/.with-dev
 
 chaos: $(VENV)/.with-dev
 	$(VENV)/bin/python -m tests.chaos --seed $(or $(SEED),1 2 3 4 5) --seconds $(or $(SECONDS),12)
+
+fuzz: $(VENV)/.with-dev
+	FUZZ_SECONDS=$(or $(SECONDS),600) $(VENV)/bin/pytest -s --durations=0 tests/test_fuzz.py
 
 mutants: $(VENV)/.with-dev
 	$(VENV)/bin/python -m tests.chaos --seed $(or $(SEED),1 2 3 4 5) --seconds $(or $(SECONDS),10) --mutants

@@ -311,3 +311,9 @@ def test_promise_1_without_the_bell_a_delayed_job_starts_a_look_later(
             Queue(unheard, "q").enqueue(job(f"j{n}"), delay=0.1)
             eventually(lambda n=n: queue.where([f"j{n}"]) == ["ready"], within=SOON)  # type: ignore[misc]
         assert not _asleep(redis)
+
+
+@pytest.mark.parametrize("text", [b"", b"soon", b"-1", b"9" * 400, b"9" * 5000])
+def test_a_ring_that_cannot_be_read_is_one_for_now(text: bytes) -> None:
+    """Anybody who may ring could otherwise end the thread that listens."""
+    assert redisq.bell._seconds(text) == 0.0
