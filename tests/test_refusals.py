@@ -1,64 +1,216 @@
-"""What the command line says when Redis is there and refuses: one line, what to do about it, and a code of its own."""
+"""A Redis that refuses: workers and schedulers say so once, wait without spinning, and go on by themselves."""
 
 from __future__ import annotations
 
+import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis.exceptions import RedisError
 
 from jobs.servers import RedisServer, private_redis
 from redisq import Queue, Settings, connect
-from tests.harness import job
-from tests.program import NOWHERE, Shell
-from tests.refusals import FULL, OUTAGES, Refusal
+from redisq.durability import inspect_durability
+from tests.harness import Crew, Process, Stage, assert_conserved, job
+from tests.proxy import Proxy
+from tests.refusals import FULL, OUTAGES, Refusal, admin, forbidding
+from tests.waiting import eventually
 
-CANARY = "canary-7f3a"
-REMEDIES = {
-    "OOM": "full: let the workers drain it, or raise maxmemory, then repeat",
-    "MISCONF": "cannot save to its disk: make room there or see its log, then repeat",
-    "NOREPLICAS": "too few of its replicas are in sync (min-replicas-to-write): bring one back, then repeat",
-    "READONLY": "a replica: point REDISQ_REDIS_URL at its master",
-    "BUSY": "kept by somebody's script that does not end: `redis-cli script kill`, then repeat",
-    "LOADING": "reading its data after a start: repeat in a moment",
-    "NOPERM": "not permitted to this user: see `acl log` of Redis, and REDISQ_REDIS_URL",
-}
-ALL = {"oom": FULL, **OUTAGES}
-
-
-@pytest.fixture(params=ALL)
-def refusal(request: pytest.FixtureRequest) -> Refusal:
-    return ALL[request.param]
+AWAY, BACK = "redis is away", "redis is back"
+ASKS, WAITS = "cannot wait for jobs in redis, asks for them instead", "waits for jobs in redis again"
+LEASE = 5.0  # long enough for a busy machine
+SECONDS = LEASE + 1.0  # that an outage lasts: longer than the leases that nobody can renew in it
 
 
 @pytest.fixture
-def server(tmp_path: Path, refusal: Refusal) -> Iterator[RedisServer]:
-    with private_redis(tmp_path / "redis", options=refusal.options) as server:
-        yield server
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def queue_of(server: RedisServer) -> Queue:
+    return Queue(connect(Settings(redis_url=server.url), timeout=10.0), "default")
+
+
+def all_ended(queue: Queue, ids: list[str]) -> bool:
+    return not set(queue.where(ids)) - {None, "dead"}
+
+
+def trouble(process: Process) -> list[str]:
+    """Return the warnings and errors of a process; fails for a line that is no JSON.
+
+    Left out is what is no part of an outage: what became of jobs, and that a lease lapsed when it was longer.
+    """
+    apart = ("job ", "gave back jobs whose claim was never answered", "lease was lost and taken anew")
+    levels = ("WARNING", "ERROR", "CRITICAL")
+    said = [line["message"] for line in process.lines() if line["level"] in levels]
+    return [text for text in said if not text.startswith(apart)]
 
 
 @pytest.mark.slow
-def test_a_refusal_is_one_line_that_says_what_to_do(server: RedisServer, refusal: Refusal) -> None:
-    """A producer's operator needs the cause, the remedy and whether to repeat, and no secret in the ticket."""
-    queue = Queue(connect(Settings(redis_url=server.url), timeout=10.0), "default")
-    queue.enqueue(job("effect", 1))
-    shell = Shell(
-        {
-            # Redis asks its default user for no password and takes any.
-            "REDISQ_REDIS_URL": f"redis://default:{CANARY}@127.0.0.1:{server.port}/0",
-            "REDISQ_DATABASE_URL": f"postgresql://redisq@{NOWHERE}/redisq",
-        }
-    )
-    with refusal.strike(server):
-        ran = shell.run("enqueue", "reconcile")
-        said = f"redisq: redis at redis://default@127.0.0.1:{server.port}/0 refuses ({refusal.word}): "
-        [no_database, line] = ran.stderr.splitlines()
-        assert (no_database.partition(":")[2][:12], line) == (" not checked", f"{said}{REMEDIES[refusal.word]}")
-        assert (ran.returncode, ran.stdout) == (1 if refusal.word == "NOPERM" else 69, "")
-        for command in ("status", "doctor"):
-            looked = shell.run(command)
-            assert CANARY not in looked.stdout + looked.stderr
-            assert "Traceback" not in looked.stdout + looked.stderr
-            assert looked.returncode in (0, 1, 3, 69)
-    assert queue.where(["effect:1", "reconcile"]) == ["ready", None]
-    assert shell.run("enqueue", "reconcile").returncode == 0
+@pytest.mark.parametrize("name", OUTAGES)
+def test_a_refusal_is_survived_with_one_line_and_without_spinning(name: str, tmp_path: Path, stage: Stage) -> None:
+    """Reads may work in it, leases cannot be renewed, and results cannot be handed in: then all of it goes on."""
+    refusal = OUTAGES[name]
+    ids = [f"effect:{n}" for n in range(400)]
+    with (
+        private_redis(tmp_path / "redis", options=refusal.options) as server,
+        Proxy(server.port) as before_worker,
+        Proxy(server.port) as before_scheduler,
+        Crew(stage, before_worker.url, slots=4, lease=LEASE) as workers,
+        Crew(stage, before_scheduler.url, lease=LEASE) as schedulers,
+    ):
+        queue = queue_of(server)
+        [worker], scheduler = workers.workers(1), schedulers.scheduler()
+        eventually(lambda: scheduler.said("scheduler started"), within=60)
+        queue.enqueue_many([job("effect", n, seconds=0.02) for n in range(400)])
+        eventually(lambda: len(stage.effects()) > 20, within=60)
+        with refusal.strike(server):
+            eventually(lambda: worker.said(AWAY) and scheduler.said(AWAY), within=60)
+            per_second = rates(before_worker, before_scheduler)
+        eventually(lambda: all_ended(queue, ids), within=60)
+        eventually(lambda: worker.said(BACK) and scheduler.said(BACK), within=60)
+        assert worker.lives()
+        assert scheduler.lives()
+        assert_conserved(admin(server))
+        assert queue.counts()["total_done"] == len(ids)
+    assert sorted(stage.runs()) == sorted(ids)  # nobody was reaped for it, so nothing ran twice
+    assert trouble(worker) == [AWAY, BACK]
+    assert trouble(scheduler) == [AWAY, BACK]
+    print(f"{name}: worker {per_second[0]:.1f}/s, scheduler {per_second[1]:.1f}/s")  # noqa: T201  # a measurement
+    assert max(per_second) < 15
+
+
+def rates(*proxies: Proxy) -> list[float]:
+    """Return what is attempted per second through each proxy; here time itself is what is awaited."""
+    before = [proxy.attempts for proxy in proxies]
+    threading.Event().wait(SECONDS)
+    return [(proxy.attempts - n) / SECONDS for proxy, n in zip(proxies, before, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refusal", [FULL, forbidding("blmove")], ids=["oom", "noperm"])
+def test_a_redis_that_refuses_only_to_wait_is_asked_instead(refusal: Refusal, tmp_path: Path, stage: Stage) -> None:
+    """BLMOVE alone fails, scripts go through: the queue is drained all the same, and the log says once how."""
+    with (
+        private_redis(tmp_path / "redis") as server,
+        Proxy(server.port) as proxy,
+        Crew(stage, proxy.url, slots=4, lease=LEASE) as crew,
+    ):
+        queue = queue_of(server)
+        queue.enqueue_many([job("effect", n) for n in range(200)])
+        with refusal.strike(server):
+            [worker] = crew.workers(1)
+            eventually(lambda: len(stage.effects()) == 200, within=60)
+            eventually(lambda: worker.said(ASKS), within=60)
+            [per_second] = rates(proxy)
+        eventually(lambda: worker.said(WAITS), within=60)
+        queue.enqueue(job("effect", "last"))
+        eventually(lambda: all_ended(queue, ["effect:last"]), within=60)
+    assert trouble(worker) == [ASKS, WAITS]
+    print(f"{refusal.word}: worker {per_second:.1f}/s")  # noqa: T201  # a measurement
+    assert per_second < 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["lrange", "scan"])
+def test_one_forbidden_command_is_one_line(command: str, tmp_path: Path, stage: Stage) -> None:
+    """What failed must work again before Redis counts as back; that something else works says nothing."""
+    # The keeper scans less often than it promotes, at this lease.
+    with private_redis(tmp_path / "redis") as server, Crew(stage, server.url, slots=4, lease=15) as crew:
+        queue = queue_of(server)
+        [worker] = crew.workers(1)
+        with forbidding(command).strike(server):
+            eventually(lambda: worker.said(AWAY), within=60)
+            queue.enqueue_many([job("effect", n) for n in range(20)])
+            eventually(lambda: len(stage.effects()) == 20, within=60)  # it costs time only
+            threading.Event().wait(SECONDS)
+        eventually(lambda: worker.said(BACK), within=60)
+    assert trouble(worker) == [AWAY, BACK]
+
+
+# -- a full disk ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    made = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"no file system of one MiB can be mounted: {made.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def enlarge(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+
+
+def fill(queue: Queue) -> list[str]:
+    """Enqueue until Redis refuses or is gone, and return the ids of all that was acknowledged."""
+    ids: list[str] = []
+    while True:
+        task = job("effect", len(ids), date="2024-05-01" * 200)
+        try:
+            queue.enqueue(task)
+        except RedisError:
+            return ids
+        ids.append(task.id)
+
+
+@pytest.mark.slow
+def test_a_full_disk_under_everysec_is_survived_and_heals_itself(
+    small_disk: Path, tmp_path: Path, stage: Stage
+) -> None:
+    """Redis refuses every write then, even those that free something, and accepts them when there is room again."""
+    with (
+        private_redis(tmp_path / "redis", options=["--dir", str(small_disk)]) as server,
+        Proxy(server.port) as proxy,
+        Crew(stage, proxy.url, slots=4, lease=LEASE) as crew,
+    ):
+        [worker], scheduler = crew.workers(1), crew.scheduler()
+        eventually(lambda: scheduler.said("scheduler started"), within=60)
+        ids = fill(queue_of(server))
+        eventually(lambda: worker.said(AWAY) and scheduler.said(AWAY), within=60)
+        [found] = [each for each in inspect_durability(admin(server), "") if each.subject == "a crash of redis"]
+        assert found.text.startswith("loses what came since its disk took the last write")
+        [per_second] = rates(proxy)
+        enlarge(small_disk)
+        eventually(lambda: all_ended(queue_of(server), ids), within=60)
+        eventually(lambda: worker.said(BACK) and scheduler.said(BACK), within=60)
+        assert worker.lives()
+        assert scheduler.lives()
+    assert stage.effects() >= set(ids)
+    print(f"disk full, everysec: worker and scheduler {per_second:.1f}/s, 0 of {len(ids)} lost")  # noqa: T201
+    assert per_second < 15
+    assert trouble(worker) == [AWAY, BACK]
+    assert trouble(scheduler) == [AWAY, BACK]
+
+
+@pytest.mark.slow
+def test_a_full_disk_under_always_ends_redis_and_loses_nothing(small_disk: Path, tmp_path: Path, stage: Stage) -> None:
+    """It exits rather than acknowledge what it cannot keep; after its restart everything acknowledged is there."""
+    options = ["--dir", str(small_disk), "--appendfsync", "always"]
+    with (
+        private_redis(tmp_path / "redis", options=options) as server,
+        Proxy(server.port) as proxy,
+        Crew(stage, proxy.url, slots=4, lease=LEASE) as crew,
+    ):
+        [worker], scheduler = crew.workers(1), crew.scheduler()
+        eventually(lambda: scheduler.said("scheduler started"), within=60)
+        ids = fill(queue_of(server))
+        eventually(lambda: worker.said(AWAY) and scheduler.said(AWAY), within=60)
+        server.kill()  # it has ended by itself; this takes note of it
+        [per_second] = rates(proxy)
+        enlarge(small_disk)
+        server.start()
+        eventually(lambda: all_ended(queue_of(server), ids), within=60)
+        assert worker.lives()
+        assert scheduler.lives()
+    assert stage.effects() >= set(ids)
+    print(f"disk full, always: worker and scheduler {per_second:.1f}/s, 0 of {len(ids)} lost")  # noqa: T201
+    assert per_second < 15
