@@ -61,7 +61,8 @@ def test_the_sync_policy_decides_what_a_power_cut_loses(
 
 def test_without_aof_the_last_snapshot_is_all_there_is(start: Start) -> None:
     """It looks healthy for months, and then a restart empties the queue."""
-    server = start("--appendonly", "no", "--save", "3600 1")
+    server = start("--appendonly", "no")
+    admin(server).config_set("save", "3600 1")
     admin(server).set("a", 1)
     bare = start("--appendonly", "no")
     for subject in SUBJECTS[:2]:
