@@ -177,11 +177,11 @@ class Ingest:
             integration = _owned(connection, payload)
             verdict = self._without_a_call(connection, integration, entry, now)
             if verdict:
+                _require_lease(delivery)
                 return self._settle(connection, integration, verdict, now)
             metrics = self._metrics_of(connection, integration.provider, now)
         outcome = self._ask(integration, metrics, entry.day, now)
-        if not delivery.lease_holds():
-            raise Defer(0.0, "lease_lost", "another worker may have this job by now; nothing was stored")
+        _require_lease(delivery)
         with self._pool.connection() as connection:
             verdict = self._judge(connection, integration, entry, outcome, now, delivery)
             return self._settle(connection, integration, verdict, now)
@@ -274,6 +274,11 @@ class Ingest:
             # The operator's to mend and not the page owner's: it costs no attempt and asks nobody to connect again.
             raise Defer(KEY_WAIT, "token_unreadable", str(error)) from None
         return Page(integration.id, integration.organization_id, integration.provider, integration.internal_id, token)
+
+
+def _require_lease(delivery: Delivery) -> None:
+    if not delivery.lease_holds():
+        raise Defer(0.0, "lease_lost", "another worker may have this job by now; nothing was stored")
 
 
 def _blank(payload: payloads.Ingest, delivery: Delivery) -> Entry:

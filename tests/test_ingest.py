@@ -116,6 +116,15 @@ def test_a_run_that_lost_its_lease_stores_nothing(world: World) -> None:
     assert world.fetch("SELECT * FROM page_metric_daily") == []
 
 
+def test_a_run_that_lost_its_lease_says_nothing_of_a_day_that_needs_no_call(world: World) -> None:
+    """It slept, and the one who has the job now has met another page: what it says of the day must stand."""
+    integrations.disable(world.db, "page")
+    before = world.snapshot(WRITTEN)
+    with pytest.raises(Defer, match="lease_lost"):
+        world.ingest("org", "page", holds=False)
+    assert world.snapshot(WRITTEN) == before
+
+
 def test_no_connection_is_held_while_the_provider_is_asked(world: World) -> None:
     """A call takes up to a minute: eight slots would hold eight connections for nothing."""
     idle: list[int] = []
