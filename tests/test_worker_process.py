@@ -395,6 +395,21 @@ def test_a_worker_whose_handler_never_comes_back_exits_for_its_restart(
     assert (ended["class"], ended["reason"]) == ("timeout", "never_returned")
 
 
+def test_a_log_that_cannot_be_written_fails_no_job(redis_url: str, queue: Queue, stage: Stage) -> None:
+    """A full disk under the journal takes the lines and nothing else: jobs end as ever."""
+    environment = {"REDISQ_REDIS_URL": redis_url, "REDISQ_LEASE": f"{LEASE:g}"}
+    worker = Process(stage, ["worker"], environment, Path("/dev/full"))
+    try:
+        queue.enqueue_many([job("effect", 1), job("retry", 1), job("permanent", 1)])
+        eventually(lambda: queue.where(["effect:1", "retry:1", "permanent:1"]) == [None, None, "dead"], within=20)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait(10) == 0
+    finally:
+        if worker.lives():
+            worker.kill()
+    assert stage.effects() == {"effect:1", "retry:1"}
+
+
 def _hold(seconds: float) -> None:
     """Let an outage last: here time itself is what is awaited."""
     threading.Event().wait(seconds)
