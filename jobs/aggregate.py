@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 from jobs import ledger, payloads
 from jobs.database import Pool
 from jobs.providers.base import Additivity, Status
-from redisq import Delivery, Enqueued, Kind, Queue
+from redisq import Delivery, Enqueued, Kind, Queue, fail_point, fail_points
 
 LOOKBACK_DAYS = 2  # a recent day is read again together with the next ones, so its sums are provisional until then
 _RUNS = 3  # how often one job starts over because a row changed under it; reconcile sees to the rest
@@ -242,10 +242,11 @@ class Aggregate:
             for _ in range(_RUNS):
                 changed = aggregate(connection, payload.organizationId, payload.day, now=self._clock())
                 delivery.log.info("aggregated", extra={"changed": changed})
-                if not _is_marked(connection, payload.organizationId, payload.day):
+                if not is_marked(connection, payload.organizationId, payload.day):
                     return
 
 
+@fail_points
 def aggregate(connection: Connection[Any], organization_id: str, day: dt.date, *, now: dt.datetime) -> int:
     """Recompute one organization's day from its rows; return how many metrics changed."""
     with connection.transaction():
@@ -258,7 +259,9 @@ def aggregate(connection: Connection[Any], organization_id: str, day: dt.date, *
         rows: list[Row] = connection.execute(_ROWS, where).fetchall()
         with connection.cursor(row_factory=class_row(Policy)) as cursor:
             catalog = cursor.execute(_POLICIES).fetchall()
-        return _store(connection, organization_id, day, summarise(pages, rows, catalog), now)
+        changed = _store(connection, organization_id, day, summarise(pages, rows, catalog), now)
+        fail_point("aggregate.written")
+        return changed
 
 
 def _store(
@@ -291,7 +294,8 @@ def settled_before(now: dt.datetime) -> dt.date:
     return now.date() - dt.timedelta(days=LOOKBACK_DAYS + 1)
 
 
-def _is_marked(connection: Connection[Any], organization_id: str, day: dt.date) -> bool:
+@fail_points
+def is_marked(connection: Connection[Any], organization_id: str, day: dt.date) -> bool:
     mark = connection.execute(
         "SELECT FROM aggregate_dirty WHERE organization_id = %s AND day = %s LIMIT 1", [organization_id, day]
     ).fetchone()

@@ -9,6 +9,7 @@ from psycopg.rows import class_row
 
 from jobs.payloads import check_name
 from jobs.vault import Vault
+from redisq import fail_points
 
 _COLUMNS = """
     i.id, i.organization_id, i.provider, i.internal_id, i.name, i.token, i.disabled, i.in_between_steps,
@@ -109,6 +110,7 @@ FROM {_SOURCE} WHERE i.id = %s
 """
 
 
+@fail_points
 def find(connection: Connection[Any], integration_id: str) -> Integration | None:
     """Return the integration, deleted or not; None when there never was one."""
     with connection.cursor(row_factory=class_row(Integration)) as cursor:
@@ -158,6 +160,7 @@ def disable(connection: Connection[Any], integration_id: str) -> bool:
     return updated.rowcount == 1
 
 
+@fail_points
 def reconnect(
     connection: Connection[Any], vault: Vault, integration_id: str, token: str, *, max_age_days: int = 730
 ) -> Reconnected | None:
@@ -189,6 +192,7 @@ def reconnect(
         return Reconnected(reopened.rowcount, tuple(dead.fetchall()))
 
 
+@fail_points
 def set_refresh_needed(connection: Connection[Any], integration: Integration, reason: str) -> bool:
     """Note that a person must connect the page again; False when somebody did since `integration` was read.
 

@@ -11,6 +11,7 @@ from psycopg import Connection
 from psycopg.rows import class_row
 
 from jobs.providers.base import Answer, Gate, Metric
+from redisq import fail_point, fail_points
 
 State = Literal["expected", "done", "dead", "skipped", "abandoned"]
 Day = tuple[str, dt.date]  # an organization's
@@ -112,6 +113,7 @@ SELECT count(*) FILTER (WHERE state = 'expected'), count(*) FILTER (WHERE state 
 """
 
 
+@fail_points
 def expect(
     connection: Connection[Any], day: dt.date, *, queue: str, organization_id: str | None = None
 ) -> tuple[int, int]:
@@ -135,11 +137,13 @@ ORDER BY 1 DESC
 """
 
 
+@fail_points
 def forgotten_days(connection: Connection[Any], first: dt.date, last: dt.date) -> list[dt.date]:
     """Return the days from `first` to `last` that had pages to read and were never planned, newest first."""
     return [day for (day,) in connection.execute(_FORGOTTEN, {"first": first, "last": last})]
 
 
+@fail_points
 def open_days(connection: Connection[Any]) -> list[dt.date]:
     """Return the days that have rows expected or dead, newest first."""
     rows = connection.execute(
@@ -173,18 +177,22 @@ def open_rows(
     call the provider once more for nothing.
     """
     with connection.cursor("open_rows", row_factory=class_row(Open), withhold=True) as cursor:
+        fail_point("open_rows.before")
         cursor.execute(_OPEN, {"day": day, "organization": organization_id})
+        fail_point("open_rows.after")
         while rows := cursor.fetchmany(chunk):
             ids = [row.integration_id for row in rows]
             still_open = {id for (id,) in connection.execute(_STILL_OPEN, [ids, day])}
             yield [row for row in rows if row.integration_id in still_open]
 
 
+@fail_points
 def mark_dead(connection: Connection[Any], row: Open, *, error_class: str, reason: str, detail: str) -> bool:
     """Note that a job ended in the dead letters without saying so itself: a crash, a timeout, a deferral too long."""
     return _end(connection, row.integration_id, row.day, "dead", ("expected",), error_class, reason, detail)
 
 
+@fail_points
 def mark_abandoned(connection: Connection[Any], integration_id: str, day: dt.date) -> bool:
     """Note that a person gave this day up, before its dead letter is removed; False when it is not open.
 
@@ -233,6 +241,7 @@ def _end(
 # -- ingest ----------------------------------------------------------------------------------------------------------
 
 
+@fail_points
 def organization_of(connection: Connection[Any], integration_id: str, day: dt.date) -> str | None:
     """Return the organization that the day was planned for, None when it was not."""
     row = connection.execute(
@@ -241,6 +250,7 @@ def organization_of(connection: Connection[Any], integration_id: str, day: dt.da
     return row[0] if row else None
 
 
+@fail_points
 def metrics_of(connection: Connection[Any], provider: str) -> list[Metric]:
     """Return what to ask of a provider. A ratio is not asked, it is computed from its parts."""
     rows = connection.execute(
@@ -251,6 +261,7 @@ def metrics_of(connection: Connection[Any], provider: str) -> list[Metric]:
     return [Metric(*row) for row in rows]
 
 
+@fail_points
 def close_gates(connection: Connection[Any], provider: str, gates: Sequence[Gate], now: dt.datetime) -> None:
     """Store which calls have to wait until when. A block is never shortened."""
     closed = {(gate.scope, gate.key): gate for gate in gates if wait_of(gate)}
@@ -342,6 +353,7 @@ SELECT coalesce((SELECT state FROM written), 'done')
 """)
 
 
+@fail_points
 def record(connection: Connection[Any], entry: Entry, provider: str, answer: Answer | None = None) -> State:
     """Write the answer, the ledger row and the marks of what they change, all or nothing; return the row's state.
 
@@ -384,6 +396,7 @@ _NOTHING_EXPECTED = """
 """
 
 
+@fail_points
 def due_days(connection: Connection[Any], organization_id: str, days: Sequence[dt.date]) -> list[dt.date]:
     """Return which of `days` have changed and wait for no further page. Ask after the commit of the change.
 
@@ -415,11 +428,14 @@ def due_everywhere(
 ) -> Iterator[list[tuple[str, dt.date, str]]]:
     """Yield chunks of (organization, day, queue) that changed and wait for no page, or were planned too long ago."""
     with connection.cursor("due_everywhere", withhold=True) as cursor:
+        fail_point("due_everywhere.before")
         cursor.execute(_DUE, [planned_before])
+        fail_point("due_everywhere.after")
         while rows := cursor.fetchmany(chunk):
             yield rows
 
 
+@fail_points
 def mark_settled(connection: Connection[Any], before: dt.date) -> int:
     """Mark the days before `before` whose sums can become final now; return how many."""
     marked = connection.execute(

@@ -45,6 +45,8 @@ __all__ = [
     "Worker",
     "connect",
     "credential",
+    "fail_point",
+    "fail_points",
     "protect",
     "redact",
 ]

@@ -15,6 +15,8 @@ from redisq.errors import Retry as Retry
 from redisq.errors import TimeLimitExceeded as TimeLimitExceeded
 from redisq.errors import UnfitServer as UnfitServer
 from redisq.errors import UnknownKind as UnknownKind
+from redisq.failpoints import fail_point as fail_point
+from redisq.failpoints import fail_points as fail_points
 from redisq.job import Delivery as Delivery
 from redisq.job import Job as Job
 from redisq.job import Kind as Kind

@@ -9,6 +9,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from redisq.backoff import Backoff
+from redisq.failpoints import fail_point
 from redisq.queue import Queue
 from redisq.server import describe
 
@@ -57,12 +58,14 @@ class Bell:
             line.close()
 
     def _listen(self, seconds: float) -> dict[str, float]:
+        fail_point("listen.before")
         if self._line is None:
             self._line = next(iter(self._queues.values())).subscription()
             self._line.subscribe(*self._queues)
             self._heard, self._asked = time.monotonic(), False
         rings: dict[str, float] = {}
         message = self._line.get_message(timeout=seconds)
+        fail_point("listen.after")
         for _ in range(RINGS):
             if message is None:
                 break

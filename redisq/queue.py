@@ -30,6 +30,7 @@ from redis import Redis
 from redisq import scripts
 from redisq.config import LONGEST_LEASE
 from redisq.errors import BadJob
+from redisq.failpoints import fail_points
 from redisq.job import JSON, Job
 from redisq.keys import Keys
 from redisq.redaction import redact
@@ -222,6 +223,7 @@ class Queue:
 
     # -- for workers: these moves are sent with `send`, several in one round trip -----------------------------------
 
+    @fail_points
     def await_ready(self, worker: str, timeout: float) -> str | None:
         """Wait up to `timeout` seconds for a job and move it to the worker's processing list; `claim` starts it."""
         id = self._redis.blmove(self.keys.ready, self.keys.processing(worker), timeout, "RIGHT", "LEFT")  # type: ignore[arg-type]  # a float is allowed since 6.0
@@ -263,6 +265,7 @@ class Queue:
         args = [value for pair in held for value in pair]
         return Call(scripts.release, (k.processing(worker), k.runs, k.ready), args, int)
 
+    @fail_points
     def processing(self, worker: str) -> list[str]:
         """Return the ids in a worker's processing list."""
         [key] = wire(self.keys.processing(worker))
@@ -305,14 +308,17 @@ class Queue:
         answer = scripts.reap(self._redis, keys, args)
         return tuple(answer) if answer else None
 
+    @fail_points
     def try_write(self) -> None:
         """Write nothing, which a Redis that refuses writes refuses too. Raise `redis.RedisError`."""
         self._redis.hdel(self.keys.workers, "")
 
+    @fail_points
     def workers(self) -> list[WorkerEntry]:
         """Return every worker run that has an entry."""
         return [_entry(id, value) for id, value in self._redis.hgetall(self.keys.workers).items()]
 
+    @fail_points
     def processing_lists(self, cursor: int = 0) -> tuple[int, list[str]]:
         """Return one page of the worker runs that have a processing list, entry or not, and the next cursor."""
         prefix = self.keys.processing("")
@@ -320,10 +326,12 @@ class Queue:
         cursor, keys = self._redis.scan(cursor, match=pattern, count=1000)
         return cursor, [_text(key).removeprefix(prefix) for key in keys]
 
+    @fail_points
     def last_slots(self) -> dict[str, int]:
         """Return the last slot of each schedule, in ms."""
         return _numbers(self._redis.hgetall(self.keys.slots))
 
+    @fail_points
     def now(self) -> float:
         """Return the time of every due time and slot, Redis TIME, in seconds."""
         seconds, micros = self._redis.time()
@@ -340,6 +348,7 @@ class Queue:
             states += [_text(state) or None for state in answer]
         return states
 
+    @fail_points
     def explain(self, id: str) -> Explained | None:
         """Return all that is known of `id`, None when there is no such job.
 
@@ -373,6 +382,7 @@ class Queue:
             _history(history),
         )
 
+    @fail_points
     def counts(self) -> dict[str, int]:
         """Return how many jobs are in each state, and the totals since the queue began.
 
@@ -391,10 +401,12 @@ class Queue:
         counts = {"ready": ready, "processing": sum(processing), "delayed": delayed, "dead": dead}
         return counts | {f"total_{word}": n for word, n in _numbers(totals).items()}
 
+    @fail_points
     def dead_letter(self, id: str) -> DeadLetter | None:
         """Return the dead letter of `id`, None when there is none."""
         return next(iter(self._letters([id])), None)
 
+    @fail_points
     def dead_letters(self, *, start: int = 0, count: int = 100) -> list[DeadLetter]:
         """Return dead letters, newest first."""
         ids = self._redis.zrevrange(self.keys.dead_index, start, start + count - 1)

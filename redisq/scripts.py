@@ -10,6 +10,8 @@ from hiredis import pack_command
 from redis import Redis
 from redis.exceptions import MovedError, NoScriptError, ResponseError
 
+from redisq import failpoints
+
 Argument = str | bytes | int | float
 
 
@@ -38,6 +40,7 @@ def run(client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Ar
 def post(client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Argument]]]) -> Callable[[], list[Any]]:
     """Send scripts, and return the half of `run` that waits for their answers. It must be called, once."""
     commands = [("EVALSHA", script.sha, len(keys), *wire(*keys, *args)) for script, keys, args in runs]
+    _pass("before", runs)
     receive = _send(client, commands)
 
     def answers() -> list[Any]:
@@ -47,6 +50,7 @@ def post(client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[A
                 [answers[n]] = _send(client, [commands[n]])()
             if isinstance(answers[n], NoScriptError):
                 [answers[n]] = _send(client, [("EVAL", script.source, *commands[n][2:])])()
+        _pass("after", runs)
         return _checked(answers)
 
     return answers
@@ -73,9 +77,11 @@ def run_and_wait(
         ("HINCRBY", totals, "waited", 1),
         ("WAIT", replicas, wait_ms),
     ]
+    _pass("before", [(script, keys, args)])
     answers = _send(client, commands)()
     if isinstance(answers[0], MovedError):
         answers = _send(client, commands)()
+    _pass("after", [(script, keys, args)])
     answer, _, reached = _checked(answers)
     return answer, reached
 
@@ -85,6 +91,12 @@ def _checked(answers: list[Any]) -> list[Any]:
         if isinstance(answer, ResponseError):
             raise answer
     return answers
+
+
+def _pass(side: str, runs: Sequence[tuple[Script, Sequence[str], Sequence[Argument]]]) -> None:
+    if failpoints.hook is not None:  # asked here too, to make no names for nobody
+        for script, *_ in runs:
+            failpoints.fail_point(f"{script.name}.{side}")
 
 
 def _send(client: "Redis", commands: Sequence[tuple[Any, ...]]) -> Callable[[], list[Any]]:

@@ -12,6 +12,7 @@ from redis.retry import Retry
 
 from redisq.config import Settings
 from redisq.errors import BadSettings, UnfitServer
+from redisq.failpoints import fail_points
 from redisq.topology import open_client
 
 OLDEST = (6, 2)
@@ -57,6 +58,7 @@ def inspect_server(client: "Redis") -> list[Finding]:
     return [_version(info), _eviction(info), *_memory(info), _persistence(info), _role(info), _clock(client)]
 
 
+@fail_points
 def require_fit(client: "Redis") -> None:
     """Raise `UnfitServer` when the promises cannot be kept on this Redis."""
     info: dict[str, Any] = client.info()

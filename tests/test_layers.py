@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 # From the bottom up. A module imports from rows below its own, never from its own or from above.
 LAYERS = (
-    ("errors", "redaction"),
+    ("errors", "redaction", "failpoints"),
     ("keys", "backoff", "config"),
     ("job",),
     ("cron", "scripts", "topology"),
