@@ -17,13 +17,14 @@ UNITS := redisq-worker@.service redisq-scheduler.service redisq.target
 INSTALLED := $(DESTDIR)$(LIBDIR)
 DROPIN := $(DESTDIR)$(UNITDIR)/redisq-worker@.service.d
 
-.PHONY: help demo test test-quick test-chaos lint types units check bench bench-quick chaos fuzz mutants install uninstall clean python
+.PHONY: help demo test test-quick test-chaos lint types units check bench bench-quick failpoints chaos fuzz mutants install uninstall clean python
 
 help:
 	@echo "make demo         twenty synthetic pages, fourteen days, through a private Redis and PostgreSQL"
-	@echo "make test         every test this machine can run but chaos; test-quick leaves out the slow ones"
+	@echo "make test         every test this machine can run but chaos and fail points; test-quick leaves out the slow ones"
 	@echo "make check        lint, types and every test; units for the systemd units alone"
 	@echo "make bench        redisq beside its peers, written to docs/; bench-quick: redisq alone, for a minute"
+	@echo "make failpoints   a strike at every point around a call to a server, as CI does it"
 	@echo "make test-chaos   five seeds of chaos, as CI runs them"
 	@echo "make chaos        faults drawn from SEED=\"1 2 3\" for SECONDS each, watched by an auditor"
 	@echo "make fuzz         every place that reads foreign bytes, for SECONDS in all"
@@ -36,10 +37,13 @@ demo: $(VENV)/.with-embedded
 	@$(VENV)/bin/redisq demo $(DEMO)
 
 test: $(VENV)/.with-dev
-	$(VENV)/bin/pytest $(PARALLEL) -m "not chaos" $(TESTS)
+	$(VENV)/bin/pytest $(PARALLEL) -m "not chaos and not failpoints" $(TESTS)
 
 test-quick: $(VENV)/.with-dev
 	$(VENV)/bin/pytest $(PARALLEL) -m "not slow and not docker and not systemd" $(TESTS)
+
+failpoints: $(VENV)/.with-dev
+	$(VENV)/bin/pytest -m failpoints $(TESTS)
 
 test-chaos: $(VENV)/.with-dev
 	$(VENV)/bin/pytest -m chaos $(TESTS)

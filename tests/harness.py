@@ -22,7 +22,21 @@ import orjson
 from redis import Redis
 
 import redisq.worker
-from redisq import Job, Keeper, Kind, Pause, Permanent, Queue, Registry, Retry, Scheduler, Settings, Worker, connect
+from redisq import (
+    Defer,
+    Job,
+    Keeper,
+    Kind,
+    Pause,
+    Permanent,
+    Queue,
+    Registry,
+    Retry,
+    Scheduler,
+    Settings,
+    Worker,
+    connect,
+)
 from redisq.backoff import Backoff
 from redisq.job import Delivery
 from redisq.service import scheduler_main, worker_main
@@ -128,6 +142,12 @@ def application(stage: Stage) -> Registry:
             raise Retry("not_yet", "the last attempt will do")
         stage.effect(delivery)
 
+    def defer(_task: Task, delivery: Delivery) -> None:
+        stage.ran(delivery)
+        if stage.runs().count(delivery.job.id) < 2:
+            raise Defer(0.05, "not_yet", "the second run will do")
+        stage.effect(delivery)
+
     def permanent(_task: Task, delivery: Delivery) -> None:
         stage.ran(delivery)
         raise Permanent("hopeless", "no attempt can help")
@@ -146,6 +166,7 @@ def application(stage: Stage) -> Registry:
             Kind(name="stuck", payload=Task, handler=stuck, key=_key, time_limit=0.2, backoff=soon),
             Kind(name="crash", payload=Task, handler=crash, key=_key),
             Kind(name="retry", payload=Task, handler=retry, key=_key, backoff=soon),
+            Kind(name="defer", payload=Task, handler=defer, key=_key),
             Kind(name="permanent", payload=Task, handler=permanent, key=_key),
             Kind(name="pause", payload=Task, handler=pause, key=lambda task: f"{task.key}:{task.integrationId}"),
         ],
@@ -162,9 +183,9 @@ def job(kind: str, key: object, **fields: Any) -> Job:
     return Job(f"{kind}:{key}", kind, {"key": str(key), **fields})
 
 
-def census(redis: Redis, queue: str = "default") -> dict[str, Any]:
+def census(redis: Redis, queue: str = "default", prefix: str = "redisq") -> dict[str, Any]:
     """Return where every id is, read at one instant by a script that shares nothing with the queue's own."""
-    flat = redis.eval(_CENSUS, 0, f"redisq:{{{queue}}}:")
+    flat = redis.eval(_CENSUS, 0, f"{prefix}:{{{queue}}}:")
     names = ("jobs", "ready", "processing", "delayed", "dead", "runs", "errors", "workers")
     return {name: [text.decode() for text in ids] for name, ids in zip(names, flat, strict=True)}
 
@@ -181,9 +202,9 @@ return {redis.call('HKEYS', prefix .. 'jobs'), redis.call('LRANGE', prefix .. 'r
 """
 
 
-def assert_conserved(redis: Redis) -> dict[str, Any]:
+def assert_conserved(redis: Redis, prefix: str = "redisq") -> dict[str, Any]:
     """Check that every job is in exactly one place at this instant, and return the census."""
-    found = census(redis)
+    found = census(redis, prefix=prefix)
     places = sorted(id for state in ("ready", "processing", "delayed", "dead") for id in found[state])
     assert places == sorted(found["jobs"])
     return found

@@ -1,0 +1,137 @@
+"""The pages whose day is struck: on a simulated Graph API and a PostgreSQL that all cases share."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import psycopg
+
+from jobs import integrations
+from jobs.database import upgrade
+from jobs.servers import PostgresServer
+from jobs.simulator import Simulator
+from jobs.vault import Vault
+
+# Read by itself, without the days before it, and planned before anybody looks for holes.
+DAY = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=20)
+READ = ("acme-1", "acme-2")
+REFUSED = "birch-1"  # its token has expired
+MOVED = "acme-3"  # to birch, after its day was planned
+DEAD = "acme-4"  # its job crashed too often to tell the ledger
+_TEMPLATE = "template_of_cases"
+_TABLES = (
+    *("page_metric_daily", "page_metric_history", "page_metric_anomaly", "org_metric_daily", "aggregate_dirty"),
+    *("provider_gate", "ingest_day_state", "integration", "organization"),
+)
+
+_NUMBERS = "SELECT integration_id, metric, day::text, value, status, revision FROM page_metric_daily WHERE day = %s"
+_SUMS = """
+SELECT organization_id, metric, value, n_expected, n_value, n_failed, n_pending FROM org_metric_daily WHERE day = %s
+"""
+
+
+class Pages:
+    """The databases of the cases, and what must have become of the pages in each."""
+
+    def __init__(self, postgres: PostgresServer, simulator: Simulator, folder: Path) -> None:
+        self._postgres, self._simulator = postgres, simulator
+        self._numbers = itertools.count()
+        self._free: SimpleQueue[str] = SimpleQueue()
+        key = Vault.new_key()
+        self._vault = Vault([key])
+        self._key_file, self.token_file = folder / "token-key", folder / "token"
+        self._key_file.write_text(key)
+        self.token_file.write_text(simulator.pages[4].token)
+        self._administer(f"CREATE DATABASE {_TEMPLATE} TEMPLATE template0")
+        upgrade(postgres.dsn_of(_TEMPLATE))
+        simulator.script(simulator.pages[2].page_id, then="token-463")
+
+    def take_database(self) -> str:
+        """Return the address of a database in which the pages have just been connected."""
+        try:
+            dsn = self._free.get_nowait()
+        except Empty:
+            name = f"case_{next(self._numbers)}"
+            self._administer(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+            dsn = self._postgres.dsn_of(name)
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            self._connect_pages(connection)
+        return dsn
+
+    def give_back(self, dsn: str | None) -> None:
+        """Let another case have the database, which no process uses any more."""
+        if dsn is not None:
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                for table in _TABLES:
+                    connection.execute(f"DELETE FROM {table}".encode())
+            self._free.put(dsn)
+
+    def _connect_pages(self, connection: psycopg.Connection[Any]) -> None:
+        for page, id in zip(self._simulator.pages, (*READ, REFUSED, MOVED, DEAD), strict=True):
+            assert integrations.add(
+                connection,
+                self._vault,
+                organization_id=id.partition("-")[0],
+                integration_id=id,
+                provider="facebook",
+                page_id=page.page_id,
+                token=page.token,
+            )
+        for id in (MOVED, DEAD):
+            connection.execute(
+                "INSERT INTO ingest_day_state (integration_id, day, organization_id) VALUES (%s, %s, 'acme')", [id, DAY]
+            )
+        # Disabled, too, so that no plan expects it of its new owner.
+        moved = "UPDATE integration SET organization_id = 'birch', disabled = true WHERE id = %s"
+        connection.execute(moved, [MOVED])
+
+    def environ(self, dsn: str) -> dict[str, str]:
+        """Return the settings of a process that works on a copy."""
+        return {
+            "REDISQ_DATABASE_URL": dsn,
+            "REDISQ_TOKEN_KEY_FILE": str(self._key_file),
+            "REDISQ_GRAPH_URL": self._simulator.url,
+        }
+
+    def is_settled(self, dsn: str) -> bool:
+        """Tell whether every day has ended, and every sum is up to date."""
+        return self._rows(
+            dsn,
+            "SELECT (SELECT count(*) FROM aggregate_dirty), count(*) FROM ingest_day_state WHERE state = 'expected'",
+        ) == [(0, 0)]
+
+    def ledger(self, dsn: str) -> dict[str, tuple[str, str | None]]:
+        """Return state and reason of each page."""
+        rows = self._rows(dsn, "SELECT integration_id, state, reason FROM ingest_day_state WHERE day = %s", DAY)
+        return {id: (state, reason) for id, state, reason in rows}
+
+    def judge(self, dsn: str) -> None:
+        """Check that every page ended as it had to, and that numbers and sums are there once."""
+        ledger = self.ledger(dsn)
+        refused = ledger.pop(REFUSED)
+        # Struck between the note that it must be connected again and the ledger's line, its job finds the note.
+        assert refused in (("dead", "token_expired"), ("skipped", "refresh_needed"))
+        assert ledger == {
+            **dict.fromkeys(READ, ("done", None)),
+            MOVED: ("skipped", "moved"),
+            DEAD: ("dead", "crash_limit"),
+        }
+        numbers = self._rows(dsn, _NUMBERS, DAY)
+        assert {id for id, *_ in numbers} == set(READ)
+        assert {revision for *_, revision in numbers} == {1}
+        views = {id: value for id, metric, _, value, *_ in numbers if metric == "page_media_view"}
+        sums = {(organization, metric): rest for organization, metric, *rest in self._rows(dsn, _SUMS, DAY)}
+        assert sums["acme", "page_media_view"] == [sum(views.values()), 3, 2, 1, 0]
+        assert sums["birch", "page_media_view"] == [None, 1, 0, 1, 0]
+
+    def _rows(self, dsn: str, query: str, *parameters: object) -> list[Any]:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            return connection.execute(query.encode(), parameters or None).fetchall()
+
+    def _administer(self, statement: str) -> None:
+        with psycopg.connect(self._postgres.dsn, autocommit=True) as connection:
+            connection.execute(statement.encode())

@@ -1,0 +1,485 @@
+"""What goes on in a system while one of its processes is struck, and how each such story must end."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import psycopg
+from redis import Redis
+
+from jobs import payloads
+from jobs.app import Application
+from redisq import Failure, Job, Queue
+from tests.failpoints.crew import FROZEN, Unit
+from tests.failpoints.pages import DAY, DEAD, MOVED, Pages
+from tests.failpoints.points import Point
+from tests.failpoints.process import DAILY, PRODUCED, Mode, Role, Strike
+from tests.harness import LEASE, Stage, assert_conserved, job
+
+ENDS_WITHIN = 90.0  # seconds for one case on a busy machine
+LOOK = 0.3  # seconds between two looks at the whole queue
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One strike: at `point`, in one of the five ways."""
+
+    point: Point
+    mode: Mode
+
+    def __str__(self) -> str:
+        return f"{self.point.name}-{self.mode}"
+
+
+@dataclass
+class Story:
+    """A system of its own: prefix, processes, stage. A subclass tells what happens in it."""
+
+    case: Case
+    redis: Redis
+    redis_url: str
+    directory: Path
+    pages: Pages
+    units: list[Unit] = field(default_factory=list)
+    dismissed: list[Unit] = field(default_factory=list)
+    workers: ClassVar[int] = 2  # that are at work before the strike
+
+    def __post_init__(self) -> None:
+        self.prefix = str(self.case)
+        self.stage = Stage(self.directory)
+        self.strike = Strike(self.case.point, self.case.mode, self.directory)
+        self.queue = Queue(self.redis, "default", self.prefix)
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "REDISQ_REDIS_URL": self.redis_url,
+            "REDISQ_PREFIX": self.prefix,
+            "REDISQ_LEASE": f"{LEASE:g}",
+            "REDISQ_SLOTS": "2",
+        }
+
+    # -- to be told ----------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Bring the system to the point: start it, arm the strike, give it work."""
+        raise NotImplementedError
+
+    def settled(self) -> bool:
+        """Tell whether all work has ended. Asked after the strike only."""
+        raise NotImplementedError
+
+    def judge(self) -> None:
+        """Check the promises, when all is settled and every process has left."""
+        raise NotImplementedError
+
+    # -- words ---------------------------------------------------------------------------------------------------------
+
+    def tell(self) -> None:
+        """Tell the whole story, and fail when a promise was broken in it."""
+        try:
+            self.begin()
+            self.until(lambda: self.strike.struck() is not None)
+            self.until(lambda: self.settled() and all(map(self._is_sound, self.units)) and not self._bereaved())
+            self._dismiss()
+            found = assert_conserved(self.redis, self.prefix)
+            assert not found["processing"] + found["ready"] + found["delayed"] + found["workers"], found
+            self.judge()
+        except BaseException as error:
+            error.add_note(self._logs())
+            raise
+        finally:
+            for unit in self.units + self.dismissed:
+                unit.end()
+            self.pages.give_back(self.environ.get("REDISQ_DATABASE_URL"))
+            for key in self.redis.scan_iter(f"{self.prefix}:*", count=1000):
+                self.redis.unlink(key)
+
+    def start(self, role: Role, *arguments: str) -> Unit:
+        unit = Unit(role, arguments, self.environ, self.strike)
+        self.units.append(unit)
+        return unit
+
+    def start_workers(self) -> None:
+        """Start workers and wait until they wait for jobs."""
+        units = [self.start("worker") for _ in range(self.workers)]
+        self.until(lambda: all(unit.is_ready for unit in units))
+
+    def until(self, predicate: Callable[[], object], within: float = ENDS_WITHIN) -> None:
+        """Wait for a fact. Meanwhile processes are kept, and no job is ever in no place or in two."""
+        deadline = time.monotonic() + within
+        while True:
+            for unit in self.units:
+                unit.tend()
+                self._thaw(unit)
+            for unit in self.dismissed:
+                unit.listen()  # a process waits for systemd to hear it
+            assert_conserved(self.redis, self.prefix)
+            if predicate():
+                return
+            assert time.monotonic() < deadline, f"{self.case}: waited {within:g} s"
+            _PAUSE.wait(LOOK)
+
+    def ended(self, ids: Sequence[str]) -> bool:
+        return not set(self.queue.where(ids)) - {None, "dead"}
+
+    def bury(self, *jobs: Job) -> None:
+        """Let each job lie dead."""
+        failure = Failure("crash", "crash_limit", "put there by the story")
+        for each in jobs:
+            self.queue.enqueue(each)
+            [[claimed]] = self.queue.send([self.queue.claim("undertaker", 1)])
+            self.queue.send([self.queue.bury("undertaker", claimed, failure)])
+
+    def assert_effects(self, ids: Sequence[str], *, runs: int, dead: Sequence[str] = ()) -> None:
+        """Check that `ids` had their effect and ended once each, after `runs` runs or a few more."""
+        counts = self.queue.counts()
+        assert self.stage.effects() == set(ids)
+        assert counts.get("total_done", 0) == len(ids)
+        assert {id for id in ids if self.queue.where([id]) != [None]} == set()
+        assert {letter.id for letter in self.queue.dead_letters()} == set(dead)
+        assert runs <= len(self.stage.runs()) <= runs + 4  # as many as one process can hold, and one more each
+
+    def _is_sound(self, unit: Unit) -> bool:
+        """Tell whether the unit has shown life since the strike, or has done what it was for."""
+        struck = self.strike.struck()
+        assert struck is not None
+        if not unit.is_service:
+            return unit.exitcode() == 0
+        return unit.is_ready and unit.fed > struck.stat().st_ctime + 1.0
+
+    def _bereaved(self) -> set[int]:
+        """Return the processes that are gone and have not been reaped yet."""
+        return self._entries() - {unit.pid for unit in self.units if unit.exitcode() is None}
+
+    def _entries(self) -> set[int]:
+        """Return the processes that have a worker's entry."""
+        return {entry.info["pid"] for entry in self.queue.workers()}
+
+    def _thaw(self, unit: Unit) -> None:
+        """Wake a frozen process when its lease has lapsed and somebody has taken its jobs away."""
+        if unit.frozen_at is None:
+            return
+        is_forgotten = unit.pid not in self._entries()
+        asleep = time.time() - unit.frozen_at
+        if asleep > FROZEN and (is_forgotten or asleep > 4 * LEASE):
+            unit.thaw()
+
+    def _dismiss(self) -> None:
+        """Have every service drain, which each must be able to."""
+        services = [unit for unit in self.units if unit.is_service]
+        self.units = [unit for unit in self.units if not unit.is_service]
+        self.dismissed += services
+        for unit in services:
+            unit.signal(signal.SIGTERM)
+        self.until(lambda: all(unit.exitcode() is not None for unit in services), within=30.0)
+        codes = [unit.exitcode() for unit in services]
+        assert codes == [0] * len(services), codes
+
+    def _logs(self) -> str:
+        return "".join(f"\n== {path.name}\n{path.read_text()}" for path in sorted(self.directory.glob("*.log")))
+
+
+_PAUSE = threading.Event()  # never set: a case waits for others, and they are processes
+
+
+class Work(Story):
+    """Jobs that end in each of the ways there are, on two workers, with a second scheduler beside them."""
+
+    jobs = (
+        *(job("effect", n, seconds=0.02) for n in range(4)),
+        *(job("retry", n) for n in range(2)),
+        *(job("defer", n) for n in range(2)),
+        *(job("permanent", n) for n in range(2)),
+    )
+
+    def begin(self) -> None:
+        self.start_workers()
+        self.strike.arm()
+        self.queue.enqueue_many(self.jobs)
+
+    def settled(self) -> bool:
+        return self.ended([each.id for each in self.jobs])
+
+    def judge(self) -> None:
+        ids = [each.id for each in self.jobs]
+        dead = [id for id in ids if id.startswith("permanent")]
+        # Three attempts of a retry, two runs of a deferral.
+        self.assert_effects([id for id in ids if id not in dead], runs=4 + 6 + 4 + 2, dead=dead)
+        assert {letter.reason for letter in self.queue.dead_letters()} == {"hopeless"}
+
+
+class Start(Work):
+    """The same, and the strike is there before the first process."""
+
+    def begin(self) -> None:
+        self.queue.enqueue_many(self.jobs)
+        self.strike.arm()
+        self.start_workers()
+
+
+class Idle(Work):
+    """The same, and the jobs come one by one to workers that wait for them."""
+
+    def begin(self) -> None:
+        self.start_workers()
+        self.strike.arm()
+        for each in self.jobs:
+            self.queue.enqueue(each)
+            self.until(lambda each=each: self.ended([each.id]) or self.strike.struck())  # type: ignore[misc]
+
+
+class Drain(Story):
+    """A worker is told to leave while it runs jobs that do not end in time; another one is there."""
+
+    ids = ("wait:1", "wait:2")
+
+    def begin(self) -> None:
+        self.environ["REDISQ_GRACE"] = "0"
+        leaver = self.start("worker")
+        self.queue.enqueue_many([job(*id.split(":")) for id in self.ids])
+        self.until(lambda: len(self.stage.runs()) == 2)
+        other = self.start("worker")
+        self.until(lambda: other.is_ready)
+        self.strike.arm()
+        leaver.signal(signal.SIGTERM)
+        self.leaver = leaver
+        self.units.remove(leaver)
+        self.dismissed.append(leaver)
+
+    def settled(self) -> bool:
+        # It was told to stop, so nobody restarts it; but somebody wakes it when it sleeps.
+        if self.leaver.exitcode() is None:
+            self.leaver.tend()
+            self._thaw(self.leaver)
+            return False
+        for id in self.ids:
+            self.stage.open_gate(id.partition(":")[2])
+        return self.ended(self.ids)
+
+    def judge(self) -> None:
+        self.assert_effects(self.ids, runs=2)
+
+
+class Bereaved(Story):
+    """A worker dies with jobs in its hands, and the one that brings them back is struck."""
+
+    ids = ("wait:1", "wait:2")
+
+    def begin(self) -> None:
+        victim = self.start("worker")
+        self.queue.enqueue_many([job(*id.split(":")) for id in self.ids])
+        self.until(lambda: len(self.stage.runs()) == 2)
+        self.start_workers()
+        self.strike.arm()
+        victim.end()
+        self.units.remove(victim)
+        for id in self.ids:
+            self.stage.open_gate(id.partition(":")[2])
+
+    def settled(self) -> bool:
+        return self.ended(self.ids)
+
+    def judge(self) -> None:
+        self.assert_effects(self.ids, runs=4)
+        assert self.queue.counts()["total_crashed"] >= 2
+
+
+class Slots(Story):
+    """Two schedulers find that slots were missed."""
+
+    def begin(self) -> None:
+        self.last = (dt.datetime.now(dt.UTC) - dt.timedelta(days=4)).replace(microsecond=0)
+        self.redis.hset(self.queue.keys.slots, DAILY.name, int(self.last.timestamp() * 1000))
+        self.strike.arm()
+        for role in ("worker", "scheduler", "scheduler"):
+            self.start(role)
+
+    def settled(self) -> bool:
+        return self.queue.counts().get("total_done", 0) >= len(self._expected())
+
+    def judge(self) -> None:
+        expected = self._expected()
+        assert len(expected) >= 4
+        self.assert_effects(expected, runs=len(expected))
+
+    def _expected(self) -> list[str]:
+        slots = DAILY.due(self.last, dt.datetime.now(dt.UTC))
+        return [f"effect:{slot:%Y-%m-%d}" for slot, _ in slots]
+
+
+class Produce(Story):
+    """A producer does not know what became of its jobs, and enqueues them again."""
+
+    workers = 1
+
+    def begin(self) -> None:
+        self.start_workers()
+        self.strike.arm()
+        self.start("producer")
+
+    def settled(self) -> bool:
+        producer = self.units[-1]
+        return producer.exitcode() == 0 and self.queue.counts().get("total_done", 0) >= len(PRODUCED)
+
+    def judge(self) -> None:
+        # Nobody but the producer was struck. A job that had ended when it came again is a new one: so ids end with it.
+        ran = self.stage.runs()
+        assert self.stage.effects() == set(PRODUCED)
+        assert self.queue.counts()["total_done"] == len(ran)
+        assert set(ran) == set(PRODUCED)
+
+
+class Operator(Story):
+    """An operator's command is struck and typed again. Three dead letters are there, and no worker."""
+
+    ids = ("effect:1", "effect:2", "effect:3")
+    commands: ClassVar[dict[str, tuple[str, ...]]] = {
+        "requeue": ("dlq", "requeue", "--all"),
+        "remove": ("dlq", "remove", "--all", "--yes"),
+        "explain": ("status", "effect:1"),
+        "counts": ("status",),
+        "dead_letter": ("dlq", "show", "effect:1"),
+        "dead_letters": ("dlq", "list"),
+    }
+
+    def begin(self) -> None:
+        self.bury(*(job(*id.split(":")) for id in self.ids))
+        self.strike.arm()
+        if self.case.point.call == "where":
+            self.start("asker", *self.ids)
+        else:
+            self.start("redisq", *self.commands[self.case.point.call])
+
+    def settled(self) -> bool:
+        if self.units[0].exitcode() != 0:
+            return False
+        if (
+            self.case.point.call == "requeue"
+        ):  # the worker comes when the command is done, so that every job still stands there
+            if len(self.units) == 1:
+                assert sorted(self.queue.where(self.ids)) == ["ready"] * 3  # type: ignore[type-var]  # none is None
+                self.start("worker")
+            return self.ended(self.ids)
+        return True
+
+    def judge(self) -> None:
+        match self.case.point.call:
+            case "requeue":
+                self.assert_effects(self.ids, runs=3)
+                assert len(self.stage.runs()) == 3
+            case "remove":
+                assert self.queue.where(self.ids) == [None] * 3
+                assert not self.queue.dead_letters()
+            case _:
+                assert self.queue.where(self.ids) == ["dead"] * 3
+
+
+class Day(Story):
+    """A day of pages: planned, read, summed up and reconciled by two workers, on a database of its own."""
+
+    def begin(self) -> None:
+        self.dsn = self.pages.take_database()
+        self.environ |= self.pages.environ(self.dsn)
+        self.kinds = Application(self.environ).registry
+        if self.case.point.call == "forgotten_days":
+            with psycopg.connect(self.dsn, autocommit=True) as connection:
+                connection.execute("UPDATE integration SET created_at = now() - interval '2 days'")
+        self.bury(self._ingest(DEAD))
+        units = [self.start("pages") for _ in range(self.workers)]
+        self.until(lambda: all(unit.is_ready for unit in units))
+        self.strike.arm()
+        self.queue.enqueue(self._ingest(MOVED))
+        self.queue.enqueue(self.kinds["plan"].job(payloads.Plan(DAY.isoformat())))
+        self._reconcile()
+
+    def settled(self) -> bool:
+        counts = self.queue.counts()
+        if counts["ready"] + counts["processing"] + counts["delayed"]:
+            return False
+        if self.pages.is_settled(self.dsn) and self._letters() == self._dead():
+            return True
+        # What a strike left behind, for example a line that a sleeper wrote after its job had ended elsewhere, is seen
+        # to every five minutes; here at once.
+        self._reconcile()
+        return False
+
+    def judge(self) -> None:
+        self.pages.judge(self.dsn)
+        assert self._letters() == self._dead()
+
+    def _letters(self) -> set[str]:
+        return {letter.id for letter in self.queue.dead_letters() if letter.id.endswith(str(DAY))}
+
+    def _dead(self) -> set[str]:
+        """Return the jobs whose day is dead by the ledger."""
+        ledger = self.pages.ledger(self.dsn)
+        return {f"ingest:{page}:{DAY}" for page, (state, _) in ledger.items() if state == "dead"}
+
+    def _ingest(self, page: str) -> Job:
+        return self.kinds["ingest"].job(payloads.Ingest("acme", page, DAY.isoformat()))
+
+    def _reconcile(self) -> None:
+        self.queue.enqueue(self.kinds["reconcile"].job(payloads.Reconcile()))
+
+
+class GivenUp(Story):
+    """An operator's command that tells both stores is struck and typed again."""
+
+    def begin(self) -> None:
+        self.dsn = self.pages.take_database()
+        self.environ |= self.pages.environ(self.dsn)
+        kind = Application(self.environ).registry["ingest"]
+        self.id = f"ingest:{DEAD}:{DAY}"
+        self.bury(kind.job(payloads.Ingest("acme", DEAD, DAY.isoformat())))
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute("UPDATE ingest_day_state SET state = 'dead' WHERE integration_id = %s", [DEAD])
+            connection.execute("UPDATE integration SET refresh_needed = true WHERE id = %s", [DEAD])
+        self.strike.arm()
+        if self.case.point.call == "mark_abandoned":
+            self.start("redisq", "dlq", "remove", self.id)
+        else:
+            self.start("redisq", "integration", "reconnect", DEAD, "--token-file", str(self.pages.token_file))
+
+    def settled(self) -> bool:
+        if self.units[0].exitcode() != 0:
+            return False
+        if self.case.point.call == "reconnect":
+            if len(self.units) == 1:
+                assert self.queue.where([self.id]) == ["ready"]
+                self.start("pages")
+            return self.ended([self.id])
+        return True
+
+    def judge(self) -> None:
+        state = self.pages.ledger(self.dsn)[DEAD][0]
+        assert self.queue.where([self.id]) == [None]
+        assert state == ("abandoned" if self.case.point.call == "mark_abandoned" else "done")
+
+
+STORIES: dict[str, type[Story]] = {
+    **dict.fromkeys(("claim", "ack", "fail", "defer", "bury", "promote"), Work),
+    **dict.fromkeys(("await_ready", "workers", "processing_lists", "heartbeat", "listen"), Idle),
+    **dict.fromkeys(("require_fit", "processing"), Start),
+    **dict.fromkeys(("release", "retire"), Drain),
+    **dict.fromkeys(("reap", "try_write"), Bereaved),
+    **dict.fromkeys(("fire", "last_slots", "now"), Slots),
+    "enqueue": Produce,
+    **dict.fromkeys((*Operator.commands, "where"), Operator),
+    **dict.fromkeys(
+        (
+            *("expect", "open_rows", "mark_dead", "forgotten_days", "open_days", "due_everywhere", "mark_settled"),
+            *("find", "organization_of", "metrics_of", "close_gates", "set_refresh_needed", "record", "due_days"),
+            *("aggregate", "is_marked"),
+        ),
+        Day,
+    ),
+    **dict.fromkeys(("mark_abandoned", "reconnect"), GivenUp),
+}
