@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 import redisq.worker
-from jobs.app import SCHEDULES, Application
+from jobs.app import Application
 from jobs.program import PROGRAM
 from jobs.providers.base import Metric, Page, ProviderError
 from jobs.providers.classify import Failure, UnusableBody, classify
@@ -34,6 +34,7 @@ from jobs.providers.csvfiles import CsvProvider
 from jobs.providers.facebook import FacebookProvider
 from jobs.providers.insights import reading, series
 from jobs.providers.usage import gates
+from jobs.schedules import SCHEDULES
 from jobs.simulator import Simulator
 from jobs.vault import Vault, VaultError
 from redisq import (
