@@ -77,7 +77,8 @@ class System:
         """Start `worker`, `scheduler` or a program of the tests; its log goes to `log()`."""
         program = PROGRAMS / service  # a whole path stays as it is
         paths = os.pathsep.join([str(PROGRAMS.parent), self.environ.get("PYTHONPATH", "")])
-        environ = self.environ_of(program.name) | {"PYTHONPATH": paths}
+        user = "scheduler" if program.name == "scheduler" else "worker"
+        environ = self.environ_of(user) | {"PYTHONPATH": paths}
         with (self.folder / f"{program.name}.log").open("ab") as log:
             process = subprocess.Popen([sys.executable, program], env=environ, stderr=log)
         self.processes.append(process)

@@ -63,6 +63,7 @@ KEEP: Mapping[str, Step] = {
     "ring": lambda queue, client: client.publish(queue.keys.bell, 0),
     "require_fit": lambda _, client: require_fit(client),
     "promote": lambda queue, _: queue.promote(),
+    "try_write": lambda queue, _: queue.try_write(),
     "workers": lambda queue, _: queue.workers(),
     "processing_lists": lambda queue, _: queue.processing_lists(),
     "reap": lambda queue, _: queue.reap("gone", "", crashes=3),
@@ -94,6 +95,7 @@ STEPS: Mapping[str, Mapping[str, Step]] = {
     "operator": {
         **LOOK,
         **ENQUEUE,
+        "enqueue_replicated": lambda queue, _: queue.enqueue_replicated(_job("new"), replicas=0),
         "requeue": lambda queue, _: queue.requeue(["dead"]),
         "remove": lambda queue, _: queue.remove(["dead"]),
     },

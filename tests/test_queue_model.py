@@ -387,7 +387,7 @@ MUTANTS = {
     "a claim that counts no delivery": ("claim", "run.deliveries = run.deliveries + 1", ""),
     "a claim that starts what was reaped": ("claim", "redis.call('LREM', KEYS[2], -1, ARGV[i]) == 1", "true"),
     "requeue of anything": ("requeue", "redis.call('HEXISTS', KEYS[1], id) == 1", "true"),
-    "a slot that fires again": ("fire", "tonumber(last) >= tonumber(ARGV[2])", "false"),
+    "a slot that fires again": ("fire", "last >= tonumber(ARGV[2])", "false"),
     "retire with jobs in hand": ("retire", "redis.call('LLEN', KEYS[2]) > 0", "false"),
 }
 
