@@ -35,6 +35,7 @@ def connect(settings: Settings, *, timeout: float = COMMAND_TIMEOUT) -> "Redis":
             socket_timeout=timeout,
             socket_connect_timeout=_CONNECT_TIMEOUT,
             health_check_interval=0,
+            driver_info=None,  # Redis knows CLIENT SETINFO since 7.2; before, it is two errors for each connection
         )
         client.connection_pool.make_connection()  # connects to nothing: it reads what the address has after `?`
     except (TypeError, ValueError, RedisError):

@@ -21,6 +21,9 @@ from tests.waiting import eventually
 AWAY, BACK = "redis is away", "redis is back"
 ASKS, WAITS = "cannot wait for jobs in redis, asks for them instead", "waits for jobs in redis again"
 LEASE = 5.0  # long enough for a busy machine
+# Connections and round trips per second. A server that is no master any more is left: each knock at it is a connection, a
+# greeting and the command.
+MOST = 30.0
 SECONDS = LEASE + 1.0  # that an outage lasts: longer than the leases that nobody can renew in it
 
 
@@ -79,7 +82,7 @@ def test_a_refusal_is_survived_with_one_line_and_without_spinning(name: str, tmp
     assert trouble(worker) == [AWAY, BACK]
     assert trouble(scheduler) == [AWAY, BACK]
     print(f"{name}: worker {per_second[0]:.1f}/s, scheduler {per_second[1]:.1f}/s")  # noqa: T201  # a measurement
-    assert max(per_second) < 15
+    assert max(per_second) < MOST
 
 
 def rates(*proxies: Proxy) -> list[float]:
@@ -110,7 +113,7 @@ def test_a_redis_that_refuses_only_to_wait_is_asked_instead(refusal: Refusal, tm
         eventually(lambda: all_ended(queue, ["effect:last"]), within=60)
     assert trouble(worker) == [ASKS, WAITS]
     print(f"{refusal.word}: worker {per_second:.1f}/s")  # noqa: T201  # a measurement
-    assert per_second < 15
+    assert per_second < MOST
 
 
 @pytest.mark.slow
@@ -186,7 +189,7 @@ def test_a_full_disk_under_everysec_is_survived_and_heals_itself(
         assert scheduler.lives()
     assert stage.effects() >= set(ids)
     print(f"disk full, everysec: worker and scheduler {per_second:.1f}/s, 0 of {len(ids)} lost")  # noqa: T201
-    assert per_second < 15
+    assert per_second < MOST
     assert trouble(worker) == [AWAY, BACK]
     assert trouble(scheduler) == [AWAY, BACK]
 
@@ -213,4 +216,4 @@ def test_a_full_disk_under_always_ends_redis_and_loses_nothing(small_disk: Path,
         assert scheduler.lives()
     assert stage.effects() >= set(ids)
     print(f"disk full, always: worker and scheduler {per_second:.1f}/s, 0 of {len(ids)} lost")  # noqa: T201
-    assert per_second < 15
+    assert per_second < MOST
