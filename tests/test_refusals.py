@@ -21,8 +21,8 @@ from tests.waiting import eventually
 AWAY, BACK = "redis is away", "redis is back"
 ASKS, WAITS = "cannot wait for jobs in redis, asks for them instead", "waits for jobs in redis again"
 LEASE = 5.0  # long enough for a busy machine
-# Connections and round trips per second. A server that is no master any more is left: each knock at it is a connection, a
-# greeting and the command.
+# Connections and round trips per second. A server that may be no master any more is left: each knock at it is then a
+# connection, a greeting and the command.
 MOST = 30.0
 SECONDS = LEASE + 1.0  # that an outage lasts: longer than the leases that nobody can renew in it
 
