@@ -6,7 +6,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -176,8 +176,8 @@ class Delivery(NamedTuple):
 
 
 @cache
-def _fields(payload: type) -> frozenset[str]:
-    return frozenset(field.name for field in dataclasses.fields(payload))
+def _fields(payload: type) -> KeysView[str]:
+    return dict.fromkeys(field.name for field in dataclasses.fields(payload)).keys()
 
 
 def _random_key(_payload: object) -> str:
@@ -188,7 +188,8 @@ def _random_key(_payload: object) -> str:
 class Kind(Generic[P]):
     """A kind of job, as the application declares it.
 
-    `payload` is a dataclass whose `__post_init__` raises `ValueError` for values that cannot be right.
+    `payload` is a dataclass of fields that JSON can carry, whose `__post_init__` raises `ValueError` for values that
+    cannot be right.
     `key(payload)` makes the job's id, `<name>:<key>`; without it every job is new. `handler` must be
     idempotent: it runs at least once.
     """
@@ -206,7 +207,8 @@ class Kind(Generic[P]):
 
     def job(self, payload: P, *, queue: str | None = None) -> Job:
         """Return the job that `payload` stands for."""
-        fields = dataclasses.asdict(payload)  # type: ignore[call-overload]  # P is a dataclass, TypeVar cannot say so
+        # Not `asdict`, which copies what is inside of each field: half of the time that an enqueue in bulk takes.
+        fields = {name: getattr(payload, name) for name in _fields(self.payload)}  # type: ignore[arg-type]  # as below
         return Job(f"{self.name}:{self.key(payload)}", self.name, fields, self.version, queue or self.queue)
 
     def read(self, job: Job) -> P:

@@ -170,7 +170,8 @@ class Queue:
 
         Raise `BadJob` for a job that cannot be carried.
         """
-        return self.enqueue_many([job], delay=delay)[0]
+        [[state]] = self.send([self._enqueue([(self._own(job).id, job.encode())], delay)])
+        return Enqueued(job.id, state)
 
     def enqueue_replicated(self, job: Job, *, replicas: int, delay: float = 0.0) -> tuple[Enqueued, int]:
         """Put `job` in as `enqueue` does, and return how many replicas have it after `REPLICATION` seconds at most.
