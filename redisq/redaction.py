@@ -1,8 +1,10 @@
 """Keeps secrets and control characters out of every text that leaves the process."""
 
 import re
+from functools import lru_cache
 
 _LIMIT = 2000
+_SHORT = 128  # characters of a text that may come again
 _SEEN = 16 * _LIMIT  # characters that are looked at: an error may quote a whole response body
 _secrets: set[str] = set()
 # Each part has a bound: without one a long word, such as a body in base64, is searched from each of its letters.
@@ -28,8 +30,13 @@ def redact(text: str, limit: int = _LIMIT) -> str:
 
     Newlines and tabs stay; at most `limit` characters are kept.
     """
-    # Longest first, since one secret may begin another; sorted into a list, since other threads may add to the set.
-    for secret in sorted(_secrets, key=len, reverse=True):
+    # Longest first, since one secret may begin another; sorted into a tuple, since other threads may add to the set.
+    secrets = tuple(sorted(_secrets, key=len, reverse=True))
+    return (_cleaned_before if len(text) <= _SHORT else _cleaned)(text, limit, secrets)
+
+
+def _cleaned(text: str, limit: int, secrets: tuple[str, ...]) -> str:
+    for secret in secrets:
         text = text.replace(secret, "***")
     text = text[:_SEEN]
     # Most texts are names in a log line, a dozen for each job: what cannot be there is not searched for.
@@ -41,3 +48,7 @@ def redact(text: str, limit: int = _LIMIT) -> str:
     if not text.isprintable():
         text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+# Each job has a line, and most of its words were in the line before: queue, kind, worker, organization, date.
+_cleaned_before = lru_cache(maxsize=1024)(_cleaned)
