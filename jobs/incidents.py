@@ -15,6 +15,7 @@ from psycopg.rows import class_row
 
 from jobs.integrations import Integration
 from jobs.providers.base import ProviderError
+from redisq import fail_points
 
 WAVE = 3  # pages, refused in a row
 WINDOW = dt.timedelta(minutes=10)  # in which they were
@@ -39,15 +40,15 @@ class Incident:
 
 def judge(connection: Connection[Any], integration: Integration, error: ProviderError, now: dt.datetime) -> Judgement:
     """Return whose fault it is that the page was refused, as far as is known; open the incident if this is one."""
-    since, others_answered = _note(connection, integration, error, now)
+    since, others_answered = _note_refusal(connection, integration, error, now)
     if is_open(connection, integration.provider):
         return "incident"
-    if _refused_in_a_row(connection, integration.provider, error.reason, now) >= WAVE:
-        _open(connection, integration.provider, error, now)
+    if _count_refusals(connection, integration.provider, error.reason, now) >= WAVE:
+        _open_incident(connection, integration.provider, error, now)
         return "incident"
     if error.fault == "app" or not (others_answered or now - since >= CONFIRM):
         return "unclear"
-    _forget(connection, integration)
+    _forget_refusal(connection, integration)
     return "page"
 
 
@@ -62,7 +63,8 @@ RETURNING since, others_answered
 """
 
 
-def _note(
+@fail_points
+def _note_refusal(
     connection: Connection[Any], integration: Integration, error: ProviderError, now: dt.datetime
 ) -> tuple[dt.datetime, bool]:
     row = connection.execute(
@@ -79,7 +81,8 @@ def _note(
     return row[0], row[1]
 
 
-def _refused_in_a_row(connection: Connection[Any], provider: str, reason: str, now: dt.datetime) -> int:
+@fail_points
+def _count_refusals(connection: Connection[Any], provider: str, reason: str, now: dt.datetime) -> int:
     # Asked after the commit of one's own: of several workers the last one sees them all.
     row = connection.execute(
         "SELECT count(*) FROM provider_refusal"
@@ -89,7 +92,8 @@ def _refused_in_a_row(connection: Connection[Any], provider: str, reason: str, n
     return int(row[0]) if row else 0
 
 
-def _open(connection: Connection[Any], provider: str, error: ProviderError, now: dt.datetime) -> None:
+@fail_points
+def _open_incident(connection: Connection[Any], provider: str, error: ProviderError, now: dt.datetime) -> None:
     opened = connection.execute(
         "INSERT INTO provider_incident (provider, reason, detail, opened_at, probe_at) VALUES (%s, %s, %s, %s, %s)"
         " ON CONFLICT (provider) WHERE closed_at IS NULL DO NOTHING",
@@ -100,6 +104,7 @@ def _open(connection: Connection[Any], provider: str, error: ProviderError, now:
         _log.error("every page is refused: an incident, and no page's fault", extra=extra)
 
 
+@fail_points
 def is_open(connection: Connection[Any], provider: str) -> bool:
     """Tell whether the provider refuses every page."""
     row = connection.execute(
@@ -116,6 +121,7 @@ def all_open(connection: Connection[Any]) -> list[Incident]:
         ).fetchall()
 
 
+@fail_points
 def take_probe(connection: Connection[Any], provider: str, now: dt.datetime) -> bool:
     """Take the turn to call the provider during an incident; False when it is not time, or another worker has it."""
     taken = connection.execute(
@@ -127,21 +133,30 @@ def take_probe(connection: Connection[Any], provider: str, now: dt.datetime) -> 
 
 def note_answer(connection: Connection[Any], integration: Integration, now: dt.datetime) -> None:
     """Note that a page was answered: whoever is still refused is at fault itself, and an incident is over."""
-    _forget(connection, integration)
-    connection.execute(
-        "UPDATE provider_refusal SET others_answered = true WHERE provider = %s AND NOT others_answered",
-        [integration.provider],
-    )
-    closed = connection.execute(
-        "UPDATE provider_incident SET closed_at = %s WHERE provider = %s AND closed_at IS NULL",
-        [now, integration.provider],
-    )
-    if closed.rowcount == 1:
-        _log.warning("pages are answered again: the incident is over", extra={"provider": integration.provider})
+    _forget_refusal(connection, integration)
+    _note_others(connection, integration.provider)
+    _close_incident(connection, integration.provider, now)
 
 
-def _forget(connection: Connection[Any], integration: Integration) -> None:
+@fail_points
+def _forget_refusal(connection: Connection[Any], integration: Integration) -> None:
     connection.execute(
         "DELETE FROM provider_refusal WHERE provider = %s AND integration_id = %s",
         [integration.provider, integration.id],
     )
+
+
+@fail_points
+def _note_others(connection: Connection[Any], provider: str) -> None:
+    connection.execute(
+        "UPDATE provider_refusal SET others_answered = true WHERE provider = %s AND NOT others_answered", [provider]
+    )
+
+
+@fail_points
+def _close_incident(connection: Connection[Any], provider: str, now: dt.datetime) -> None:
+    closed = connection.execute(
+        "UPDATE provider_incident SET closed_at = %s WHERE provider = %s AND closed_at IS NULL", [now, provider]
+    )
+    if closed.rowcount == 1:
+        _log.warning("pages are answered again: the incident is over", extra={"provider": provider})

@@ -86,7 +86,7 @@ def test_every_point_is_driven() -> None:
 # Look, for people and for nobody else, and move nothing.
 _LOOKS = {
     *("inspect_server", "_clock", "inspect_durability", "coverage", "explained", "list_all", "count_all", "has_page"),
-    *("schema_version",),
+    *("schema_version", "all_open"),
 }
 # Set up and kept by people, each in one transaction, before any job or beside all of them.
 _SET_UP = {"add", "disable", "rotate_tokens", "upgrade", "_apply", "_missing"}
@@ -109,7 +109,7 @@ def test_every_call_to_a_server_lies_between_two_points() -> None:
 
 # `scripts.py` makes the points of every script, and is the seam itself.
 _WITH_REDIS = ("queue", "server", "bell", "durability", "topology")
-_WITH_SQL = ("ledger", "integrations", "aggregate", "database", "ingest", "plan", "app")
+_WITH_SQL = ("ledger", "integrations", "incidents", "aggregate", "database", "ingest", "plan", "app")
 
 
 def _calls_a_server(function: ast.FunctionDef) -> bool:

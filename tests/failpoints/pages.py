@@ -25,7 +25,7 @@ DEAD = "acme-4"  # its job crashed too often to tell the ledger
 _TEMPLATE = "template_of_cases"
 _TABLES = (
     *("page_metric_daily", "page_metric_history", "page_metric_anomaly", "org_metric_daily", "aggregate_dirty"),
-    *("provider_gate", "ingest_day_state", "integration", "organization"),
+    *("provider_refusal", "provider_incident", "provider_gate", "ingest_day_state", "integration", "organization"),
 )
 
 _NUMBERS = "SELECT integration_id, metric, day::text, value, status, revision FROM page_metric_daily WHERE day = %s"
@@ -109,24 +109,52 @@ class Pages:
         rows = self._rows(dsn, "SELECT integration_id, state, reason FROM ingest_day_state WHERE day = %s", DAY)
         return {id: (state, reason) for id, state, reason in rows}
 
-    def judge(self, dsn: str) -> None:
-        """Check that every page ended as it had to, and that numbers and sums are there once."""
+    def judge(self, dsn: str, *refused: tuple[str, str]) -> None:
+        """Check that every page ended as it had to, the refused one so, and that numbers and sums are there once."""
         ledger = self.ledger(dsn)
-        refused = ledger.pop(REFUSED)
-        # Struck between the note that it must be connected again and the ledger's line, its job finds the note.
-        assert refused in (("dead", "token_expired"), ("skipped", "refresh_needed"))
+        assert ledger.pop(REFUSED) in refused
         assert ledger == {
             **dict.fromkeys(READ, ("done", None)),
             MOVED: ("skipped", "moved"),
             DEAD: ("dead", "crash_limit"),
         }
+        views = self._views(dsn, *READ)
+        assert self._sums(dsn) == {"acme": [sum(views.values()), 3, 2, 1, 0], "birch": [None, 1, 0, 1, 0]}
+        assert self.incidents(dsn) == []
+        assert self.refusals(dsn) == []
+
+    def judge_wave(self, dsn: str) -> None:
+        """Check that no page was given up for the app's fault: one incident, and it is over."""
+        answered = (*READ, REFUSED, DEAD)
+        assert self.ledger(dsn) == {**dict.fromkeys(answered, ("done", None)), MOVED: ("skipped", "moved")}
+        views = self._views(dsn, *answered)
+        birch = views.pop(REFUSED)
+        assert self._sums(dsn) == {"acme": [sum(views.values()), 3, 3, 0, 0], "birch": [birch, 1, 1, 0, 0]}
+        assert self.incidents(dsn) == [("app", False)]
+        assert self.refusals(dsn) == []
+
+    def incidents(self, dsn: str) -> list[tuple[str, bool]]:
+        """Return reason of each incident, and whether it is open."""
+        return self._rows(dsn, "SELECT reason, closed_at IS NULL FROM provider_incident ORDER BY id")
+
+    def refusals(self, dsn: str) -> list[tuple[str, str]]:
+        """Return page and reason of what is noted of refused pages."""
+        return self._rows(dsn, "SELECT integration_id, reason FROM provider_refusal ORDER BY 1")
+
+    def _views(self, dsn: str, *pages: str) -> dict[str, int]:
+        """Return the views of each page. Only `pages` have numbers, and each of these was written once."""
         numbers = self._rows(dsn, _NUMBERS, DAY)
-        assert {id for id, *_ in numbers} == set(READ)
+        assert {id for id, *_ in numbers} == set(pages)
         assert {revision for *_, revision in numbers} == {1}
-        views = {id: value for id, metric, _, value, *_ in numbers if metric == "page_media_view"}
-        sums = {(organization, metric): rest for organization, metric, *rest in self._rows(dsn, _SUMS, DAY)}
-        assert sums["acme", "page_media_view"] == [sum(views.values()), 3, 2, 1, 0]
-        assert sums["birch", "page_media_view"] == [None, 1, 0, 1, 0]
+        return {id: value for id, metric, _, value, *_ in numbers if metric == "page_media_view"}
+
+    def _sums(self, dsn: str) -> dict[str, list[Any]]:
+        """Return the sum of each organization's views, with what is counted beside it."""
+        return {
+            organization: rest
+            for organization, metric, *rest in self._rows(dsn, _SUMS, DAY)
+            if metric == "page_media_view"
+        }
 
     def _rows(self, dsn: str, query: str, *parameters: object) -> list[Any]:
         with psycopg.connect(dsn, autocommit=True) as connection:

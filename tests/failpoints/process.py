@@ -5,6 +5,7 @@ It is armed here, by code and in this process only: nothing of it is in the prog
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import multiprocessing
 import os
@@ -22,6 +23,8 @@ import redis.exceptions
 
 import jobs.app
 import jobs.database
+import jobs.incidents
+import jobs.ingest
 import jobs.program
 import redisq.worker
 from redisq import Queue, Schedule, Settings, connect, failpoints
@@ -94,6 +97,10 @@ def run(role: Role, arguments: Sequence[str], environ: dict[str, str], strike: S
         os.dup2(log, stream)
     redisq.worker.WAIT = 0.5  # an idle worker drains when its BLMOVE ends
     jobs.database.AWAY_WAIT = 0.3
+    # The minutes of an incident are seconds: how long a refused page waits for others, a probe for the next, and a page
+    # for the end.
+    jobs.incidents.CONFIRM = jobs.incidents.PROBE = dt.timedelta(seconds=1)
+    jobs.ingest.INCIDENT_WAIT = 2.0
     failpoints.hook = strike
     sys.exit(_ROLES[role](Stage(strike.directory), arguments))
 

@@ -17,9 +17,10 @@ from redis import Redis
 
 from jobs import payloads
 from jobs.app import Application
+from jobs.simulator import Simulator
 from redisq import Failure, Job, Queue
 from tests.failpoints.crew import FROZEN, Unit
-from tests.failpoints.pages import DAY, DEAD, MOVED, Pages
+from tests.failpoints.pages import DAY, DEAD, MOVED, REFUSED, Pages
 from tests.failpoints.points import Point
 from tests.failpoints.process import DAILY, PRODUCED, Mode, Role, Strike
 from tests.harness import LEASE, Stage, assert_conserved, job
@@ -385,17 +386,32 @@ class Operator(Story):
 class Day(Story):
     """A day of pages: planned, read, summed up and reconciled by two workers, on a database of its own."""
 
+    # Struck between the note that it must be connected again and the ledger's line, its job finds the note.
+    refused: ClassVar = (("dead", "token_expired"), ("skipped", "refresh_needed"))
+
     def begin(self) -> None:
-        self.dsn = self.pages.take_database()
-        self.environ |= self.pages.environ(self.dsn)
-        self.kinds = Application(self.environ).registry
+        self.connect()
         if self.case.point.call == "forgotten_days":
             with psycopg.connect(self.dsn, autocommit=True) as connection:
                 connection.execute("UPDATE integration SET created_at = now() - interval '2 days'")
         self.bury(self._ingest(DEAD))
+        self.start_readers()
+        self.strike.arm()
+        self.plan()
+
+    def connect(self) -> None:
+        """Connect the pages, in a database of their own."""
+        self.dsn = self.pages.take_database()
+        self.environ |= self.pages.environ(self.dsn)
+        self.kinds = Application(self.environ).registry
+
+    def start_readers(self) -> None:
+        """Start the workers that read pages, and wait until they wait for jobs."""
         units = [self.start("pages") for _ in range(self.workers)]
         self.until(lambda: all(unit.is_ready for unit in units))
-        self.strike.arm()
+
+    def plan(self) -> None:
+        """Enqueue all that is due of the day."""
         self.queue.enqueue(self._ingest(MOVED))
         self.queue.enqueue(self.kinds["plan"].job(payloads.Plan(DAY.isoformat())))
         self._reconcile()
@@ -412,7 +428,7 @@ class Day(Story):
         return False
 
     def judge(self) -> None:
-        self.pages.judge(self.dsn)
+        self.pages.judge(self.dsn, *self.refused)
         assert self._letters() == self._dead()
 
     def _letters(self) -> set[str]:
@@ -424,10 +440,66 @@ class Day(Story):
         return {f"ingest:{page}:{DAY}" for page, (state, _) in ledger.items() if state == "dead"}
 
     def _ingest(self, page: str) -> Job:
-        return self.kinds["ingest"].job(payloads.Ingest("acme", page, DAY.isoformat()))
+        return self.kinds["ingest"].job(payloads.Ingest(page.partition("-")[0], page, DAY.isoformat()))
 
     def _reconcile(self) -> None:
         self.queue.enqueue(self.kinds["reconcile"].job(payloads.Reconcile()))
+
+
+class Lone(Day):
+    """Before the day one page is refused, perhaps for the app's fault: at a second look it is given up alone."""
+
+    refused: ClassVar = (("dead", "request"),)
+
+    def tell(self) -> None:
+        with Simulator(pages=5) as self.simulator:
+            self.simulator.script(self.simulator.pages[2].page_id, then="error-100")
+            super().tell()
+
+    def begin(self) -> None:
+        self.connect()
+        self.environ["REDISQ_GRAPH_URL"] = self.simulator.url
+        self.bury(self._ingest(DEAD))
+        self.start_readers()
+        # No other page is answered until then, which would make this one forget a refusal, too.
+        self.strike.arm()
+        self.queue.enqueue(self._ingest(REFUSED))
+        self.until(self.strike.struck)
+        self.plan()
+
+
+class Wave(Day):
+    """Every page is refused for a wrong app secret: an incident, which ends when the secret is put right."""
+
+    opens: ClassVar = ("_note_refusal", "is_open", "_count_refusals", "_open_incident")
+
+    def tell(self) -> None:
+        with Simulator(pages=5, app_secret="the-right-one") as self.simulator:
+            super().tell()
+
+    def begin(self) -> None:
+        self.connect()
+        secret = self.directory / "app-secret"
+        secret.write_text("the-wrong-one")
+        self.environ |= {"REDISQ_GRAPH_URL": self.simulator.url, "REDISQ_APP_SECRET_FILE": str(secret)}
+        self.start_readers()
+        if self.case.point.call in self.opens:
+            self.strike.arm()
+            self.plan()
+            self.until(lambda: self.strike.struck() and all(map(self._is_sound, self.units)))
+        else:
+            self.plan()
+        self.until(lambda: self.pages.incidents(self.dsn) == [("app", True)])
+        self._dismiss()
+        secret.write_text("the-right-one")
+        if self.case.point.call not in self.opens:
+            self.strike.arm()
+        self.start_readers()
+
+    def judge(self) -> None:
+        self.pages.judge_wave(self.dsn)
+        assert not self.queue.dead_letters()
+        assert self.queue.counts().get("total_dead", 0) == 0
 
 
 class GivenUp(Story):
@@ -481,5 +553,7 @@ STORIES: dict[str, type[Story]] = {
         ),
         Day,
     ),
+    **dict.fromkeys((*Wave.opens, "take_probe", "_note_others", "_close_incident"), Wave),
+    "_forget_refusal": Lone,  # of a page that was answered it is between the probe and what is noted of the others
     **dict.fromkeys(("mark_abandoned", "reconnect"), GivenUp),
 }
