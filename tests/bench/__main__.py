@@ -19,8 +19,8 @@ from tests.bench.report import document
 from tests.bench.results import Results, RowResult, SystemResult, machine
 from tests.bench.systems import RAW, SYSTEMS, System
 
-PARTS = ("drain", "idle", "recovery", "own", "jobs")
-QUICK = ("drain", "idle")
+PARTS = ("drain", "idle", "points", "recovery", "own", "jobs")
+QUICK = ("drain", "idle", "points")
 RECOVERY = 120.0  # seconds that a killed worker's job is given to run again
 
 
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps: dict[str, Callable[[], None]] = {
         "drain": lambda: _drain(systems, results, options.rounds, options.scale),
         "idle": lambda: _idle(systems, results, quick=options.quick),
+        "points": lambda: own.measure_points(results),
         "recovery": lambda: _recover(systems, results),
         "own": lambda: own.measure(results, options.scale, options.minutes),
         "jobs": lambda: results.figures.update(measure_jobs()),

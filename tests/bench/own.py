@@ -9,13 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from redis import Redis
 
-from redisq import Failure, Job, Queue
+from redisq import Failure, Job, Queue, fail_points
 from tests.bench.environments import PROJECT
 from tests.bench.handler import payload
 from tests.bench.observer import Silent, Site, drain, site
@@ -30,7 +30,7 @@ REDISQ = Path(sys.executable).with_name("redisq")
 
 
 def measure(results: Results, scale: float, minutes: float) -> None:
-    """Note every figure; `minutes` is how long the worker is kept under load for the curve of its memory."""
+    """Note what takes a server; `minutes` is how long the worker is kept under load for the curve of its memory."""
     _logs_and_durability(results, scale)
     _depth(results, scale)
     _two_workers(results, scale)
@@ -38,6 +38,25 @@ def measure(results: Results, scale: float, minutes: float) -> None:
     _delays(results)
     _tools(results, scale)
     _memory(results, minutes)
+
+
+def measure_points(results: Results, count: int = 10_000, rounds: int = 50) -> None:
+    """Note what a call takes longer for the fail points before and after it, to which nobody listens."""
+
+    def call() -> None:
+        """Do nothing."""
+
+    def fastest(of: Callable[[], None]) -> float:  # of many short rounds: the others were interrupted
+        return min(_timed(of, count) for _ in range(rounds)) / count
+
+    results.note("two fail points around a call, off (ns)", 1e9 * (fastest(fail_points(call)) - fastest(call)))
+
+
+def _timed(call: Callable[[], None], count: int) -> float:
+    begun = time.perf_counter()
+    for _ in range(count):
+        call()
+    return time.perf_counter() - begun
 
 
 def _logs_and_durability(results: Results, scale: float) -> None:
