@@ -71,13 +71,13 @@ def client_retries() -> None:
         retry = Retry(ExponentialWithJitterBackoff(base=0.01, cap=1.0), 10)
         return Redis.from_url(settings.redis_url, retry=retry, socket_timeout=timeout, socket_connect_timeout=2.0)
 
-    once = scripts._round_trip
+    once = scripts._send
 
-    def again(client: Redis, commands: Sequence[Any]) -> list[Any]:
-        return Retry(NoBackoff(), 10).call_with_retry(lambda: once(client, commands), lambda _error: None)
+    def again(client: Redis, commands: Sequence[Any]) -> Callable[[], list[Any]]:
+        return lambda: Retry(NoBackoff(), 10).call_with_retry(lambda: once(client, commands)(), lambda _error: None)
 
     # The scripts go past redis-py's own repetition, so they are given it back.
-    _replace(scripts, "_round_trip", again)
+    _replace(scripts, "_send", again)
     _replace(service, "connect", connect)
     _replace(server, "connect", connect)
 
@@ -208,16 +208,21 @@ def fail_in_two_commands() -> None:
     """A failed job is settled first and put in again after it, as by a handler that enqueues its own retry."""
     _rewrite(["fail"], "redis.call('ZADD', KEYS[4], due, ARGV[1])", "")
     _rewrite(["fail"], "ring(ARGV[7], KEYS[4], due, ARGV[4])", "")
-    send = Queue.send
+    post = Queue.post
 
-    def apart(self: Queue, calls: Sequence[Any]) -> list[Any]:
-        answers = send(self, calls)
-        for call, answer in zip(calls, answers, strict=True):
-            if call.script.name == "fail" and answer == "delayed":
-                self._redis.zadd(self.keys.delayed, {call.args[0]: self.now() * 1000 + int(call.args[3])})
+    def apart(self: Queue, calls: Sequence[Any]) -> Callable[[], list[Any]]:
+        receive = post(self, calls)
+
+        def answers() -> list[Any]:
+            found = receive()
+            for call, answer in zip(calls, found, strict=True):
+                if call.script.name == "fail" and answer == "delayed":
+                    self._redis.zadd(self.keys.delayed, {call.args[0]: self.now() * 1000 + int(call.args[3])})
+            return found
+
         return answers
 
-    _replace(Queue, "send", apart)
+    _replace(Queue, "post", apart)
 
 
 def names() -> list[str]:
