@@ -145,7 +145,8 @@ def staged(admin: Redis) -> None:
         admin.hset(k.runs, id, f"{token} 1 0 {1 if id == 'suspect' else 0} 0")
     queue.send([queue.bury("w", Claimed("dead", "t.2", b"", 0, 0), FAILURE)])
     queue.enqueue(_job("delayed"), delay=60.0)
-    queue.enqueue(_job("due"), delay=0.001)
+    queue.enqueue(_job("due"), delay=1.0)
+    admin.zadd(k.delayed, {"due": 1}, xx=True)  # long ago
     queue.heartbeat("w", {})
     queue.fire("schedule", 1, None)
     admin.script_flush()
