@@ -76,7 +76,7 @@ fuzz: $(VENV)/.with-dev
 	FUZZ_SECONDS=$(or $(SECONDS),600) $(VENV)/bin/pytest -s --durations=0 tests/test_fuzz.py
 
 mutants: $(VENV)/.with-dev
-	$(VENV)/bin/python -m tests.chaos --seed $(or $(SEED),1 2 3 4 5) --seconds $(or $(SECONDS),10) --mutants
+	$(VENV)/bin/python -m tests.chaos --seed $(or $(SEED),1 2 3 4 5) --seconds $(or $(SECONDS),25) --mutants
 
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
