@@ -21,7 +21,6 @@ from jobs.plan import Plan
 from jobs.servers import private_postgres, private_redis
 from jobs.simulator_pages import GeneratedPages
 from jobs.vault import Vault
-from redisq import Failure, Job, Queue
 from redisq.cli import Exit
 from tests.many_pages import many_days, many_pages
 
@@ -141,72 +140,6 @@ def coverage_of(pages: int, days: int, *options: str) -> float:
         seconds = _timed(lambda: ends.append(subprocess.run(line, env=environ, check=False, **quiet).returncode))
         assert ends == [Exit.FOUND]  # an error would be quick
         return seconds
-
-
-def commands_at(ready: int, delayed: int, dead: int) -> dict[str, float]:
-    """Return the seconds of each command that looks into a queue of that size, or settles one job of it."""
-    with ExitStack() as stack:
-        dsn = stack.enter_context(_database())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        redis = stack.enter_context(private_redis(folder))
-        environ = os.environ | {"REDISQ_REDIS_URL": redis.url, "REDISQ_DATABASE_URL": dsn}
-        key = Vault.new_key()
-        (folder / "key").write_text(key)
-        environ["REDISQ_TOKEN_KEY_FILE"] = str(folder / "key")
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            many_pages(connection, 5000, organizations=1)
-            connection.execute("UPDATE integration SET token = %s", [Vault([key]).encrypt("a token")])
-        queue = Application(environ).queue("default")
-        _bury(queue, _ingests("dead", dead // 2), "token_expired")
-        _bury(queue, _ingests("dead", dead - dead // 2, dead // 2), "server")
-        for start in range(0, delayed, 10_000):
-            queue.enqueue_many(_ingests("later", min(10_000, delayed - start), start), delay=86400.0)
-        for start in range(0, ready, 10_000):
-            queue.enqueue_many(_ingests("soon", min(10_000, ready - start), start))
-        ids = {"READY": "ingest:soon-0", "DELAYED": "ingest:later-0", "DEAD": "ingest:dead-0"}
-        return {line: _timed(lambda line=line: _command(line, ids, environ)) for line in COMMANDS}  # type: ignore[misc]
-
-
-COMMANDS = (
-    "--help",
-    "status",
-    "status READY",
-    "status DELAYED",
-    "status DEAD",
-    "dlq list",
-    "dlq list --limit 1000 --offset 40000",
-    "dlq show DEAD",
-    "schedule list",
-    "schedule next daily",
-    "doctor",
-    "integration list",
-    "dlq requeue DEAD",
-    "dlq remove ingest:dead-1 --yes",
-    "enqueue reconcile",
-    "dlq requeue --all --reason none_of_this",
-    "dlq remove --all --reason server --yes",
-    "dlq requeue --all",
-)
-
-
-def _command(line: str, ids: Mapping[str, str], environ: Mapping[str, str]) -> None:
-    words = [ids.get(word, word) for word in line.split()]
-    program = Path(sys.executable).with_name("redisq")
-    ended = subprocess.run([program, *words], env=environ, capture_output=True, text=True, check=False)
-    assert ended.returncode == Exit.DONE, f"{line}: {ended.stderr}"  # an error would be quick
-
-
-def _ingests(name: str, count: int, start: int = 0) -> list[Job]:
-    payload = {"organizationId": "org-000001", "integrationId": "page-000001", "date": "2026-03-07"}
-    return [Job(f"ingest:{name}-{n}", "ingest", payload) for n in range(start, start + count)]
-
-
-def _bury(queue: Queue, jobs: Sequence[Job], reason: str) -> None:
-    failure = Failure("permanent", reason, "as the provider put it")
-    for start in range(0, len(jobs), 500):
-        queue.enqueue_many(jobs[start : start + 500])
-        [claimed] = queue.send([queue.claim("bench", 500)])
-        queue.send([queue.bury("bench", each, failure) for each in claimed])
 
 
 def _timed(action: Callable[[], object]) -> float:
