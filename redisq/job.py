@@ -78,18 +78,19 @@ class Job:
             raise BadJob(f"the envelope is not JSON: {error}") from None
         if not isinstance(fields, dict):
             raise BadJob("the envelope is not a JSON object")
-        written_by = fields.get("v")
+        # Plain checks: a `match` on this mapping takes 3 µs, a fifth of all the time that a job may cost.
+        get = fields.get
+        written_by, id, kind = get("v"), get("id"), get("kind")
+        version, payload, at = get("version"), get("payload"), get("at")
         if isinstance(written_by, int) and written_by > ENVELOPE_VERSION:
             raise NewerEnvelope(f"the envelope has version {written_by}, this release reads up to {ENVELOPE_VERSION}")
-        # Plain checks: a `match` on this mapping takes 3 µs, an eighth of all the time that a job may cost.
-        id, kind, version, payload, at = map(fields.get, ("id", "kind", "version", "payload", "at"))
         if (
             written_by == 1
             and isinstance(id, str)
             and isinstance(kind, str)
             and isinstance(version, int)
             and isinstance(payload, dict)
-            and isinstance(at, int | float)
+            and isinstance(at, (int, float))
         ):
             check_name(kind, "kind")
             # orjson has refused what JSON cannot carry. Depth is left, and few brackets cannot nest deep.

@@ -1,4 +1,4 @@
-"""The threads that run handlers, and what became of each run."""
+"""The threads that read jobs and run their handlers, and what became of each run."""
 
 import ctypes
 import threading
@@ -9,11 +9,22 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-from redisq.errors import BadPayload, Defer, Pause, Permanent, Retry, TimeLimitExceeded
-from redisq.job import Delivery, Job, Kind
+from redisq.errors import (
+    BadJob,
+    BadPayload,
+    Defer,
+    NewerEnvelope,
+    Pause,
+    Permanent,
+    Retry,
+    TimeLimitExceeded,
+    UnknownKind,
+)
+from redisq.job import Delivery, Job, Kind, Registry
 from redisq.queue import Claimed, Failure
 
 FRAMES = 12  # of a traceback that are kept, the innermost
+PARK = 60.0  # seconds between looks at a job that this release does not know
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +93,8 @@ class Run:
     epoch: int
     job: Job | None = None
     kind: Kind[Any] | None = None
-    delivery: Delivery | None = None
     started: float = 0.0
-    thread: int | None = None  # of the slot, while the handler runs; guarded by `Slots.lock`
+    thread: int | None = None  # of the slot, while the handler runs; taken back under `Slots.lock`
     told: float | None = None  # when the handler was told that its time is up
     duration: float = 0.0
     outcome: Outcome | None = None
@@ -92,13 +102,26 @@ class Run:
 
 
 class Slots:
-    """The threads that run handlers. A handler past its time limit gets `TimeLimitExceeded` raised in its thread."""
+    """The threads that run handlers. A handler past its time limit gets `TimeLimitExceeded` raised in its thread.
 
-    def __init__(self, count: int, report: Callable[[Run], None]) -> None:
+    `holds` answers a handler that asks for its lease. `report` gets each run back, with its outcome.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        registry: Registry,
+        queue: str,
+        worker: str,
+        holds: Callable[[Run], bool],
+        report: Callable[[Run], None],
+    ) -> None:
         self.count = count
-        self.lock = threading.Lock()  # protects Run.thread and Run.told: a late exception must not hit the next job
+        # Protects Run.told, and the end of Run.thread: a late exception must not hit the next job.
+        self.lock = threading.Lock()
         self._inbox: SimpleQueue[Run] = SimpleQueue()
-        self._report = report
+        self._registry, self._queue, self._worker = registry, queue, worker
+        self._holds, self._report = holds, report
         for number in range(count):
             threading.Thread(target=self._work, name=f"slot-{number}", daemon=True).start()
 
@@ -118,34 +141,59 @@ class Slots:
     def _work(self) -> None:
         while True:
             run = self._inbox.get()
-            run.outcome = self._outcome(run)
-            run.duration = time.monotonic() - run.started
+            run.outcome = self._read(run) or self._outcome(run)
             self._report(run)
 
+    def _read(self, run: Run) -> Outcome | None:
+        """Read the envelope into `run`; what cannot be run is parked for a later release, or buried."""
+        try:
+            if not run.claimed.envelope:
+                return Doomed(Failure("unreadable", "no_body", "the queue holds this id, but no job of that name"))
+            run.job = Job.decode(run.claimed.envelope, queue=self._queue)
+            run.kind = self._registry[run.job.kind]
+        except (UnknownKind, NewerEnvelope) as error:
+            reason = "unknown_kind" if isinstance(error, UnknownKind) else "newer_envelope"
+            return Deferred(Failure("parked", reason, str(error)), PARK)
+        except BadJob as error:
+            return Doomed(Failure("unreadable", "bad_envelope", str(error)))
+        except Exception as error:  # noqa: BLE001  # such as no memory: a slot that died of it would hold its job for ever
+            return Deferred(Failure("parked", type(error).__name__, str(error)), PARK)
+        return None
+
     def _outcome(self, run: Run) -> Outcome:
-        assert run.kind is not None and run.job is not None and run.delivery is not None  # noqa: PT018  # one fact
+        kind, job, claimed = run.kind, run.job, run.claimed
+        assert kind is not None and job is not None  # noqa: PT018  # one fact
+        attempt = claimed.attempts + 1
+        delivery = Delivery(
+            job,
+            attempt,
+            attempt >= kind.attempts,
+            self._worker,
+            claimed.token,
+            self._registry.log_fields,
+            lambda: self._holds(run),
+        )
         try:
             try:
-                self._begin(run)
-                run.kind.handler(run.kind.read(run.job), run.delivery)
+                run.started = time.monotonic()
+                run.thread = threading.get_ident()  # last: from now on it can be interrupted
+                kind.handler(kind.read(job), delivery)
             finally:
                 self._end(run)
         except TimeLimitExceeded:
             self._end(run)  # it may have struck inside the first one
-            return outcome_of(TimeLimitExceeded(f"ran longer than {run.kind.time_limit:g} s"))
+            return outcome_of(TimeLimitExceeded(f"ran longer than {kind.time_limit:g} s"))
         except BaseException as error:  # noqa: BLE001  # whatever a handler raises, even SystemExit, is its job's outcome
             return outcome_of(error)
         return Done()
 
-    def _begin(self, run: Run) -> None:
-        with self.lock:
-            run.started = time.monotonic()
-            run.thread = threading.get_ident()
-
     def _end(self, run: Run) -> None:
         with self.lock:
-            if run.thread is not None and run.told is not None:
+            if run.thread is None:
+                return
+            if run.told is not None:
                 _raise_in(run.thread, None)  # told, but not yet raised: take it back
+            run.duration = time.monotonic() - run.started
             run.thread = None
 
 

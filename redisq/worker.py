@@ -19,20 +19,18 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from redisq.config import Settings
-from redisq.errors import BadJob, NewerEnvelope, UnknownKind
-from redisq.job import Delivery, Job, Registry, context
+from redisq.job import Registry, context
 from redisq.lease import Pulse
 from redisq.outage import Outage, Patience
 from redisq.queue import EVERY_GHOST, Call, Claimed, Failure, Queue
 from redisq.server import COMMAND_TIMEOUT, describe, require_fit
-from redisq.slots import Deferred, Done, Doomed, Failed, Outcome, Paused, Run, Slots
+from redisq.slots import Deferred, Done, Doomed, Failed, Paused, Run, Slots
 
 WAIT = 2.0  # seconds of one BLMOVE: short, so that a worker drains quickly
 TURN = 0.5  # seconds between turns with nothing to do: time limits are this sharp
 SWEEP = 5.0  # seconds between looks for ghosts
 # Seconds a handler has to come back after its time limit: longer than a call of it may block outside the interpreter.
 RETURN = 35.0
-PARK = 60.0  # seconds between looks at a job that this release does not know
 PARK_LIMIT = 24 * 3600.0  # seconds until such a job is dead
 
 log = logging.getLogger("redisq.worker")
@@ -149,7 +147,7 @@ class Worker:
         self._quiet = False  # the doorbell has just found nothing, so a claim would not either
         self._stops = 0
         self._deadline = float("inf")
-        self._slots = Slots(settings.slots, self._events.put)
+        self._slots = Slots(settings.slots, registry, queue_name, self.id, self._holds, self._events.put)
         self._doorbell = Doorbell(blocking, self.id, self._events.put)
         self._info: dict[str, str | int | float] = {
             "host": socket.gethostname(),
@@ -325,36 +323,11 @@ class Worker:
             self._sweep_at = 0.0
             return
         for run in runs:
-            trouble = self._read(run)
-            if trouble:
-                run.outcome = trouble
-                self._events.put(run)
-            else:
-                self._slots.start(run)
+            self._slots.start(run)
 
-    def _read(self, run: Run) -> Outcome | None:
-        """Read the envelope into `run`; what cannot be run is parked for a later release, or buried."""
-        claimed, queue = run.claimed, self._queue.name
-        try:
-            if not claimed.envelope:
-                return Doomed(Failure("unreadable", "no_body", "the queue holds this id, but no job of that name"))
-            run.job = Job.decode(claimed.envelope, queue=queue)
-            run.kind = self._registry[run.job.kind]
-        except (UnknownKind, NewerEnvelope) as error:
-            reason = "unknown_kind" if isinstance(error, UnknownKind) else "newer_envelope"
-            return Deferred(Failure("parked", reason, str(error)), PARK)
-        except BadJob as error:
-            return Doomed(Failure("unreadable", "bad_envelope", str(error)))
-        run.delivery = Delivery(
-            run.job,
-            claimed.attempts + 1,
-            claimed.attempts + 1 >= run.kind.attempts,
-            self.id,
-            claimed.token,
-            self._registry.log_fields,
-            lambda: self._held.get(claimed.token) is run and self._pulse.holds(run.epoch),
-        )
-        return None
+    def _holds(self, run: Run) -> bool:
+        """Return whether `run` still owns its job; safe in every thread."""
+        return self._held.get(run.claimed.token) is run and self._pulse.holds(run.epoch)
 
     def _watch_limits(self, now: float) -> None:
         for run in list(self._held.values()):

@@ -336,6 +336,26 @@ def test_an_unknown_field_of_the_same_version_is_refused(redis_url: str, queue: 
     assert "dat" in letter.detail
 
 
+def test_a_job_that_cannot_be_read_for_want_of_memory_is_parked_and_its_slot_lives_on(
+    redis_url: str, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slot that died of it would hold its job for as long as its worker lives."""
+    went_on = threading.Event()
+    decode = Job.decode
+
+    def starved(envelope: bytes, *, queue: str) -> Job:
+        if b"big:1" in envelope:
+            raise MemoryError
+        return decode(envelope, queue=queue)
+
+    monkeypatch.setattr(Job, "decode", starved)
+    with at_work(kinds(big=raising(AssertionError("must not run")), good=lambda *_: went_on.set()), redis_url, slots=1):
+        queue.enqueue(job("big", 1))
+        eventually(lambda: queue.where(["big:1"]) == ["delayed"], within=5)
+        queue.enqueue(job("good", 1))
+        assert went_on.wait(5)
+
+
 def test_an_unknown_kind_is_parked_without_an_attempt(redis: Redis, redis_url: str, queue: Queue) -> None:
     """A worker of the last release must not bury what the next one knows."""
     with at_work(kinds(), redis_url):
@@ -480,10 +500,11 @@ def test_a_result_after_the_time_limit_was_given_up_is_harmless(
 def test_a_late_time_limit_never_hits_the_next_job(tight_switching: None) -> None:  # noqa: ARG001  # a fixture
     """The exception is raised from another thread while the handler may just be returning."""
     ended: SimpleQueue[Run] = SimpleQueue()
-    slots = Slots(1, ended.put)
+    registry = Registry([kind("first", _busy(2e-4)), kind("second", _busy(5e-4))])
+    slots = Slots(1, registry, "default", "worker", lambda _run: True, ended.put)
     interrupted = 0
     for number in range(500):
-        first, second = _run("first", _busy(2e-4)), _run("second", _busy(5e-4))
+        first, second = _run("first"), _run("second")
         slots.start(first)
         slots.start(second)
         eventually(lambda first=first: first.thread or first.outcome, within=5, every=0)
@@ -514,10 +535,9 @@ def _busy(seconds: float) -> Handler:
     return handler
 
 
-def _run(name: str, handler: Handler) -> Run:
+def _run(name: str) -> Run:
     item = job(name, 1)
-    delivery = Delivery(item, 1, False, "worker", "token", (), lambda: True)
-    return Run(Claimed(item.id, "token", b"", 0, 0), 0.0, 1, item, kind(name, handler), delivery)
+    return Run(Claimed(item.id, "token", item.encode(), 0, 0), 0.0, 1)
 
 
 # -- the lease --------------------------------------------------------------------------------------------------------
