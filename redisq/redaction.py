@@ -1,12 +1,14 @@
 """Keeps secrets and control characters out of every text that leaves the process."""
 
 import re
+import threading
 from functools import lru_cache
 
 _LIMIT = 2000
 _SHORT = 128  # characters of a text that may come again
 _SEEN = 16 * _LIMIT  # characters that are looked at: an error may quote a whole response body
-_secrets: set[str] = set()
+_secrets: tuple[str, ...] = ()  # longest first, since one may begin another
+_adding = threading.Lock()
 # Each part has a bound: without one a long word, such as a body in base64, is searched from each of its letters.
 _URL_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]{0,30}://[^\s:/@]{0,256}):\S{1,1024}@", re.IGNORECASE)
 _NAMED = re.compile(
@@ -21,8 +23,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 
 def protect(secret: str | None) -> None:
     """Remember a secret value; `redact` replaces it wherever it appears from now on."""
+    global _secrets  # known to the whole process, as the log is
     if secret and len(secret) >= 4:
-        _secrets.add(secret)
+        with _adding:
+            _secrets = tuple(sorted({*_secrets, secret}, key=len, reverse=True))
 
 
 def redact(text: str, limit: int = _LIMIT) -> str:
@@ -30,9 +34,7 @@ def redact(text: str, limit: int = _LIMIT) -> str:
 
     Newlines and tabs stay; at most `limit` characters are kept.
     """
-    # Longest first, since one secret may begin another; sorted into a tuple, since other threads may add to the set.
-    secrets = tuple(sorted(_secrets, key=len, reverse=True))
-    return (_cleaned_before if len(text) <= _SHORT else _cleaned)(text, limit, secrets)
+    return (_cleaned_before if len(text) <= _SHORT else _cleaned)(text, limit, _secrets)
 
 
 def _cleaned(text: str, limit: int, secrets: tuple[str, ...]) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from pythonjsonlogger.orjson import OrjsonFormatter
 from redis.exceptions import RedisError
 
 from redisq.config import Settings
@@ -22,6 +21,7 @@ from redisq.cron import Schedule, load_schedules
 from redisq.errors import RedisqError, UnfitServer
 from redisq.job import Registry
 from redisq.keys import check_name
+from redisq.logs import TurnHandler, log_json
 from redisq.queue import Queue
 from redisq.redaction import redact
 from redisq.scheduler import Clockwork, Keeper, Scheduler, check_schedules
@@ -73,21 +73,6 @@ class Notifier:
             log.warning("systemd does not listen", extra={"cause": describe(error)})
 
 
-class _Redacted(OrjsonFormatter):
-    def process_log_record(self, log_data: dict[str, object]) -> dict[str, object]:
-        return {name: redact(text) if isinstance(text, str) else text for name, text in log_data.items()}
-
-
-def log_json(level: str) -> None:
-    """Write every log record to stderr as one JSON line, redacted."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _Redacted("{levelname}{name}{message}", style="{", rename_fields={"levelname": "level"}, timestamp="time")
-    )
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-
-
 def _on_signals(stop: Callable[[], None]) -> None:
     def handle(_number: int, _frame: FrameType | None) -> None:
         stop()
@@ -124,13 +109,14 @@ def _require_all_fit(queues: Sequence[Queue]) -> None:
 
 
 class _Told:
-    """Tells systemd what the worker's claim loop does."""
+    """Tells systemd and the log what the worker's claim loop does."""
 
-    def __init__(self, notifier: Notifier, queue: str, healthy: Callable[[], bool]) -> None:
-        self._notifier, self._queue, self._healthy = notifier, queue, healthy
+    def __init__(self, notifier: Notifier, log: TurnHandler, queue: str, healthy: Callable[[], bool]) -> None:
+        self._notifier, self._log, self._queue, self._healthy = notifier, log, queue, healthy
         self._stopping = False
 
     def turned(self, *, running: int, slots: int, draining: bool, connected: bool, paused: str) -> None:
+        self._log.flush()
         if draining and not self._stopping:
             self._stopping = True
             self._notifier.stopping()
@@ -155,9 +141,9 @@ def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
         print(f"worker: {error}", file=sys.stderr)  # noqa: T201  # there is no log yet
         return 2
     faulthandler.enable()  # a watchdog's SIGABRT then leaves the stack of every thread in the journal
-    log_json(settings.log_level)
+    lines = log_json(settings.log_level)
     notifier = Notifier()
-    told = _Told(notifier, queue_name, lambda: worker.healthy() and keeping.is_alive())
+    told = _Told(notifier, lines, queue_name, lambda: worker.healthy() and keeping.is_alive())
     worker = Worker(queue_name, registry, settings, lambda timeout: connect(settings, timeout=timeout), told)
     queue = Queue(client, queue_name, settings.prefix)
     keeper = Scheduler([Keeper(queue, settings.lease)], outage=worker.outage)

@@ -11,7 +11,7 @@ from redisq.config import Address, nodes_of, plain_url, with_password
 
 @pytest.fixture(autouse=True)
 def _nothing_protected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redaction, "_secrets", set())
+    monkeypatch.setattr(redaction, "_secrets", ())
 
 
 def test_without_settings_the_defaults_hold() -> None:

@@ -53,8 +53,8 @@ from redisq import (
 )
 from redisq.cron import load_schedules
 from redisq.keys import Keys
+from redisq.logs import log_json
 from redisq.scheduler import Clockwork, check_schedules
-from redisq.service import log_json
 from tests.harness import at_work
 from tests.redis_users import as_user
 from tests.waiting import eventually

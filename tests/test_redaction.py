@@ -16,7 +16,7 @@ SECRET = "s3cr3t-Canary"
 
 @pytest.fixture(autouse=True)
 def _nothing_protected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(redaction, "_secrets", set())
+    monkeypatch.setattr(redaction, "_secrets", ())
     return
 
 

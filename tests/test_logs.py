@@ -1,0 +1,105 @@
+"""The log of a service: JSON lines, complete, redacted, and written before they are needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import sys
+from collections.abc import Iterator
+
+import orjson
+import pytest
+from pythonjsonlogger.orjson import OrjsonFormatter
+
+from redisq.logs import TurnHandler, log_json
+
+WORKER = logging.getLogger("redisq.worker")
+JOB = logging.getLogger("redisq.job.ingest")
+
+
+@pytest.fixture
+def handler() -> Iterator[TurnHandler]:
+    """The log as a service sets it up, and as it was before for the next test."""
+    root, level = logging.getLogger(), logging.getLogger().level
+    switches = logging.logThreads, logging.logProcesses, logging.logMultiprocessing, logging._srcfile
+    before = root.handlers[:]
+    for other in before:
+        root.removeHandler(other)
+    handler = log_json("INFO")
+    yield handler
+    root.removeHandler(handler)
+    root.setLevel(level)
+    for other in before:
+        root.addHandler(other)
+    logging.logThreads, logging.logProcesses, logging.logMultiprocessing, logging._srcfile = switches
+
+
+@pytest.fixture
+def written(handler: TurnHandler) -> Iterator[int]:
+    """The end of a pipe where the log comes out."""
+    out, into = os.pipe()
+    with os.fdopen(into, "w") as stream:
+        handler.setStream(stream)
+        yield out
+    os.close(out)
+
+
+def lines(out: int) -> list[str]:
+    """Return the messages that have come out, none when there is nothing to read."""
+    if not select.select([out], [], [], 0)[0]:
+        return []
+    return [orjson.loads(line)["message"] for line in os.read(out, 65536).splitlines()]
+
+
+def test_what_the_claim_loop_tells_of_its_jobs_is_written_with_its_turn(handler: TurnHandler, written: int) -> None:
+    """A write for each of the jobs of a turn costs more than the jobs."""
+    WORKER.info("job done")
+    WORKER.info("job done too")
+    assert lines(written) == []
+    handler.flush()
+    assert lines(written) == ["job done", "job done too"]
+
+
+@pytest.mark.parametrize("say", [WORKER.warning, JOB.info, logging.getLogger("redisq.service").info])
+def test_whatever_else_is_told_is_written_at_once_and_in_order(say: object, written: int) -> None:
+    """A handler's last line before its process dies is the one that is looked for."""
+    assert callable(say)
+    WORKER.info("job done")
+    say("now")
+    assert lines(written) == ["job done", "now"]
+
+
+def test_a_full_disk_stops_nobody_and_the_log_goes_on_when_there_is_room(handler: TurnHandler) -> None:
+    """The jobs matter more than what is said of them."""
+    out, into = os.pipe()
+    with open("/dev/full", "w") as stream:
+        handler.setStream(stream)
+        WORKER.info("while it is full")
+        handler.flush()
+        WORKER.warning("still full")
+        os.dup2(into, stream.fileno())
+        os.close(into)
+        WORKER.warning("there is room")
+        assert lines(out)[-1] == "there is room"
+        handler.setStream(sys.stderr)
+    os.close(out)
+
+
+def test_a_line_has_what_the_library_would_write(handler: TurnHandler) -> None:
+    """It is put together here because that takes a third of the time; nobody shall see a difference."""
+    said = OrjsonFormatter(
+        "{levelname}{name}{message}", style="{", rename_fields={"levelname": "level"}, timestamp="time"
+    )
+    extra = {"jobId": "ingest:page-1", "attempt": 1, "duration": 0.5, "class": None, "queues": ["default", "backfill"]}
+    try:
+        raise ValueError("no such page")
+    except ValueError as error:
+        failure = (type(error), error, error.__traceback__)
+    for message, arguments, exc_info in (
+        ("job %s", ("done",), None),
+        ("job failed", (), failure),
+        ({"a": 1}, (), None),
+    ):
+        record = WORKER.makeRecord("redisq.worker", logging.INFO, "", 0, message, arguments, exc_info, None, extra)
+        assert orjson.loads(handler.format(record)) == orjson.loads(said.format(record))
