@@ -105,9 +105,10 @@ def _check_json(value: object, depth: int) -> None:
     if depth < 0:
         raise BadJob(f"the payload is nested deeper than {MAX_DEPTH} levels")
     match value:
-        case None | bool() | str():
-            if isinstance(value, str) and not value.isascii():
-                _check_text(value)
+        case str():
+            _check_text(value)
+        case None | bool():
+            pass
         case int():
             if not -(2**63) <= value < 2**64:
                 raise BadJob("the payload has an integer of more than 64 bits: pass it as text")
@@ -128,6 +129,8 @@ def _check_json(value: object, depth: int) -> None:
 
 
 def _check_text(text: str) -> None:
+    if text.isascii():
+        return
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -20,8 +20,9 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import orjson
@@ -191,14 +192,25 @@ class Queue:
         return Enqueued(job.id, _text(state)), reached
 
     def enqueue_many(self, jobs: Iterable[Job], *, delay: float = 0.0) -> list[Enqueued]:
-        """Put `jobs` in, in order, `BULK` at a time; each batch goes in whole or not at all."""
+        """Put `jobs` in, in order, `BULK` at a time; each batch goes in whole or not at all.
+
+        Raise `BadJob` for a job that cannot be carried; the batches before its own are in.
+        """
         found: list[Enqueued] = []
-        pairs = [(self._own(job).id, job.encode()) for job in jobs]
-        for start in range(0, len(pairs), BULK):
-            batch = pairs[start : start + BULK]
-            states = self.send([self._enqueue(batch, delay)])[0]
+        rest = iter(jobs)
+        batch = self._batch(rest)
+        while batch:
+            receive = self.post([self._enqueue(batch, delay)])
+            try:
+                following = self._batch(rest)  # made while Redis takes this one in
+            finally:
+                [states] = receive()
             found += [Enqueued(id, state) for (id, _), state in zip(batch, states, strict=True)]
+            batch = following
         return found
+
+    def _batch(self, jobs: Iterator[Job]) -> list[tuple[str, bytes]]:
+        return [(self._own(job).id, job.encode()) for job in islice(jobs, BULK)]
 
     def fire(self, schedule: str, slot_ms: int, job: Job | None) -> str | None:
         """Take a schedule's slot and put its job in.
