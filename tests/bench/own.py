@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -74,16 +75,15 @@ def _logs_and_durability(results: Results, scale: float) -> None:
 def _depth(results: Results, scale: float) -> None:
     deep = dataclasses.replace(EIGHT, fill=FULL)
     shallow = dataclasses.replace(EIGHT, jobs=10_000)
-    rates = []
+    queued = f"{int(FULL * scale):,} queued"
     for _ in range(ROUNDS):
-        rates.append(drain(OURS, shallow).rate)
-        results.note("8 slots, 10,000 queued (jobs/s)", rates[-1])
-    found = drain(OURS, deep, scale=scale)
-    results.note(f"8 slots, {int(FULL * scale):,} queued (jobs/s)", found.rate)
-    results.note(f"8 slots, {int(FULL * scale):,} queued / 10,000 queued", found.rate / statistics.median(rates))
-    envelope = len(_job(0).encode()) + len(_job(0).id)
-    results.note(f"Redis for a queued job, of {int(FULL * scale):,} (bytes)", found.memory)
-    results.note("of which beyond its envelope and its id (bytes)", found.memory - envelope)
+        few, many = drain(OURS, shallow), drain(OURS, deep, scale=scale)
+        results.note("8 slots, 10,000 queued (jobs/s)", few.rate)
+        results.note(f"8 slots, {queued} (jobs/s)", many.rate)
+        results.note(f"8 slots, {queued} / 10,000 queued", many.rate / few.rate)
+        envelope = len(_job(0).encode()) + len(_job(0).id)
+        results.note(f"Redis for a queued job, of {int(FULL * scale):,} (bytes)", many.memory)
+        results.note("of which beyond its envelope and its id (bytes)", many.memory - envelope)
 
 
 def _two_workers(results: Results, scale: float) -> None:
@@ -114,18 +114,22 @@ def _together(row: Row, workers: int, scale: float) -> float:
 
 
 def _acks(results: Results) -> None:
-    """Redis's own time for one ack, of a job somewhere among those in flight: a figure that load hardly touches."""
+    """Redis's own time for one ack, of a job anywhere among those in flight: a figure that load hardly touches."""
     with site(OURS) as here:
-        queue = Queue(here.redis, "default")
-        costs = {}
-        for held in (10, 1000):
+        queue, chosen = Queue(here.redis, "default"), random.Random(1)
+        for held in (10, 64, 1000):
+            worker = f"w{held}"
             queue.enqueue_many([_job(number) for number in range(held)])
-            [claimed] = queue.send([queue.claim(f"w{held}", held)])
-            here.redis.config_resetstat()
-            for one in claimed[held // 2 : held // 2 + 5]:
-                queue.send([queue.ack(f"w{held}", [(one.id, one.token)])])
-            costs[held] = float(here.redis.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
-            results.note(f"one ack with {held:,} in flight, in Redis (µs)", costs[held])
+            [claimed] = queue.send([queue.claim(worker, held)])
+            for _ in range(200):
+                one = claimed.pop(chosen.randrange(held))
+                here.redis.config_resetstat()
+                queue.send([queue.ack(worker, [(one.id, one.token)])])
+                cost = float(here.redis.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
+                results.note(f"one ack with {held:,} in flight, in Redis (µs)", cost)
+                queue.enqueue(_job(int(one.id.rpartition("-")[2])))
+                claimed += queue.send([queue.claim(worker, 1)])[0]
+            here.redis.flushall()
 
 
 def _delays(results: Results, count: int = 50, delay: float = 0.2) -> None:
