@@ -32,7 +32,10 @@ log = logging.getLogger("redisq.service")
 
 
 class Notifier:
-    """Tells systemd what the process does: one datagram a message (sd_notify(3)); without systemd it does nothing."""
+    """Tells systemd what the process does: one datagram a message (sd_notify(3)); without systemd it does nothing.
+
+    A systemd that does not read holds up nobody: what it misses but READY is said again soon.
+    """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
@@ -40,10 +43,11 @@ class Notifier:
         self._interval = int(environ.get("WATCHDOG_USEC", "0")) / 2e6
         self._fed = 0.0
         self._status = ""
+        self._is_heard = True
 
     def ready(self) -> None:
         """Say that the service does its work from now on."""
-        self._send("READY=1")
+        self._send("READY=1", wait=5.0)
 
     def stopping(self) -> None:
         """Say that the service has begun to stop."""
@@ -62,15 +66,20 @@ class Notifier:
             self._fed = now
             self._send("WATCHDOG=1")
 
-    def _send(self, message: str) -> None:
+    def _send(self, message: str, wait: float = 0.0) -> None:
         if not self._address:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
+                link.settimeout(wait)
                 link.connect(self._address)
                 link.sendall(message.encode())
         except OSError as error:
-            log.warning("systemd does not listen", extra={"cause": describe(error)})
+            if self._is_heard:
+                log.warning("systemd does not listen", extra={"cause": describe(error)})
+            self._is_heard = False
+        else:
+            self._is_heard = True
 
 
 def _on_signals(stop: Callable[[], None]) -> None:
@@ -114,6 +123,8 @@ class _Told:
     def __init__(self, notifier: Notifier, log: TurnHandler, queue: str, healthy: Callable[[], bool]) -> None:
         self._notifier, self._log, self._queue, self._healthy = notifier, log, queue, healthy
         self._stopping = False
+        self._state = ""
+        self._said_at = 0.0
 
     def turned(self, *, running: int, slots: int, draining: bool, connected: bool, paused: str) -> None:
         self._log.flush()
@@ -123,7 +134,10 @@ class _Told:
         state = "draining" if draining else "waiting for redis" if not connected else "working"
         if paused and state == "working":
             state = f"paused, {redact(paused, 200)}"
-        self._notifier.status(f"{state}: {running} of {slots} slots of queue {self._queue} run a job")
+        now = time.monotonic()
+        if state != self._state or now - self._said_at >= 1.0:  # a busy loop turns thousands of times a second
+            self._state, self._said_at = state, now
+            self._notifier.status(f"{state}: {running} of {slots} slots of queue {self._queue} run a job")
         if self._healthy():
             self._notifier.progress()
 

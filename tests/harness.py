@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -382,6 +382,13 @@ class Systemd:
                 self._told.append(self._socket.recv(4096).decode())
             except BlockingIOError:
                 return list(self._told)
+
+    def choke(self) -> None:
+        """Have no room for another message until `told` is called."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, suppress(BlockingIOError):
+            other.setblocking(False)
+            while True:
+                other.sendto(b"", self.address)
 
     def forget(self) -> None:
         """Let go of what came until now."""

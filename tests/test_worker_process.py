@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -334,6 +335,34 @@ def test_an_address_with_a_bad_option_ends_the_start_in_one_line(role: str, stag
         process = crew.worker() if role == "worker" else crew.scheduler()
         assert process.wait(20) == 2
     assert process.text() == f"{role}: REDISQ_REDIS_URL has an option that is not known or has no such value\n"
+
+
+def test_a_systemd_that_does_not_read_holds_up_no_job(server: RedisServer, stage: Stage) -> None:
+    """Its manager may be stuck itself; the claim loop must not wait for it, and says it once."""
+    with Systemd(stage.directory / "notify") as systemd, Crew(stage, server.url, slots=1) as crew:
+        worker = crew.worker(NOTIFY_SOCKET=systemd.address, WATCHDOG_USEC="400000")
+        eventually(lambda: "READY=1" in systemd.told(), within=10)
+        systemd.choke()
+        queue = queue_of(server)
+        for number in range(3):
+            queue.enqueue(job("effect", number))
+        eventually(lambda: all_ended(queue, [f"effect:{number}" for number in range(3)]), within=10)
+        eventually(lambda: "systemd does not listen" in worker.text(), within=10)
+        systemd.forget()
+        eventually(lambda: "WATCHDOG=1" in systemd.told(), within=10)
+        assert worker.text().count("systemd does not listen") == 1
+
+
+def test_systemd_is_told_of_the_slots_once_a_second_at_most(server: RedisServer, stage: Stage) -> None:
+    """A busy loop turns thousands of times a second, and each message wakes the manager of the whole machine."""
+    with Systemd(stage.directory / "notify") as systemd, Crew(stage, server.url, slots=2) as crew:
+        crew.worker(NOTIFY_SOCKET=systemd.address)
+        eventually(lambda: "READY=1" in systemd.told(), within=10)
+        begun, ids = time.monotonic(), [f"effect:{number}" for number in range(300)]
+        queue_of(server).enqueue_many([job("effect", number) for number in range(300)])
+        eventually(lambda: all_ended(queue_of(server), ids), within=20)
+        said = [text for text in systemd.told() if text.startswith("STATUS=working")]
+        assert 1 <= len(said) <= 2 + time.monotonic() - begun
 
 
 def test_a_redis_that_may_evict_is_refused_with_the_cause(tmp_path: Path, stage: Stage) -> None:
