@@ -98,7 +98,7 @@ class Run:
     told: float | None = None  # when the handler was told that its time is up
     duration: float = 0.0
     outcome: Outcome | None = None
-    sent: int = 0  # how many times a settlement was tried
+    tried: bool = False  # to settle it, and no answer came
 
 
 class Slots:

@@ -31,6 +31,7 @@ TURN = 0.5  # seconds between turns with nothing to do: time limits are this sha
 SWEEP = 5.0  # seconds between looks for ghosts
 # Seconds a handler has to come back after its time limit: longer than a call of it may block outside the interpreter.
 RETURN = 35.0
+LEVELS = {"done": logging.INFO, "dead": logging.ERROR}  # of the line that tells where a job went; else a warning
 PARK_LIMIT = 24 * 3600.0  # seconds until such a job is dead
 
 log = logging.getLogger("redisq.worker")
@@ -244,7 +245,9 @@ class Worker:
         want = 0 if self._quiet and not self._patience.tried else self._wanted()
         self._quiet = False
         settled, self._unsettled = self._unsettled, []
-        calls = self._settlements(settled)
+        done = [run for run in settled if isinstance(run.outcome, Done)]
+        others = [run for run in settled if not isinstance(run.outcome, Done)] if len(done) < len(settled) else []
+        calls = self._settlements(done, others)
         if self._moved or want:
             calls.append(self._queue.claim(self.id, want, self._moved))
         if not calls:
@@ -256,12 +259,14 @@ class Worker:
             self._start_claimed()
             answers = receive()
         except RedisError:
+            for run in settled:
+                run.tried = True
             self._unsettled = settled + self._unsettled
             self._moved.clear()  # whatever they became, they are ghosts now
             self._sweep_at = 0.0
             raise
         claimed: list[Claimed] = answers.pop() if self._moved or want else []
-        self._forget(settled, answers)
+        self._forget(done, others, answers)
         if self._moved or want:
             self._hungry = len(claimed) < want + len(self._moved)
             self._moved.clear()
@@ -365,13 +370,11 @@ class Worker:
 
     # -- settling --------------------------------------------------------------------------------------------------
 
-    def _settlements(self, runs: list[Run]) -> list[Call[Any]]:
-        """Return the calls that settle `runs`: one for all that are done, one for each other."""
-        for run in runs:
-            run.sent += 1
-        done = [(run.claimed.id, run.claimed.token) for run in runs if isinstance(run.outcome, Done)]
-        calls: list[Call[Any]] = [self._queue.ack(self.id, done)] if done else []
-        return calls + [self._settlement(run) for run in runs if not isinstance(run.outcome, Done)]
+    def _settlements(self, done: list[Run], others: list[Run]) -> list[Call[Any]]:
+        """Return the calls that settle these: one for all that are done, one for each other."""
+        acks = [(run.claimed.id, run.claimed.token) for run in done]
+        calls: list[Call[Any]] = [self._queue.ack(self.id, acks)] if done else []
+        return calls + [self._settlement(run) for run in others]
 
     def _settlement(self, run: Run) -> Call[str]:
         match run.outcome:
@@ -387,26 +390,24 @@ class Worker:
                 return self._queue.bury(self.id, run.claimed, failure)
         raise AssertionError(run.outcome)
 
-    def _forget(self, runs: list[Run], answers: list[Any]) -> None:
-        """Let go of `runs` now that Redis has answered."""
-        done = [run for run in runs if isinstance(run.outcome, Done)]
-        others = [run for run in runs if not isinstance(run.outcome, Done)]
+    def _forget(self, done: list[Run], others: list[Run], answers: list[Any]) -> None:
+        """Let go of these now that Redis has answered."""
         acked = answers.pop(0) if done else []
         for run, kept in zip(done, acked, strict=True):
+            del self._held[run.claimed.token]
             self._log_end(run, "done" if kept else "lost")
         for run, where in zip(others, answers, strict=True):
-            self._log_end(run, where)
-        for run in runs:
             del self._held[run.claimed.token]
+            self._log_end(run, where)
 
     def _log_end(self, run: Run, where: str) -> None:
-        if where == "lost" and run.sent > 1:
-            where = "lost_or_settled_before"  # the first reply was lost, so this cannot be told
-        level = {"done": logging.INFO, "dead": logging.ERROR}.get(where, logging.WARNING)
+        level = LEVELS.get(where, logging.WARNING)
         if isinstance(run.outcome, Paused) and where == "delayed":
             level = logging.DEBUG  # said once for all of them
         if not log.isEnabledFor(level):
             return
+        if where == "lost" and run.tried:
+            where = "lost_or_settled_before"  # the first reply was lost, so this cannot be told
         fields = self._fields(run) | {"outcome": where}
         match run.outcome:
             case Failed(failure) | Deferred(failure) | Doomed(failure):
