@@ -84,7 +84,7 @@ def _failover(info: Facts, config: Facts) -> Verdict:
     if info.get("role") != "master":
         return "warning", "cannot be told by a replica: ask its master"
     if not info.get("connected_slaves"):
-        until = "its slots are" if info.get("redis_mode") == "cluster" else "Redis is"
+        until = "its slots are" if info.get("cluster_enabled") else "Redis is"
         return "ok", f"loses nothing, for no replica is connected to take over; {until} down until this node is back"
     # INFO counts good replicas only while both settings are in force.
     if "min_slaves_good_slaves" not in info:
