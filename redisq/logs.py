@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +22,6 @@ def log_json(level: str) -> "TurnHandler":
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # No line says it, and each record would pay for finding it out (the logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None
     return handler
 
 
@@ -33,10 +34,22 @@ class TurnHandler(logging.StreamHandler[Any]):
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self._waiting: list[str] = []  # guarded by the handler's lock
+        self._writing = threading.RLock()  # protects the stream and the lines that wait for it
+        self._waiting: list[str] = []
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Take in a record, as the base class does.
+
+        Its way to lock leaves the lock taken for good when `TimeLimitExceeded` strikes between `acquire` and `try`.
+        """
+        is_wanted = bool(self.filter(record))
+        if is_wanted:
+            with self._writing:
+                self.emit(record)
+        return is_wanted
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take in a record. The caller holds the handler's lock, as for every handler."""
+        """Keep a line for the turn, or write it with all that waits."""
         try:
             self._waiting.append(self.format(record))
         except Exception:  # noqa: BLE001  # as the base class does: what cannot be formatted must not end its thread
@@ -45,17 +58,15 @@ class TurnHandler(logging.StreamHandler[Any]):
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
-        self.acquire()
-        try:
+        """Write what waits. With nothing to write it waits for nobody: whoever writes may be held up by a reader."""
+        if not self._waiting:
+            return
+        with self._writing:
             lines, self._waiting = self._waiting, []
-            if lines:
+            # The disk of the log may be full, or its reader gone: there is nowhere left to say it.
+            with suppress(OSError):
                 self.stream.write("\n".join([*lines, ""]))
                 self.stream.flush()
-        except OSError:
-            pass  # the disk of the log is full, or its reader is gone: there is nowhere left to say it
-        finally:
-            self.release()
 
 
 class _JsonFormatter(OrjsonFormatter):
@@ -65,7 +76,7 @@ class _JsonFormatter(OrjsonFormatter):
         """Do what the base class does when it is told so by its settings, in a third of the time."""
         log_data |= {"level": record.levelname, "name": record.name, "message": record.message}
         log_data |= message_dict
-        log_data |= {name: value for name, value in record.__dict__.items() if name not in _RESERVED}
+        log_data |= {name: value for name, value in record.__dict__.items() if name not in _RESERVED and name[0] != "_"}
         log_data["time"] = datetime.fromtimestamp(record.created, tz=UTC)
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ log = logging.getLogger("redisq.service")
 class Notifier:
     """Tells systemd what the process does: one datagram a message (sd_notify(3)); without systemd it does nothing.
 
-    A systemd that does not read holds up nobody: what it misses but READY is said again soon.
+    Nobody waits for a systemd that does not read: what it missed is said again with the next `progress` or `status`.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
@@ -43,35 +43,44 @@ class Notifier:
         self._interval = int(environ.get("WATCHDOG_USEC", "0")) / 2e6
         self._fed = 0.0
         self._status = ""
+        self._owed: list[str] = []  # what is said once, and was not heard yet
         self._is_heard = True
 
     def ready(self) -> None:
         """Say that the service does its work from now on."""
-        self._send("READY=1", wait=5.0)
+        self._owe("READY=1")
 
     def stopping(self) -> None:
         """Say that the service has begun to stop."""
-        self._send("STOPPING=1")
+        self._owe("STOPPING=1")
 
     def status(self, text: str) -> None:
         """Show `text` in `systemctl status`."""
-        if text != self._status:
+        if text != self._status and self._send(f"STATUS={text}"):
             self._status = text
-            self._send(f"STATUS={text}")
 
     def progress(self) -> None:
         """Feed the watchdog. Called by the loop whose progress is the service's life, and by nothing else."""
+        self._pay()
         now = time.monotonic()
-        if self._interval and now - self._fed >= self._interval / 2:
+        if self._interval and now - self._fed >= self._interval / 2 and self._send("WATCHDOG=1"):
             self._fed = now
-            self._send("WATCHDOG=1")
 
-    def _send(self, message: str, wait: float = 0.0) -> None:
+    def _owe(self, message: str) -> None:
+        self._owed.append(message)
+        self._pay()
+
+    def _pay(self) -> None:
+        while self._owed and self._send(self._owed[0]):
+            del self._owed[0]
+
+    def _send(self, message: str) -> bool:
+        """Return whether it was heard, or there is nobody to hear it."""
         if not self._address:
-            return
+            return True
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
-                link.settimeout(wait)
+                link.setblocking(False)
                 link.connect(self._address)
                 link.sendall(message.encode())
         except OSError as error:
@@ -80,6 +89,7 @@ class Notifier:
             self._is_heard = False
         else:
             self._is_heard = True
+        return self._is_heard
 
 
 def _on_signals(stop: Callable[[], None]) -> None:
@@ -176,6 +186,7 @@ def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
     keeping.start()
     notifier.ready()
     code = worker.run()
+    lines.flush()
     keeper.stop()
     return code
 

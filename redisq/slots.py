@@ -24,7 +24,7 @@ from redisq.job import Delivery, Job, Kind, Registry
 from redisq.queue import Claimed, Failure
 
 FRAMES = 12  # of a traceback that are kept, the innermost
-PARK = 60.0  # seconds between looks at a job that this release does not know
+PARK = 60.0  # seconds between looks at a job that this release does not know, or that could not be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,14 @@ def outcome_of(error: BaseException) -> Outcome:
     return Failed(Failure("transient", type(error).__name__, detail, lines))
 
 
+def _unforeseen(error: BaseException, run: "Run") -> Outcome:
+    """Return what becomes of a job that could not be read (no memory), or whose handler's exception could not."""
+    # Neither its text nor its attributes, which may be what failed.
+    where = "".join(traceback.format_tb(error.__traceback__, limit=-FRAMES))
+    told = type(error).__name__, "could not be read, or raised what cannot be read", where
+    return Failed(Failure("transient", *told)) if run.kind else Deferred(Failure("parked", *told), PARK)
+
+
 @dataclass(eq=False, slots=True)
 class Run:
     """One delivery in this worker's hands, from the claim until Redis has answered its settlement."""
@@ -141,7 +149,10 @@ class Slots:
     def _work(self) -> None:
         while True:
             run = self._inbox.get()
-            run.outcome = self._read(run) or self._outcome(run)
+            try:
+                run.outcome = self._read(run) or self._outcome(run)
+            except BaseException as error:  # noqa: BLE001  # a slot that died of it would hold its job as long as its worker lives
+                run.outcome = _unforeseen(error, run)
             self._report(run)
 
     def _read(self, run: Run) -> Outcome | None:
@@ -156,8 +167,6 @@ class Slots:
             return Deferred(Failure("parked", reason, str(error)), PARK)
         except BadJob as error:
             return Doomed(Failure("unreadable", "bad_envelope", str(error)))
-        except Exception as error:  # noqa: BLE001  # such as no memory: a slot that died of it would hold its job for ever
-            return Deferred(Failure("parked", type(error).__name__, str(error)), PARK)
         return None
 
     def _outcome(self, run: Run) -> Outcome:

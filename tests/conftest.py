@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,3 +106,12 @@ def _fresh_database(server: PostgresServer, template: str) -> Iterator[str]:
 def _administer(server: PostgresServer, statement: str, name: str) -> None:
     with psycopg.connect(server.dsn, autocommit=True) as connection:
         connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def tight_switching() -> Iterator[None]:
+    """Have the interpreter change threads so often that every order of two threads' steps comes up."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)

@@ -385,10 +385,11 @@ class Systemd:
 
     def choke(self) -> None:
         """Have no room for another message until `told` is called."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, suppress(BlockingIOError):
-            other.setblocking(False)
-            while True:
-                other.sendto(b"", self.address)
+        with suppress(BlockingIOError):
+            while True:  # each from a socket of its own, which has room for one
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+                    other.setblocking(False)
+                    other.sendto(b"", self.address)
 
     def forget(self) -> None:
         """Let go of what came until now."""

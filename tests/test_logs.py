@@ -6,13 +6,27 @@ import logging
 import os
 import select
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from queue import SimpleQueue
 
 import orjson
 import pytest
 from pythonjsonlogger.orjson import OrjsonFormatter
 
+from redisq import Delivery, Kind, Registry
 from redisq.logs import TurnHandler, log_json
+from redisq.queue import Claimed
+from redisq.slots import Failed, Run, Slots
+from tests.waiting import eventually
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """A payload without fields."""
+
 
 WORKER = logging.getLogger("redisq.worker")
 JOB = logging.getLogger("redisq.job.ingest")
@@ -22,17 +36,20 @@ JOB = logging.getLogger("redisq.job.ingest")
 def handler() -> Iterator[TurnHandler]:
     """The log as a service sets it up, and as it was before for the next test."""
     root, level = logging.getLogger(), logging.getLogger().level
-    switches = logging.logThreads, logging.logProcesses, logging.logMultiprocessing, logging._srcfile
+    switches = logging.logThreads, logging.logProcesses, logging.logMultiprocessing
     before = root.handlers[:]
     for other in before:
         root.removeHandler(other)
     handler = log_json("INFO")
     yield handler
     root.removeHandler(handler)
+    handler.lock = handler._writing = (
+        threading.RLock()
+    )  # one that a test left taken would hold up the interpreter's end
     root.setLevel(level)
     for other in before:
         root.addHandler(other)
-    logging.logThreads, logging.logProcesses, logging.logMultiprocessing, logging._srcfile = switches
+    logging.logThreads, logging.logProcesses, logging.logMultiprocessing = switches
 
 
 @pytest.fixture
@@ -84,6 +101,45 @@ def test_a_full_disk_stops_nobody_and_the_log_goes_on_when_there_is_room(handler
         assert lines(out)[-1] == "there is room"
         handler.setStream(sys.stderr)
     os.close(out)
+
+
+def test_a_turn_with_nothing_to_tell_waits_for_nobody(handler: TurnHandler) -> None:
+    """A slot may be held up in the middle of its line by whoever should read the log."""
+    with handler._writing:
+        turn = threading.Thread(target=handler.flush, daemon=True)
+        turn.start()
+        turn.join(5)
+        assert not turn.is_alive()
+
+
+@pytest.mark.usefixtures("tight_switching")
+def test_a_time_limit_that_strikes_in_the_middle_of_a_line_leaves_the_log_to_others(handler: TurnHandler) -> None:
+    """It is raised wherever its thread is: also where a lock was just taken."""
+
+    alone = logging.getLogger("tests.alone")  # not heard by pytest's own handlers, which lock as the base class does
+    alone.propagate = False
+    alone.addHandler(handler)
+    alone.setLevel(logging.INFO)
+
+    def talk(_nothing: Nothing, _delivery: Delivery) -> None:
+        while True:
+            alone.info("still here")
+
+    ended: SimpleQueue[Run] = SimpleQueue()
+    kind = Kind(name="talk", payload=Nothing, handler=talk)
+    slots = Slots(4, Registry([kind]), "default", "worker", lambda _run: True, ended.put)
+    envelope = kind.job(Nothing()).encode()
+    with open(os.devnull, "w") as nowhere:
+        handler.setStream(nowhere)
+        for _ in range(50):
+            runs = [Run(Claimed("talk:1", "token", envelope, 0, 0), 0.0, 1) for _ in range(4)]
+            for run in runs:
+                slots.start(run)
+            for run in runs:
+                eventually(lambda run=run: run.thread, within=5, every=0)
+                assert slots.interrupt(run, time.monotonic())
+            assert {ended.get(timeout=5).outcome.__class__ for _ in runs} == {Failed}
+        handler.setStream(sys.stderr)
 
 
 def test_a_line_has_what_the_library_would_write(handler: TurnHandler) -> None:

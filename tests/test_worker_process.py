@@ -16,6 +16,7 @@ from redis import Redis
 from jobs.servers import RedisServer
 from redisq import Queue, Settings, connect, scripts
 from redisq.config import without_password
+from redisq.service import Notifier
 from tests.harness import LEASE, Crew, Process, Stage, Systemd, assert_conserved, census, job
 from tests.proxy import Proxy, load
 from tests.redis_users import as_user, private_redis
@@ -351,6 +352,20 @@ def test_a_systemd_that_does_not_read_holds_up_no_job(server: RedisServer, stage
         systemd.forget()
         eventually(lambda: "WATCHDOG=1" in systemd.told(), within=10)
         assert worker.text().count("systemd does not listen") == 1
+
+
+def test_what_systemd_missed_is_said_again(tmp_path: Path) -> None:
+    """A READY that is lost ends a healthy service when systemd has waited long enough."""
+    with Systemd(tmp_path / "notify") as systemd:
+        notifier = Notifier({"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "400000"})
+        systemd.choke()
+        notifier.ready()
+        notifier.status("working")
+        notifier.progress()
+        systemd.forget()
+        notifier.status("working")
+        notifier.progress()
+        assert systemd.told() == ["STATUS=working", "READY=1", "WATCHDOG=1"]
 
 
 def test_systemd_is_told_of_the_slots_once_a_second_at_most(server: RedisServer, stage: Stage) -> None:
