@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import orjson
 from psycopg import Connection
@@ -26,6 +26,11 @@ Queues = Callable[[str], Queue]
 Clock = Callable[[], dt.datetime]
 Outcome = Literal["value", "no_data", "pending", "failed", "unsupported"]
 
+# A large organization has 60,000 of each a day. Plain tuples are soon let go by the garbage collector, which else takes
+# as long as all the rest.
+Row = tuple[str, str, Status, Decimal | None]  # page, metric, status and value of a stored number
+Cell = tuple[str, Outcome, Decimal | None, str]  # what a page contributes to a metric; with a reason if it has none
+
 
 @dataclass(frozen=True, slots=True)
 class ExpectedPage:
@@ -37,15 +42,6 @@ class ExpectedPage:
     reason: str | None
 
 
-class Row(NamedTuple):
-    """One stored number of one page. A large organization has 60,000 a day, read as the tuples that they come as."""
-
-    integration_id: str
-    metric: str
-    status: Status
-    value: Decimal | None
-
-
 @dataclass(frozen=True, slots=True)
 class Policy:
     """How one metric of one provider adds up over pages."""
@@ -55,15 +51,6 @@ class Policy:
     additivity: Additivity
     numerator: str | None = None
     denominator: str | None = None
-
-
-class Cell(NamedTuple):  # as many; a frozen dataclass takes four times as long to make
-    """What one page contributes to one metric."""
-
-    integration_id: str
-    outcome: Outcome
-    value: Decimal | None = None
-    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,41 +88,42 @@ def summarise(pages: Sequence[ExpectedPage], rows: Iterable[Row], catalog: Itera
     it and is not expected to have it; nor is one whose provider refuses the metric.
     """
     policies = {(policy.provider, policy.metric): policy for policy in catalog}
-    found: defaultdict[str, dict[str, tuple[Status, Decimal | None]]] = defaultdict(dict)
-    for integration_id, metric, status, value in rows:
-        found[metric][integration_id] = (status, value)
-    providers = {page.provider for page in pages}
+    answers: defaultdict[str, dict[str, Cell | None]] = defaultdict(dict)  # None: pending
+    for id, metric, status, value in rows:
+        answers[metric][id] = None if status == "pending" else (id, status, value, "")
+    in_order = sorted(pages, key=lambda page: page.integration_id)  # one hash, however they come
+    provider_of = {page.integration_id: page.provider for page in in_order}
+    providers = set(provider_of.values())
     local = [policy for policy in policies.values() if policy.provider in providers]
     owed = {policy.metric for policy in local if policy.additivity != "ratio"}
     sums: list[Summary] = []
     cells: dict[str, list[Cell]] = {}
-    for metric in owed | found.keys():
-        of_metric = found[metric]
+    for metric in owed | answers.keys():
         named_by = {policy.provider for policy in local if policy.metric == metric}
-        shares = [
-            (page.provider, cell)
-            for page in pages
-            if (cell := _cell(page, of_metric.get(page.integration_id), page.provider in named_by))
-        ]
-        if shares:
-            cells[metric] = [cell for _, cell in shares]
-            additivity = _additivity(metric, {provider for provider, _ in shares}, policies)
-            sums.append(_summary(metric, additivity, cells[metric]))
+        if of_metric := _cells(in_order, answers[metric], named_by):
+            cells[metric] = of_metric
+            additivity = _additivity(metric, {provider_of[id] for id, _, _, _ in of_metric}, policies)
+            sums.append(_summary(metric, additivity, of_metric))
     ratios = {policy.metric: policy for policy in local if policy.additivity == "ratio"}
     sums += [summary for policy in ratios.values() if (summary := _ratio(policy, cells))]
     return sorted(sums, key=lambda summary: summary.metric)
 
 
-def _cell(page: ExpectedPage, stored: tuple[Status, Decimal | None] | None, is_named: bool) -> Cell | None:
-    """Return what the page contributes, None when it is not expected to contribute at all."""
+def _cells(pages: Iterable[ExpectedPage], answers: Mapping[str, Cell | None], named_by: set[str]) -> list[Cell]:
+    """Return what each page contributes, in the order of the pages, without those that are not expected to."""
+    return [
+        cell for page in pages if (cell := answers.get(page.integration_id) or _unanswered(page, answers, named_by))
+    ]
+
+
+def _unanswered(page: ExpectedPage, answers: Mapping[str, Cell | None], named_by: set[str]) -> Cell | None:
+    """Return why the page contributes nothing, None when it is not expected to contribute at all."""
     id = page.integration_id
-    if stored and stored[0] != "pending":
-        return Cell(id, *stored)
-    if not stored and (page.state == "done" or not is_named):
+    if id not in answers and (page.state == "done" or page.provider not in named_by):
         return None
     if page.state == "expected":
-        return Cell(id, "pending", reason=page.reason or "not_read_yet")
-    return Cell(id, "failed", reason=page.reason or page.state)
+        return (id, "pending", None, page.reason or "not_read_yet")
+    return (id, "failed", None, page.reason or page.state)
 
 
 def _additivity(metric: str, providers: Iterable[str], policies: Mapping[tuple[str, str], Policy]) -> Additivity:
@@ -145,7 +133,7 @@ def _additivity(metric: str, providers: Iterable[str], policies: Mapping[tuple[s
 
 
 def _summary(metric: str, additivity: Additivity, cells: Sequence[Cell]) -> Summary:
-    values = [cell.value for cell in cells if cell.value is not None]
+    values = [value for _, _, value, _ in cells if value is not None]
     adds_up = additivity in ("sum", "level")
     # The sum over nothing is unknown, not 0.
     value = sum(values, Decimal(0)) if values and adds_up else None
@@ -154,23 +142,21 @@ def _summary(metric: str, additivity: Additivity, cells: Sequence[Cell]) -> Summ
 
 def _ratio(policy: Policy, cells: Mapping[str, Sequence[Cell]]) -> Summary | None:
     """Divide sum by sum over the pages that have both: the mean of the pages' ratios would be another number."""
-    above = {cell.integration_id: cell for cell in cells.get(policy.numerator or "", ())}
-    below = {cell.integration_id: cell for cell in cells.get(policy.denominator or "", ())}
-    pairs = [(above[id], below[id]) for id in sorted(above.keys() & below.keys())]
+    above = {cell[0]: cell for cell in cells.get(policy.numerator or "", ())}
+    pairs = [(above[cell[0]], cell) for cell in cells.get(policy.denominator or "", ()) if cell[0] in above]
     if not pairs:
         return None
-    both = [(a.value, b.value) for a, b in pairs if a.value is not None and b.value is not None]
+    both = [(a, b) for (_, _, a, _), (_, _, b, _) in pairs if a is not None and b is not None]
     divisor = sum((b for _, b in both), Decimal(0))
     value = sum((a for a, _ in both), Decimal(0)) / divisor if divisor else None
-    return _count(policy.metric, "ratio", [b if a.outcome == "value" else a for a, b in pairs], value, None)
+    return _count(policy.metric, "ratio", [b if a[1] == "value" else a for a, b in pairs], value, None)
 
 
 def _count(
     metric: str, additivity: Additivity, cells: Sequence[Cell], value: Decimal | None, page_max: Decimal | None
 ) -> Summary:
-    outcomes = [cell.outcome for cell in cells]
-    missing = sorted((c.integration_id, c.reason or c.outcome) for c in cells if c.outcome in ("pending", "failed"))
-    inputs = sorted((cell.integration_id, cell.outcome, str(cell.value), cell.reason or "") for cell in cells)
+    outcomes = [outcome for _, outcome, _, _ in cells]
+    inputs = [(id, outcome, str(value), reason) for id, outcome, value, reason in cells]
     return Summary(
         metric=metric,
         additivity=additivity,
@@ -182,7 +168,7 @@ def _count(
         n_pending=outcomes.count("pending"),
         n_failed=outcomes.count("failed"),
         n_unsupported=outcomes.count("unsupported"),
-        missing=tuple(missing),
+        missing=tuple((id, reason) for id, _, _, reason in cells if reason),
         inputs_hash=hashlib.sha256(orjson.dumps([additivity, str(value), inputs])).hexdigest(),
     )
 
@@ -194,7 +180,6 @@ _PAGES = """
 SELECT s.integration_id, i.provider, s.state, s.reason
 FROM ingest_day_state s JOIN integration i ON i.id = s.integration_id
 WHERE s.organization_id = %s AND s.day = %s AND (s.state <> 'skipped' OR s.reason = 'refresh_needed')
-ORDER BY s.integration_id
 """
 
 # By the key of each page and day, and never through all that was ever stored: OFFSET 0 keeps the planner from it.

@@ -43,7 +43,7 @@ def page(id: str, state: ledger.State = "done", reason: str | None = None, provi
 
 
 def row(page: str, number: int | None, metric: str = "views", status: Status = "value") -> Row:
-    return Row(page, metric, status, None if number is None else Decimal(number))
+    return page, metric, status, None if number is None else Decimal(number)
 
 
 def only(summaries: list[Summary]) -> Summary:
