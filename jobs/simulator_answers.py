@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, Literal
 
 from jobs.providers.insights import end_time
@@ -150,7 +150,7 @@ def _document(
 ) -> dict[str, Any]:
     """Return the body of insights; paging leads to other days and carries the token, as the API's does."""
     ends = {day: end_time(day) for day in days or question.days}
-    ended = {day: f"{end:%Y-%m-%dT%H:%M:%S+0000}" for day, end in ends.items() if end <= question.now}
+    ended = {day: _written(end) for day, end in ends.items() if end <= question.now}
     data = []
     for metric in question.metrics:
         values = [
@@ -161,6 +161,11 @@ def _document(
         if values:
             data.append(_element(question.page.page_id, metric, values))
     return {"data": data, "paging": {"previous": f"{question.url}&page=0", "next": f"{question.url}&page=2"}}
+
+
+@lru_cache(maxsize=256)  # every page is asked for the same few days
+def _written(end: datetime) -> str:
+    return f"{end:%Y-%m-%dT%H:%M:%S+0000}"
 
 
 def _element(page_id: str, metric: str, values: list[dict[str, Any]]) -> dict[str, Any]:

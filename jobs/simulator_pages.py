@@ -120,7 +120,8 @@ class GeneratedPages:
     def _count(self, page_id: str, metric: str, day: date, reading: int) -> int:
         usual = _SCALES[metric] * self._size(page_id) * (1.3 if day.weekday() >= 5 else 1.0)
         spread = 0.75 + self._noise(page_id, metric, day, 1) % 1000 / 2000
-        return int(usual * spread) + (reading - 1) * (1 + self._noise(page_id, metric, day, reading) % 5)
+        count = int(usual * spread)
+        return count if reading == 1 else count + (reading - 1) * (1 + self._noise(page_id, metric, day, reading) % 5)
 
     def _size(self, page_id: str) -> int:
         if page_id not in self._sizes:
