@@ -2,8 +2,10 @@
 
 import datetime as dt
 import random
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 from psycopg import Connection
@@ -145,6 +147,30 @@ def held_back(entry: Entry, detail: str, now: dt.datetime) -> Verdict:
 # -- the edge --------------------------------------------------------------------------------------------------------
 
 
+class _UnderWay:
+    """The pages that this worker reads right now, by organization and day, and which days they have changed."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()  # guards both
+        self._pages: Counter[ledger.Day] = Counter()
+        self._changed: defaultdict[ledger.Day, set[dt.date]] = defaultdict(set)
+
+    def begin(self, where: ledger.Day) -> None:
+        """Count one more page."""
+        with self._lock:
+            self._pages[where] += 1
+
+    def end(self, where: ledger.Day, changed: set[dt.date]) -> set[dt.date]:
+        """Count one page less, and return what all have changed if it was the last one, else nothing."""
+        with self._lock:
+            self._changed[where] |= changed
+            self._pages[where] -= 1
+            if self._pages[where]:
+                return set()
+            del self._pages[where]
+            return self._changed.pop(where)
+
+
 class Ingest:
     """The handler of `ingest`."""
 
@@ -164,10 +190,26 @@ class Ingest:
         self._fan_in = fan_in
         self._clock = clock
         self._max_age_days = max_age_days
+        self._under_way = _UnderWay()
         self._catalog: dict[str, tuple[dt.datetime, list[Metric]]] = {}  # when, and what, by provider
 
     def __call__(self, payload: payloads.Ingest, delivery: Delivery) -> None:
         """Read the page and store what it says; running it again changes nothing unless the numbers changed.
+
+        Of the pages of one organization's day that are under way together the last one to end asks for all what is due:
+        before it the day waits for a page anyway. A worker that dies has not ended it, so that it runs again and asks.
+        """
+        where, changed = (payload.organizationId, payload.day), set[dt.date]()
+        self._under_way.begin(where)
+        try:
+            self._read(payload, delivery, changed)
+        finally:
+            if days := self._under_way.end(where, changed):
+                with self._pool.connection() as connection:
+                    self._fan_in.enqueue_due(connection, where[0], sorted(days), queue=delivery.job.queue)
+
+    def _read(self, payload: payloads.Ingest, delivery: Delivery, changed: set[dt.date]) -> None:
+        """Read the page, store what it says, and note in `changed` of which days; raise what the queue is asked.
 
         No connection is held while the provider is asked, which takes longer than all the rest.
         """
@@ -178,13 +220,13 @@ class Ingest:
             verdict = self._without_a_call(connection, integration, entry, now)
             if verdict:
                 _require_lease(delivery)
-                return self._settle(connection, integration, verdict, now)
+                return self._settle(connection, integration, verdict, now, changed)
             metrics = self._metrics_of(connection, integration.provider, now)
         outcome = self._ask(integration, metrics, entry.day, now)
         _require_lease(delivery)
         with self._pool.connection() as connection:
             verdict = self._judge(connection, integration, entry, outcome, now, delivery)
-            return self._settle(connection, integration, verdict, now)
+            return self._settle(connection, integration, verdict, now, changed)
 
     def _metrics_of(self, connection: Connection[Any], provider: str, now: dt.datetime) -> list[Metric]:
         """Return what to ask of the provider: the same for every page, so it is not looked up for each."""
@@ -248,16 +290,20 @@ class Ingest:
         return refused(entry, outcome, now, is_last_attempt=delivery.is_last_attempt)
 
     def _settle(
-        self, connection: Connection[Any], integration: Integration, verdict: Verdict, now: dt.datetime
+        self,
+        connection: Connection[Any],
+        integration: Integration,
+        verdict: Verdict,
+        now: dt.datetime,
+        changed: set[dt.date],
     ) -> None:
-        """Write the verdict, see whether it was the last one its organization waited for, and tell the queue."""
+        """Write the verdict, note the days that it is about, and tell the queue."""
         entry, answer = verdict.entry, verdict.answer
         ledger.close_gates(connection, integration.provider, verdict.gates, now)
         if verdict.needs_reconnect and not integrations.set_refresh_needed(connection, integration, entry.reason or ""):
             raise Defer(0.0, "token_changed", "the page was connected again while its old token was refused")
         state = ledger.record(connection, entry, integration.provider, answer)
-        days = {entry.day} | {reading.day for reading in answer.readings} if answer else {entry.day}
-        self._fan_in.enqueue_due(connection, entry.organization_id, sorted(days), queue=entry.queue)
+        changed |= {entry.day} | {reading.day for reading in answer.readings} if answer else {entry.day}
         if verdict.ask and not (state == "done" and entry.reason == NOT_YET):  # it was published before
             raise verdict.ask
 

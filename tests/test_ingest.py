@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from jobs import integrations
+from jobs import integrations, ledger
 from jobs.ingest import Ingest, days_to_read, seconds_until_over, tidy
 from jobs.providers.base import Answer, Gate, Metric, ProviderError, Reading
 from jobs.providers.facebook import FacebookProvider
@@ -48,6 +48,16 @@ def refresh_needed(world: World, page: str = "page") -> bool:
     found = integrations.find(world.db, page)
     assert found
     return found.refresh_needed
+
+
+def meanwhile(world: World, action: Callable[[], object]) -> None:
+    """Let `action` happen while the provider is asked for the next time."""
+
+    def once() -> None:
+        world.provider.during = lambda: None
+        action()
+
+    world.provider.during = once
 
 
 # -- the pure core
@@ -201,6 +211,30 @@ def test_two_last_pages_together_leave_one_aggregate(world: World) -> None:
             runs = [threads.submit(world.ingest, "many", page, day) for page in pages]
         assert [run.exception() for run in runs] == [None] * 8
         assert world.ready() == [f"aggregate:many:{day}"]
+
+
+def test_the_last_page_under_way_asks_for_all(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of dozens that a worker reads at once, all but one would ask for nothing, with a statement each."""
+    asked: list[dt.date] = []
+    monkeypatch.setattr(ledger, "due_days", lambda _db, _organization, days: asked.extend(days) or [])
+    meanwhile(world, lambda: world.ingest("org", "second"))
+    world.ingest("org", "page")
+    assert world.states() == {"page": ("done", None), "second": ("done", None)}
+    assert asked == [DAY]
+    world.ingest("org", "page")
+    assert asked == [DAY, DAY]
+
+
+def test_a_page_that_stores_nothing_asks_for_those_that_ended_before_it(world: World) -> None:
+    """They left it to this one, which has lost its lease: nobody else would ask before the next reconcile."""
+    world.ingest("org", "page")
+    world.aggregate("org")
+    world.redis.flushall()
+    meanwhile(world, lambda: world.ingest("org", "second"))
+    with pytest.raises(Defer, match="lease_lost"):
+        world.ingest("org", "page", holds=False)
+    assert world.states()["second"] == ("done", None)
+    assert world.ready() == [AGGREGATE]
 
 
 def test_a_backfilled_page_is_summed_up_on_the_backfill_queue(world: World) -> None:

@@ -64,7 +64,7 @@ HOT = [
         "due days",
         lambda db: ledger.due_days(db, "org-7", [LAST]),
         {"aggregate_dirty_of", "ingest_day_state_expected"},
-        "Asked after every ingest; the partial index holds only what is still to come, so it is empty when it matters.",
+        "Asked after an ingest; the partial index holds only what is still to come, so it is empty when it matters.",
     ),
     Hot(
         "open days",
