@@ -160,15 +160,19 @@ class _UnderWay:
         with self._lock:
             self._pages[where] += 1
 
-    def end(self, where: ledger.Day, changed: set[dt.date]) -> set[dt.date]:
+    def note(self, where: ledger.Day, days: set[dt.date]) -> None:
+        """Remember `days` that a page under way has changed."""
+        with self._lock:
+            self._changed[where] |= days
+
+    def end(self, where: ledger.Day) -> set[dt.date]:
         """Count one page less, and return what all have changed if it was the last one, else nothing."""
         with self._lock:
-            self._changed[where] |= changed
             self._pages[where] -= 1
             if self._pages[where]:
                 return set()
             del self._pages[where]
-            return self._changed.pop(where)
+            return self._changed.pop(where, set())
 
 
 class Ingest:
@@ -199,17 +203,17 @@ class Ingest:
         Of the pages of one organization's day that are under way together the last one to end asks for all what is due:
         before it the day waits for a page anyway. A worker that dies has not ended it, so that it runs again and asks.
         """
-        where, changed = (payload.organizationId, payload.day), set[dt.date]()
+        where = payload.organizationId, payload.day
         self._under_way.begin(where)
         try:
-            self._read(payload, delivery, changed)
+            self._read(payload, delivery)
         finally:
-            if days := self._under_way.end(where, changed):
+            if days := self._under_way.end(where):
                 with self._pool.connection() as connection:
                     self._fan_in.enqueue_due(connection, where[0], sorted(days), queue=delivery.job.queue)
 
-    def _read(self, payload: payloads.Ingest, delivery: Delivery, changed: set[dt.date]) -> None:
-        """Read the page, store what it says, and note in `changed` of which days; raise what the queue is asked.
+    def _read(self, payload: payloads.Ingest, delivery: Delivery) -> None:
+        """Read the page and store what it says; raise what the queue is asked.
 
         No connection is held while the provider is asked, which takes longer than all the rest.
         """
@@ -220,13 +224,13 @@ class Ingest:
             verdict = self._without_a_call(connection, integration, entry, now)
             if verdict:
                 _require_lease(delivery)
-                return self._settle(connection, integration, verdict, now, changed)
+                return self._settle(connection, integration, verdict, now)
             metrics = self._metrics_of(connection, integration.provider, now)
         outcome = self._ask(integration, metrics, entry.day, now)
         _require_lease(delivery)
         with self._pool.connection() as connection:
             verdict = self._judge(connection, integration, entry, outcome, now, delivery)
-            return self._settle(connection, integration, verdict, now, changed)
+            return self._settle(connection, integration, verdict, now)
 
     def _metrics_of(self, connection: Connection[Any], provider: str, now: dt.datetime) -> list[Metric]:
         """Return what to ask of the provider: the same for every page, so it is not looked up for each."""
@@ -290,12 +294,7 @@ class Ingest:
         return refused(entry, outcome, now, is_last_attempt=delivery.is_last_attempt)
 
     def _settle(
-        self,
-        connection: Connection[Any],
-        integration: Integration,
-        verdict: Verdict,
-        now: dt.datetime,
-        changed: set[dt.date],
+        self, connection: Connection[Any], integration: Integration, verdict: Verdict, now: dt.datetime
     ) -> None:
         """Write the verdict, note the days that it is about, and tell the queue."""
         entry, answer = verdict.entry, verdict.answer
@@ -303,7 +302,8 @@ class Ingest:
         if verdict.needs_reconnect and not integrations.set_refresh_needed(connection, integration, entry.reason or ""):
             raise Defer(0.0, "token_changed", "the page was connected again while its old token was refused")
         state = ledger.record(connection, entry, integration.provider, answer)
-        changed |= {entry.day} | {reading.day for reading in answer.readings} if answer else {entry.day}
+        days = {entry.day} | {reading.day for reading in answer.readings} if answer else {entry.day}
+        self._under_way.note((entry.organization_id, entry.day), days)
         if verdict.ask and not (state == "done" and entry.reason == NOT_YET):  # it was published before
             raise verdict.ask
 
