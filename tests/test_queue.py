@@ -104,14 +104,19 @@ def test_enqueue_many_keeps_order_over_its_batches(redis: Redis, queue: Queue) -
     assert queue.where(ids) == ["ready"] * len(ids)
 
 
-def test_enqueue_many_ends_before_the_batch_of_a_bad_job(redis: Redis, queue: Queue) -> None:
-    """A batch is whole or not in; what was accepted before stays, and asking again for all of it is harmless."""
+def test_enqueue_many_refuses_a_bad_job_before_it_puts_any_of_its_batch_in(redis: Redis, queue: Queue) -> None:
+    """Half a batch in the queue leaves the producer guessing which half."""
+    with pytest.raises(BadJob, match="not usable"):
+        queue.enqueue_many([job("a"), job("not good")])
+    assert read(redis) == State()
+
+
+def test_enqueue_many_keeps_the_batches_before_that_of_a_bad_job(redis: Redis, queue: Queue) -> None:
+    """They were accepted; asking again for all of them is harmless."""
     jobs = [job(f"j{n}") for n in range(BULK * 2)]
-    with pytest.raises(BadJob):
+    with pytest.raises(BadJob, match="not usable"):
         queue.enqueue_many([*jobs, job("a"), job("not good")])
     assert read(redis).ready == tuple(each.id for each in jobs)
-    with pytest.raises(BadJob):
-        queue.enqueue_many([job("b"), job("not good")])
     assert [each.state for each in queue.enqueue_many([*jobs, job("a")])] == ["ready"] * len(jobs) + ["new"]
 
 
