@@ -246,7 +246,7 @@ class Worker:
         self._quiet = False
         settled, self._unsettled = self._unsettled, []
         done = [run for run in settled if isinstance(run.outcome, Done)]
-        others = [run for run in settled if not isinstance(run.outcome, Done)] if len(done) < len(settled) else []
+        others = [run for run in settled if not isinstance(run.outcome, Done)]
         calls = self._settlements(done, others)
         if self._moved or want:
             calls.append(self._queue.claim(self.id, want, self._moved))

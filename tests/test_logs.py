@@ -43,9 +43,8 @@ def handler() -> Iterator[TurnHandler]:
     handler = log_json("INFO")
     yield handler
     root.removeHandler(handler)
-    handler.lock = handler._writing = (
-        threading.RLock()
-    )  # one that a test left taken would hold up the interpreter's end
+    # One that a test left taken would hold up the interpreter's end.
+    handler.lock = handler._writing = threading.RLock()
     root.setLevel(level)
     for other in before:
         root.addHandler(other)

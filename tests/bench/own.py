@@ -76,12 +76,12 @@ def _depth(results: Results, scale: float) -> None:
     deep = dataclasses.replace(EIGHT, fill=FULL)
     shallow = dataclasses.replace(EIGHT, jobs=10_000)
     queued = f"{int(FULL * scale):,} queued"
+    envelope = len(_job(0).encode()) + len(_job(0).id)
     for _ in range(ROUNDS):
         few, many = drain(OURS, shallow), drain(OURS, deep, scale=scale)
         results.note("8 slots, 10,000 queued (jobs/s)", few.rate)
         results.note(f"8 slots, {queued} (jobs/s)", many.rate)
         results.note(f"8 slots, {queued} / 10,000 queued", many.rate / few.rate)
-        envelope = len(_job(0).encode()) + len(_job(0).id)
         results.note(f"Redis for a queued job, of {int(FULL * scale):,} (bytes)", many.memory)
         results.note("of which beyond its envelope and its id (bytes)", many.memory - envelope)
 
