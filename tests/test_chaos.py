@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import datetime
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,3 +65,9 @@ def test_a_mutant_fits_the_queue_of_today(name: str) -> None:
     """One that cannot be applied any more ends its processes, which the auditor sees, too, and proves nothing."""
     weaken = f"from tests.chaos import mutants; mutants.apply({name!r})"
     subprocess.run([sys.executable, "-c", weaken], cwd=Path(__file__).parents[1], check=True, timeout=60)
+
+
+def test_every_weakened_queue_has_its_day_of_the_week() -> None:
+    monday = datetime.date(2024, 5, 6)
+    week = [name for day in range(7) for name in mutants.of_day(monday + datetime.timedelta(days=day))]
+    assert sorted(week) == sorted(mutants.names())

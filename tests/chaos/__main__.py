@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import shutil
 import sys
 import tempfile
@@ -35,14 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--mutants", nargs="*", metavar="NAME", help="run each weakened queue until the auditor sees it"
     )
+    parser.add_argument("--today", action="store_true", help="of all weakened queues those of this day of the week")
     options = parser.parse_args(arguments)
     directory = Path(tempfile.mkdtemp(prefix="redisq-chaos."))
     directory.chmod(0o755)  # PostgreSQL is another user
     with private_postgres(directory / "postgres") as postgres:
-        if options.mutants is None:
+        if options.mutants is None and not options.today:
             failed = _seeds(options.seed, options.seconds, postgres, directory)
         else:
-            wanted = options.mutants or mutants.names()
+            all_of = mutants.of_day(datetime.datetime.now(datetime.UTC).date()) if options.today else mutants.names()
+            wanted = options.mutants or all_of
             failed = _mutants(wanted, options.seed, options.seconds, postgres, directory)
     if failed:
         _say(f"The logs and the journals of Redis are in {directory}")

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
+from redisq import Job, Queue, Settings
+from redisq.server import connect
 from tests.chaos.auditor import NAME
+from tests.chaos.journal import PREFIX
+from tests.chaos.load import SLOW
 from tests.chaos.site import LEASE, Member, Site
 from tests.proxy import Rule
 
@@ -54,14 +58,18 @@ SHAPES = {
     "redis away beyond a lease": Shape(0.3, 1.1 * LEASE, 1.3 * LEASE),
     "fill redis": Shape(1.0, 0.3, 1.5),
     "flush redis": Shape(4.0),
+    "flush redis under a slow job": Shape(1.2, 4.5, 5.0),
     "step the clock forward": Shape(0.8),
     "step the clock back": Shape(0.5),
     "terminate backends": Shape(1.5),
     "restart postgres": Shape(0.4),
 }
+ALONE = "flush redis under a slow job"  # looks for its moment, and nothing else may undo it
 OUTAGES = {"partition", "freeze redis", "redis away beyond a lease"}
 FORWARD = (20.0, 90.0)  # seconds of a step: over slots, and beyond every lease
 BACK = (LEASE, LEASE + 2.0)  # a job that is due waits so much longer
+LOOK = 0.1  # seconds between looks for a slow job
+LOOKS = 30
 
 
 def plan(seed: int, seconds: float) -> list[Fault]:
@@ -74,7 +82,8 @@ def plan(seed: int, seconds: float) -> list[Fault]:
         shape = SHAPES[name]
         faults.append(Fault(at, name, chance.random(), chance.uniform(shape.shortest, shape.longest)))
         # While Redis is away little else can be met, so the next fault waits for a part of it.
-        at += chance.expovariate(1 / GAP) + (faults[-1].lasts / 2 if name in OUTAGES else 0.0)
+        share = 1.0 if name == ALONE else 0.5 if name in OUTAGES else 0.0
+        at += chance.expovariate(1 / GAP) + faults[-1].lasts * share
     return faults
 
 
@@ -217,6 +226,48 @@ class Hand:
         except RedisError:
             return False
         return True
+
+    def _flush_redis_under_a_slow_job(self, _fault: Fault) -> bool:
+        """A living worker gets a job again that it still runs: only the token tells its two deliveries apart."""
+        self._watch_slow_jobs(set(self._slow_jobs()), {}, LOOKS)
+        return True
+
+    def _watch_slow_jobs(self, old: set[str], seen: dict[str, int], looks: int) -> None:
+        """Strike when one that began meanwhile has run for a while: its second delivery shall outlast the first."""
+        running = self._slow_jobs()
+        seen = {id: seen.get(id, 0) + 1 for id in running if id not in old}
+        late = [id for id, times in seen.items() if times * LOOK > SLOW / 5]
+        if late:
+            self._flush_under(*running[late[0]])
+        elif looks:
+            self._later(LOOK, lambda: self._watch_slow_jobs(old, seen, looks - 1))
+
+    def _flush_under(self, worker: Member, job: Job) -> None:
+        """Flush, and put back this one alone, for the worker that runs it: the others are killed."""
+        for member in self._site.members:
+            if member.role == "worker" and member is not worker:
+                self._kill(member)
+        try:
+            self._site.admin.flushall()
+            Queue(connect(Settings(redis_url=self._site.redis.url)), "default").enqueue(job)
+        except RedisError:
+            return  # it is down or full: the producers will put it back
+
+    def _slow_jobs(self) -> dict[str, tuple[Member, Job]]:
+        """Return the slow jobs that living workers have, by their ids."""
+        redis, found = self._site.admin, {}
+        living = {str(member.pid): member for member in self._site.members if member.role == "worker"}
+        try:
+            for key in redis.keys(PREFIX + "processing:*"):
+                worker = living.get(key.split(".")[-2])
+                ids = [id for id in redis.lrange(key, 0, -1) if id.startswith("ingest:")] if worker else []
+                for envelope in filter(None, redis.hmget(PREFIX + "jobs", ids) if ids else ()):
+                    job = Job.decode(envelope.encode(), queue="default")
+                    if job.payload["seconds"] == SLOW:
+                        found[job.id] = worker, job
+        except RedisError:
+            return {}
+        return found
 
     def _step_the_clock_forward(self, fault: Fault) -> bool:
         return self._site.clock.step(FORWARD[0] + fault.pick * (FORWARD[1] - FORWARD[0]))

@@ -29,6 +29,7 @@ from tests.chaos.ledger import Ledger
 
 CANARY = "canary-5e6f1a"  # a secret: it may stand in payloads, and nowhere else
 ENOUGH = "enough"  # a file: from now on producers only put back
+SLOW = 3.0  # seconds of the slowest jobs: about a lease
 OLD = "1 second"  # what is younger may still be on its way into Redis
 
 
@@ -143,7 +144,7 @@ class Producer:
     def _job(self) -> Job:
         self._count += 1
         kind = self._chance.choices(("ingest", "flaky", "broken", "limited", "hopeless"), (80, 6, 3, 8, 3))[0]
-        seconds = self._chance.choices((0.0, 0.02, 0.3, 3.0), (58, 30, 8, 4))[0]
+        seconds = self._chance.choices((0.0, 0.02, 0.3, SLOW), (58, 30, 8, 4))[0]
         page = f"{self._name}-{self._count}"
         return self._registry[kind].job(Work("acme", page, "2024-05-01", seconds))
 

@@ -5,6 +5,7 @@ A process of the crew weakens itself, by the name in its environment; the queue'
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import itertools
 import threading
@@ -228,6 +229,11 @@ def fail_in_two_commands() -> None:
 def names() -> list[str]:
     """Return every mutant."""
     return list(_weaken)
+
+
+def of_day(day: datetime.date) -> list[str]:
+    """Return those whose turn it is: each comes on one day of every week."""
+    return names()[day.weekday() :: 7]
 
 
 def doc(name: str) -> str:

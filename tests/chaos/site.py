@@ -67,6 +67,11 @@ class Member:
         self._process = self._start()
         self.dismissed = False
 
+    @property
+    def pid(self) -> int:
+        """The process that runs now, or ran last."""
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> bool:
         """Send a signal; False when the process has gone."""
         if self._process.poll() is not None:
