@@ -68,7 +68,7 @@ class Schedule:
         if self.missed_count < 1:
             raise ValueError(f"missed_count is {self.missed_count}: take 1 or more, or missed = 'skip'")
         if not 0 < self.missed_age <= _LONGEST_AGE:
-            raise ValueError(f"missed_age is {self.missed_age:g} s: take up to {_LONGEST_AGE:g}")
+            raise ValueError(f"missed_age is {self.missed_age} s: take up to {_LONGEST_AGE:g}")
 
     def slots_after(self, moment: datetime) -> Iterator[datetime]:
         """Yield the slot times after `moment`, in UTC, for as long as they are asked for."""
@@ -148,7 +148,7 @@ def load_schedules(path: Path) -> list[Schedule]:
     """Read the `[schedule.NAME]` tables of a TOML file; raise `BadSettings` with the place of what is wrong."""
     try:
         tables = tomllib.loads(path.read_text()).get("schedule", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no TOML, no UTF-8, an integer of thousands of digits
         raise BadSettings(f"{path}: {error}") from None
     if not isinstance(tables, dict):
         raise BadSettings(f"{path}: schedule is {tables!r}: take a table for each, [schedule.NAME]")

@@ -293,6 +293,7 @@ BAD_SCHEDULES = {
     "a count of none": ('cron = "0 3 * * *"\nmissed_count = 0', "missed_count is 0: take 1 or more"),
     "an age in words": ('cron = "0 3 * * *"\nmissed_age = "7d"', "missed_age is '7d', which is of the wrong type"),
     "no age at all": ('cron = "0 3 * * *"\nmissed_age = nan', "missed_age is nan s"),
+    "an age beyond all floats": (f'cron = "0 3 * * *"\nmissed_age = 1{"0" * 400}', "missed_age is 10+ s: take up to"),
     "text for a payload": ('cron = "0 3 * * *"\npayload = "x"', "payload is 'x', which is of the wrong type"),
     "an unknown option": ('cron = "0 3 * * *"\nqueue = "x"', "unexpected keyword argument 'queue'"),
 }
@@ -313,8 +314,9 @@ def test_a_bad_schedule_is_refused_with_its_name(table: str, sentence: str, tmp_
     [
         *("[schedule", "schedule = 3", "[schedule]\nnightly = 3", '[schedule."a b"]\ncron="* * * * *"\nkind="k"'),
         "schedule = " + "[" * 5000,
+        "schedule = " + "1" * 5000,
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_a_file_that_is_no_list_of_schedules_is_refused(text: str, tmp_path: Path) -> None:
     """A scheduler that starts without its schedules looks healthy and does nothing."""
