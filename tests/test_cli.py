@@ -112,7 +112,10 @@ def test_ctrl_c_ends_quietly(shell: Shell, tmp_path: Path) -> None:
     os.mkfifo(fifo)
     key.write_text(Shell().run("integration", "new-key").stdout)
     told = Shell({**shell.environ, "REDISQ_TOKEN_KEY_FILE": str(key)})
+    # A test run in the background of a shell is told to ignore it, and so would the command be.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = told.start("integration", "reconnect", "fb-1", "--token-file", str(fifo), stdout=subprocess.PIPE)
+    signal.signal(signal.SIGINT, before)
     writer = eventually(lambda: _open_writer(fifo), within=30)  # there is one as soon as the command reads
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
