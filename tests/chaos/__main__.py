@@ -36,16 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--mutants", nargs="*", metavar="NAME", help="run each weakened queue until the auditor sees it"
     )
-    parser.add_argument("--today", action="store_true", help="of all weakened queues those of this day of the week")
+    today = mutants.of_day(datetime.datetime.now(datetime.UTC).date())
+    parser.add_argument(
+        "--today", dest="mutants", action="store_const", const=today, help="run those of this day of the week"
+    )
     options = parser.parse_args(arguments)
     directory = Path(tempfile.mkdtemp(prefix="redisq-chaos."))
     directory.chmod(0o755)  # PostgreSQL is another user
     with private_postgres(directory / "postgres") as postgres:
-        if options.mutants is None and not options.today:
+        if options.mutants is None:
             failed = _seeds(options.seed, options.seconds, postgres, directory)
         else:
-            all_of = mutants.of_day(datetime.datetime.now(datetime.UTC).date()) if options.today else mutants.names()
-            wanted = options.mutants or all_of
+            wanted = options.mutants or mutants.names()
             failed = _mutants(wanted, options.seed, options.seconds, postgres, directory)
     if failed:
         _say(f"The logs and the journals of Redis are in {directory}")
