@@ -25,13 +25,19 @@ local envelopes = redis.call('HMGET', KEYS[3], unpack(ids))
 local records = redis.call('HMGET', KEYS[4], unpack(ids))
 local claimed, changed = {}, {}
 for i, id in ipairs(ids) do
-  local run = parse_run(records[i])
-  run.token = ARGV[2] .. '.' .. i
-  run.deliveries = run.deliveries + 1
-  changed[2 * i - 1], changed[2 * i] = id, format_run(run)
+  local token, attempts, crashes = ARGV[2] .. '.' .. i, 0, 0
+  local record = token .. ' 1 0 0 0'
+  if records[i] then
+    local run = parse_run(records[i])
+    run.token = token
+    run.deliveries = run.deliveries + 1
+    record = format_run(run)
+    attempts, crashes = run.attempts, run.crashes
+  end
+  changed[2 * i - 1], changed[2 * i] = id, record
   local n = 5 * (i - 1)
-  claimed[n + 1], claimed[n + 2], claimed[n + 3] = id, run.token, envelopes[i] or ''
-  claimed[n + 4], claimed[n + 5] = run.attempts, run.crashes
+  claimed[n + 1], claimed[n + 2], claimed[n + 3] = id, token, envelopes[i] or ''
+  claimed[n + 4], claimed[n + 5] = attempts, crashes
 end
 redis.call('HSET', KEYS[4], unpack(changed))
 return claimed
