@@ -105,12 +105,11 @@ def _send(client: "Redis", commands: Sequence[tuple[Any, ...]]) -> Callable[[], 
     Straight on a connection of the pool: what redis-py's own pipeline adds (callbacks, metrics, its retries, which
     are off) takes longer than Redis itself.
     """
-    pool = client.connection_pool
-    connection: Any = pool.get_connection()  # whose methods have no types
+    connection = _borrow(client)
 
     def drop() -> None:
         connection.disconnect()  # an answer that was not read would be taken for that of the next command
-        pool.release(connection)
+        _give_back(client, connection)
 
     def receive() -> list[Any]:
         try:
@@ -118,7 +117,7 @@ def _send(client: "Redis", commands: Sequence[tuple[Any, ...]]) -> Callable[[], 
         except BaseException:
             drop()
             raise
-        pool.release(connection)
+        _give_back(client, connection)
         return answers
 
     try:
@@ -127,6 +126,21 @@ def _send(client: "Redis", commands: Sequence[tuple[Any, ...]]) -> Callable[[], 
         drop()
         raise
     return receive
+
+
+def _borrow(client: "Redis") -> Any:  # a connection, whose methods have no types
+    kept: Any = client.connection
+    if kept is None:
+        return client.connection_pool.get_connection()
+    kept.connect()  # to where its server is by now
+    return kept
+
+
+def _give_back(client: "Redis", connection: Any) -> None:
+    if client.connection is None:
+        client.connection_pool.release(connection)
+    elif connection.should_reconnect():
+        connection.disconnect()
 
 
 def _answer(connection: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The threads that read jobs and run their handlers, and what became of each run."""
+"""The threads that read jobs and run their handlers, turn the claim loop in between, and what became of each run."""
 
 import ctypes
 import threading
@@ -109,10 +109,18 @@ class Run:
     tried: bool = False  # to settle it, and no answer came
 
 
+class Turn:
+    """One turn of the claim loop, as something that a thread has to do."""
+
+
+Task = Run | Turn
+
+
 class Slots:
     """The threads that run handlers. A handler past its time limit gets `TimeLimitExceeded` raised in its thread.
 
-    `holds` answers a handler that asks for its lease. `report` gets each run back, with its outcome.
+    `holds` answers a handler that asks for its lease. `report` gets each run back, with its outcome, and `turn` turns
+    the claim loop; both say what their thread does next: a thread that goes on by itself need not be woken.
     """
 
     def __init__(
@@ -122,20 +130,24 @@ class Slots:
         queue: str,
         worker: str,
         holds: Callable[[Run], bool],
-        report: Callable[[Run], None],
+        report: Callable[[Run], Task | None],
+        turn: Callable[[], Task | None],
     ) -> None:
-        self.count = count
         # Protects Run.told, and the end of Run.thread: a late exception must not hit the next job.
         self.lock = threading.Lock()
-        self._inbox: SimpleQueue[Run] = SimpleQueue()
+        self._inbox: SimpleQueue[Task] = SimpleQueue()
         self._registry, self._queue, self._worker = registry, queue, worker
-        self._holds, self._report = holds, report
+        self._holds, self._report, self._turn = holds, report, turn
         for number in range(count):
             threading.Thread(target=self._work, name=f"slot-{number}", daemon=True).start()
 
-    def start(self, run: Run) -> None:
-        """Hand `run` to a free slot."""
-        self._inbox.put(run)
+    def add(self, task: Task) -> None:
+        """Have a free thread do `task`, after those that wait already. Safe in a signal handler."""
+        self._inbox.put(task)
+
+    def waiting(self) -> bool:
+        """Return whether a task waits for a thread."""
+        return not self._inbox.empty()
 
     def interrupt(self, run: Run, now: float) -> bool:
         """Raise `TimeLimitExceeded` in the handler of `run`; False when it has come back by itself."""
@@ -148,12 +160,16 @@ class Slots:
 
     def _work(self) -> None:
         while True:
-            run = self._inbox.get()
-            try:
-                run.outcome = self._read(run) or self._outcome(run)
-            except BaseException as error:  # noqa: BLE001  # a slot that died of it would hold its job as long as its worker lives
-                run.outcome = _unforeseen(error, run)
-            self._report(run)
+            task: Task | None = self._inbox.get()
+            while task is not None:
+                task = self._turn() if isinstance(task, Turn) else self._report(self._ran(task))
+
+    def _ran(self, run: Run) -> Run:
+        try:
+            run.outcome = self._read(run) or self._outcome(run)
+        except BaseException as error:  # noqa: BLE001  # a slot that died of it would hold its job as long as its worker lives
+            run.outcome = _unforeseen(error, run)
+        return run
 
     def _read(self, run: Run) -> Outcome | None:
         """Read the envelope into `run`; what cannot be run is parked for a later release, or buried."""

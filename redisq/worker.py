@@ -1,8 +1,9 @@
 """One worker run: claims jobs, has them run in slots, settles what became of them.
 
-The *claim loop* (the caller of `run`) is the only one that decides: it claims, settles and watches time limits, one
-round trip a turn. *Slots* run handlers. The *doorbell* waits in BLMOVE while there is nothing to do. The *pulse*
-renews the lease. They speak to the claim loop through one queue of events.
+The *claim loop* is the only one that decides: it claims, settles and watches time limits, one round trip a turn.
+*Slots* run handlers, and a slot that has ended one turns the loop: nobody has to be woken for that, and what a turn
+has sent is answered while handlers run. The *doorbell* waits in BLMOVE while there is nothing to do. The *pulse* renews
+the lease. They speak to the claim loop through one queue of events.
 """
 
 import logging
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from redis import Redis
@@ -24,7 +25,7 @@ from redisq.lease import Pulse
 from redisq.outage import Outage, Patience
 from redisq.queue import EVERY_GHOST, Call, Claimed, Failure, Queue
 from redisq.server import COMMAND_TIMEOUT, describe, require_fit
-from redisq.slots import Deferred, Done, Doomed, Failed, Paused, Run, Slots
+from redisq.slots import Deferred, Done, Doomed, Failed, Paused, Run, Slots, Task, Turn
 
 WAIT = 2.0  # seconds of one BLMOVE: short, so that a worker drains quickly
 TURN = 0.5  # seconds between turns with nothing to do: time limits are this sharp
@@ -50,6 +51,19 @@ class Woken:
 
 
 Event = Run | Rang | Woken
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What one turn has sent, until the next one takes in the answers."""
+
+    receive: Callable[[], list[Any]]
+    done: list[Run]
+    others: list[Run]
+    moved: list[str]
+    want: int
+    at: float
+    epoch: int
 
 
 class Doorbell:
@@ -131,12 +145,14 @@ class Worker:
         self._registry, self._settings, self._observer = registry, settings, observer
         clients = [connect(COMMAND_TIMEOUT), connect(WAIT + 2.0), connect(COMMAND_TIMEOUT)]
         command, blocking, beating = (Queue(client, queue_name, settings.prefix) for client in clients)
+        # Nobody else uses it: what a pool does to lend a connection takes a tenth of the time of a turn.
+        command.redis.connection = command.redis.connection_pool.make_connection()  # type: ignore[assignment]
         self._queue = command
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._held: dict[str, Run] = {}  # by token
         self._unsettled: list[Run] = []
         self._moved: list[str] = []  # by the doorbell, not yet started
-        self._claimed: list[Run] = []  # held, and not yet started
+        self._sent: Sent | None = None
         self._lost_slots = 0  # whose handler never came back
         self.outage = Outage()
         self._patience = Patience()
@@ -144,12 +160,18 @@ class Worker:
         self._standstill = Standstill()
         self._sweep_at = 0.0
         self._ring_at = 0.0
-        self._hungry = True  # the last claim did not fill the slots
-        self._quiet = False  # the doorbell has just found nothing, so a claim would not either
+        self._hungry = False  # the last claim, or the doorbell, found too little
         self._stops = 0
         self._deadline = float("inf")
-        self._slots = Slots(settings.slots, registry, queue_name, self.id, self._holds, self._events.put)
-        self._doorbell = Doorbell(blocking, self.id, self._events.put)
+        # Held by the thread that turns, or by the `Turn` that waits for one: all that is above belongs to its holder.
+        # Held from the beginning until `run`, and again for good after the last turn.
+        self._turning = threading.Lock()
+        self._turning.acquire()
+        self._over = threading.Event()  # the last turn was made
+        self._broken: BaseException | None = None  # what ended it, when that was no drain
+        # One thread more than there are slots, so that one is free to turn while all of them run a job.
+        self._slots = Slots(settings.slots + 1, registry, queue_name, self.id, self._holds, self._ended, self._turn)
+        self._doorbell = Doorbell(blocking, self.id, self._tell)
         self._info: dict[str, str | int | float] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -178,24 +200,61 @@ class Worker:
 
     def run(self) -> int:
         """Work until stopped and return the exit code: 0 after a drain, 1 when a handler never came back."""
-        log.info("worker started", extra={"worker": self.id, "queue": self._queue.name, "slots": self._slots.count})
-        while not self._finished():
-            self._gather()
-            self._turn()
+        log.info("worker started", extra={"worker": self.id, "queue": self._queue.name, "slots": self._settings.slots})
+        self._slots.add(Turn())
+        while not self._over.wait(TURN):
+            self._look()
+        if self._broken:
+            raise self._broken
         self._leave()
         return 1 if self._lost_slots else 0
 
     # -- the claim loop --------------------------------------------------------------------------------------------
 
-    def _gather(self) -> None:
-        """Wait for an event, or for a turn's length, and take in all that has come."""
-        if not self._claimed:
-            try:
-                self._take(self._events.get(timeout=TURN))
-            except Empty:
-                return
-        while not self._events.empty():  # nobody else takes from it
-            self._take(self._events.get())
+    def _look(self) -> None:
+        """Have the loop turn, unless it is about to. Safe in every thread, and in a signal handler."""
+        if self._turning.acquire(blocking=False):
+            self._slots.add(Turn())
+
+    def _tell(self, event: Event) -> None:
+        self._events.put(event)
+        self._look()
+
+    def _wake(self) -> None:
+        self._tell(Woken())
+
+    def _ended(self, run: Run) -> Task | None:
+        """Take back a run, and say what its thread does next: turn, unless another does or a job waits for one."""
+        self._events.put(run)
+        return self._may_turn()
+
+    def _may_turn(self) -> Task | None:
+        if not self._turning.acquire(blocking=False):
+            return None  # who holds it looks for events before it lets go, or after
+        if self._slots.waiting():
+            self._slots.add(Turn())
+            return None
+        return Turn()
+
+    def _turn(self) -> Task | None:
+        """Turn once, and say what this thread does next: the first of the jobs that were claimed, or the next turn."""
+        try:
+            runs = self._go_round()
+        except BaseException as error:  # noqa: BLE001  # it is raised again by `run`, whose caller ends the process
+            self._broken = error
+            self._over.set()
+            return None
+        if self._over.is_set():
+            return None
+        turn: Task | None = Turn()
+        if not self._sent and self._events.empty():
+            self._turning.release()
+            turn = None if self._events.empty() else self._may_turn()
+        if not runs:
+            return turn
+        for task in [*runs[1:], *([turn] if turn else [])]:
+            self._slots.add(task)
+        return runs[0]
 
     def _take(self, event: Event) -> None:
         match event:
@@ -206,72 +265,93 @@ class Worker:
                 log.warning("a handler came back too late", extra=self._fields(event))
             case Rang():
                 self._doorbell.waiting = False
-                self._hungry = True
-                self._quiet = event.id is None and event.error is None
+                self._hungry = event.id is None and event.error is None
                 # A job that may not start any more stays in our list, and is given back from there.
                 if event.id is not None and self._may_start():
                     self._moved.append(event.id)
                 self._hear(event.error)
 
-    def _turn(self) -> None:
-        """Settle what ended and claim what can start, in one round trip; then ring for more, or look for ghosts."""
+    def _go_round(self) -> list[Run]:
+        """Take in all that has come, and settle and claim in one round trip. Return the runs that begin now.
+
+        The answers are taken in by the next turn: Redis and the slots work side by side.
+        """
+        claimed: list[Run] = []
+        try:
+            claimed = self._receive()
+        except RedisError as error:
+            self._lose_redis(error)
+        while not self._events.empty():  # nobody else takes from it
+            self._take(self._events.get())
         now = time.monotonic()
         self._begin_to_drain(now)
         self._watch_limits(now)
         if self._patience.retry_at <= now:
             try:
-                heard = self._exchange(now)
                 self._sweep(now)
                 self._ring(now)
+                self._send(now)
             except RedisError as error:
                 self._lose_redis(error)
-                self._start_claimed()
-            else:
-                if heard and self._patience.tried:
-                    self._find_redis()
         self._observer.turned(
             running=len(self._held),
-            slots=self._slots.count,
+            slots=self._settings.slots,
             draining=self._stops > 0,
             connected=not self._patience.tried,
             paused=self._standstill.reason,
         )
+        if self._finished():
+            self._over.set()
+        return self._startable(claimed)
 
-    def _exchange(self, now: float) -> bool:
-        """Send, start what the last exchange claimed, and then wait: Redis and the slots work side by side.
-
-        Return whether Redis took all that there was to send.
-        """
-        want = 0 if self._quiet and not self._patience.tried else self._wanted()
-        self._quiet = False
+    def _send(self, now: float) -> None:
+        """Send what settles the runs that ended, and the claim of as many as can start."""
+        want = 0 if self._hungry and not self._patience.tried else self._wanted()
         settled, self._unsettled = self._unsettled, []
+        moved, self._moved = self._moved, []
         done = [run for run in settled if isinstance(run.outcome, Done)]
         others = [run for run in settled if not isinstance(run.outcome, Done)]
         calls = self._settlements(done, others)
-        if self._moved or want:
-            calls.append(self._queue.claim(self.id, want, self._moved))
+        if moved or want:
+            calls.append(self._queue.claim(self.id, want, moved))
         if not calls:
-            self._start_claimed()
-            return self._pulse.holds(self._pulse.epoch)  # then it takes heartbeats at least
+            if self._pulse.holds(self._pulse.epoch):  # then it takes heartbeats at least
+                self._find_redis()
+            return
         epoch = self._pulse.epoch
         try:
-            receive = self._queue.post(calls)
-            self._start_claimed()
-            answers = receive()
+            self._sent = Sent(self._queue.post(calls), done, others, moved, want, now, epoch)
         except RedisError:
-            for run in settled:
-                run.tried = True
-            self._unsettled = settled + self._unsettled
-            self._moved.clear()  # whatever they became, they are ghosts now
-            self._sweep_at = 0.0
+            self._unsent(settled)
             raise
-        claimed: list[Claimed] = answers.pop() if self._moved or want else []
-        self._forget(done, others, answers)
-        if self._moved or want:
-            self._hungry = len(claimed) < want + len(self._moved)
-            self._moved.clear()
-        self._hold([Run(delivery, now, epoch) for delivery in claimed])
-        return True
+
+    def _receive(self) -> list[Run]:
+        """Take in the answers to what the last turn sent, and return the runs that it claimed."""
+        if self._sent is None:
+            return []
+        sent, self._sent = self._sent, None
+        try:
+            answers = sent.receive()
+        except RedisError:
+            self._unsent(sent.done + sent.others)
+            raise
+        self._find_redis()
+        is_claim = sent.want > 0 or bool(sent.moved)
+        claimed: list[Claimed] = answers.pop() if is_claim else []
+        self._forget(sent.done, sent.others, answers)
+        if is_claim:
+            self._hungry = len(claimed) < sent.want + len(sent.moved)
+        runs = [Run(delivery, sent.at, sent.epoch) for delivery in claimed]
+        for run in runs:
+            self._held[run.claimed.token] = run
+        return runs
+
+    def _unsent(self, settled: list[Run]) -> None:
+        """Keep what may have been settled or not; what was moved or claimed are ghosts now."""
+        for run in settled:
+            run.tried = True
+        self._unsettled = settled + self._unsettled
+        self._sweep_at = 0.0
 
     def _wanted(self) -> int:
         """Return how many jobs could start at once. While the doorbell waits, nothing is ready and one place is its.
@@ -281,8 +361,8 @@ class Worker:
         if self._doorbell.waiting or not self._may_start():
             return 0
         busy = len(self._held) - len(self._unsettled) + self._lost_slots
-        free = min(self._slots.count - busy, self._room()) - len(self._moved)
-        return int(max(0, min(free, (self._slots.count + 1) // 2)))
+        free = min(self._settings.slots - busy, self._room()) - len(self._moved)
+        return int(max(0, min(free, (self._settings.slots + 1) // 2)))
 
     def _may_start(self) -> bool:
         return not self._stops and self._pulse.holds(self._pulse.epoch)
@@ -291,16 +371,17 @@ class Worker:
         return self._standstill.room(self._held.values(), time.monotonic())
 
     def _ring(self, now: float) -> None:
-        """Wait for the next job when the last claim found too few."""
-        if self._hungry and now >= self._ring_at and not self._doorbell.waiting and self._wanted() > 0:
+        """Wait for the next job when the last claim found too few; a Redis that was away is asked with a claim."""
+        if self._hungry and now >= self._ring_at and not self._patience.tried and self._wanted() > 0:
             self._doorbell.ask()
 
     def _sweep(self, now: float) -> None:
         """Give back the ids in our own list that we do not hold: a reply was lost between Redis and us.
 
-        Only while no claim of ours is in the air, else the claim's own ids would look like ghosts.
+        Only while no claim of ours is in the air, else the claim's own ids would look like ghosts. A Redis that was
+        away is asked with a claim first: should it refuse just this look, jobs run all the same.
         """
-        if now < self._sweep_at or self._doorbell.waiting or self._moved:
+        if now < self._sweep_at or self._doorbell.waiting or self._moved or self._patience.tried:
             return
         self._sweep_at = now + SWEEP
         held = {run.claimed.id for run in self._held.values()}
@@ -311,24 +392,14 @@ class Worker:
 
     # -- beginning a run -------------------------------------------------------------------------------------------
 
-    def _hold(self, runs: list[Run]) -> None:
-        """Take in what was claimed. It starts now, unless there is something to send to Redis first."""
-        for run in runs:
-            self._held[run.claimed.token] = run
-        self._claimed = runs
-        if self._events.empty() and not self._wanted():
-            self._start_claimed()
-
-    def _start_claimed(self) -> None:
-        runs, self._claimed = self._claimed, []
+    def _startable(self, runs: list[Run]) -> list[Run]:
         if runs and not self._pulse.holds(runs[0].epoch):
             # We slept on the answer: what is still ours goes back, the rest was reaped.
             for run in runs:
                 del self._held[run.claimed.token]
             self._sweep_at = 0.0
-            return
-        for run in runs:
-            self._slots.start(run)
+            return []
+        return runs
 
     def _holds(self, run: Run) -> bool:
         """Return whether `run` still owns its job; safe in every thread."""
@@ -435,6 +506,8 @@ class Worker:
         self.outage.failed("claim loop", error)
 
     def _find_redis(self) -> None:
+        if not self._patience.tried:
+            return
         self._patience.reset()
         self.outage.worked("claim loop")
 
@@ -464,7 +537,8 @@ class Worker:
             self._deadline = min(self._deadline, now)
 
     def _finished(self) -> bool:
-        if not self._stops or self._doorbell.waiting:  # a job that it moved after we left would count as a crash
+        # A job that the doorbell moved after we left would count as a crash.
+        if not self._stops or self._doorbell.waiting or self._sent:
             return False
         return not self._held or time.monotonic() >= self._deadline
 
@@ -482,6 +556,3 @@ class Worker:
             log.warning("worker left without signing off", extra={"worker": self.id, "cause": describe(error)})
         else:
             log.info("worker stopped", extra={"worker": self.id, "released": released})
-
-    def _wake(self) -> None:
-        self._events.put(Woken())

@@ -126,14 +126,14 @@ def test_a_time_limit_that_strikes_in_the_middle_of_a_line_leaves_the_log_to_oth
 
     ended: SimpleQueue[Run] = SimpleQueue()
     kind = Kind(name="talk", payload=Nothing, handler=talk)
-    slots = Slots(4, Registry([kind]), "default", "worker", lambda _run: True, ended.put)
+    slots = Slots(4, Registry([kind]), "default", "worker", lambda _run: True, ended.put, lambda: None)
     envelope = kind.job(Nothing()).encode()
     with open(os.devnull, "w") as nowhere:
         handler.setStream(nowhere)
         for _ in range(50):
             runs = [Run(Claimed("talk:1", "token", envelope, 0, 0), 0.0, 1) for _ in range(4)]
             for run in runs:
-                slots.start(run)
+                slots.add(run)
             for run in runs:
                 eventually(lambda run=run: run.thread, within=5, every=0)
                 assert slots.interrupt(run, time.monotonic())

@@ -508,12 +508,12 @@ def test_a_late_time_limit_never_hits_the_next_job(tight_switching: None) -> Non
     """The exception is raised from another thread while the handler may just be returning."""
     ended: SimpleQueue[Run] = SimpleQueue()
     registry = Registry([kind("first", _busy(2e-4)), kind("second", _busy(5e-4))])
-    slots = Slots(1, registry, "default", "worker", lambda _run: True, ended.put)
+    slots = Slots(1, registry, "default", "worker", lambda _run: True, ended.put, lambda: None)
     interrupted = 0
     for number in range(500):
         first, second = _run("first"), _run("second")
-        slots.start(first)
-        slots.start(second)
+        slots.add(first)
+        slots.add(second)
         eventually(lambda first=first: first.thread or first.outcome, within=5, every=0)
         _busy((number % 25) * 1e-5)(Task(""), None)  # type: ignore[arg-type]
         slots.interrupt(first, time.monotonic())
