@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +90,14 @@ def test_one_slot_pays_one_round_trip_for_each_job(
     drain(queue, redis_url, slots=1)
     assert len(trips) < JOBS * 1.05
     assert sum(commands(redis).values()) < JOBS * 14
+
+
+def test_one_slot_waits_for_redis_alone(redis_url: str, queue: Queue) -> None:
+    """Once a job, and for no other thread: a hand-over to one and back takes as long as Redis does."""
+    queue.enqueue_many([job("nothing", n) for n in range(JOBS)])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+    drain(queue, redis_url, slots=1)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before < JOBS * 2
 
 
 def test_many_slots_share_their_round_trips(redis: Redis, redis_url: str, queue: Queue, trips: list[int]) -> None:
