@@ -682,6 +682,16 @@ def test_nothing_accepted_is_our_fault_and_stays_visible(
     assert statuses(provider.read(page, [DAY], METRICS)) == ["value"] * 3
 
 
+def test_page_that_is_refused_as_a_whole_teaches_nothing_about_metrics(
+    simulator: Simulator, provider: FacebookProvider
+) -> None:
+    """Its metrics are refused one by one, while other slots read other pages: their numbers must not be left out."""
+    refused, sound, _ = (page_of(simulated) for simulated in simulator.pages)
+    simulator.script(refused.page_id, "error-100", "error-100", "server-error")  # all, the first alone, and so far
+    assert error_of(provider, refused).reason == "server"
+    assert statuses(provider.read(sound, [DAY], METRICS)) == ["value"] * 3
+
+
 def test_every_living_metric_is_known_to_the_simulator(provider: FacebookProvider, page: Page) -> None:
     """What the simulator serves is what the API serves, maps included."""
     metrics = [Metric(name, "sum") for name in sorted(ALIVE)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from functools import partial
@@ -89,10 +89,11 @@ class FacebookProvider:
         """Return the buckets of every metric that the API accepts; it refuses a call for one bad name in it.
 
         A refused call is split: what was accepted alone before goes together, the rest one by one. What is
-        learned is kept at once, so that a retry after a failure in the middle does not start again.
+        learned is kept at once, so that a retry after a failure in the middle does not start again; but a page of
+        which nothing was accepted may be refused itself, and says nothing about metrics.
         """
         found: dict[str, Buckets] = {}
-        refused: list[Failure] = []
+        refused: dict[str, Failure] = {}
         groups = deque([names] if names else [])
         while groups:
             group = groups.popleft()
@@ -101,13 +102,14 @@ class FacebookProvider:
                 found |= answer
                 self._refusals.accept(group, today)
             elif len(group) == 1:
-                refused.append(answer)
-                self._refusals.refuse(group[0], today)
+                refused[group[0]] = answer
             else:
                 groups.extend(self._refusals.split(group, today, whole=group == names))
+            if found:
+                self._refusals.refuse(refused, today)
         if refused and not found:
             # Nothing was accepted, so the fault is ours and not a metric's: a missing proof, a wrong version.
-            raise conversation.error(refused[0])
+            raise conversation.error(next(iter(refused.values())))
         return found
 
 
@@ -215,10 +217,10 @@ class _Refusals:
         with self._of(today):
             self._accepted.update(names)
 
-    def refuse(self, name: str, today: date) -> None:
-        """Note that a call with `name` alone was refused."""
+    def refuse(self, names: Iterable[str], today: date) -> None:
+        """Note that a call with each of `names` alone was refused, and one with another name was not."""
         with self._of(today):
-            self._refused.add(name)
+            self._refused.update(names)
 
     @contextmanager
     def _of(self, today: date) -> Iterator[None]:
