@@ -22,6 +22,7 @@ def log_json(level: str) -> "TurnHandler":
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # No line says it, and each record would pay for finding it out (the logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # nor where in the code it was told
     return handler
 
 

@@ -2,7 +2,8 @@
 
 import re
 import threading
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 _LIMIT = 2000
 _SHORT = 128  # characters of a text that may come again
@@ -23,10 +24,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 
 def protect(secret: str | None) -> None:
     """Remember a secret value; `redact` replaces it wherever it appears from now on."""
-    global _secrets  # known to the whole process, as the log is
+    global _secrets, _cleaned_before  # known to the whole process, as the log is
     if secret and len(secret) >= 4:
         with _adding:
             _secrets = tuple(sorted({*_secrets, secret}, key=len, reverse=True))
+            _cleaned_before = _remembering(_secrets)
 
 
 def redact(text: str, limit: int = _LIMIT) -> str:
@@ -34,23 +36,31 @@ def redact(text: str, limit: int = _LIMIT) -> str:
 
     Newlines and tabs stay; at most `limit` characters are kept.
     """
-    return (_cleaned_before if len(text) <= _SHORT else _cleaned)(text, limit, _secrets)
+    if len(text) <= _SHORT <= limit:
+        return _cleaned_before(text)
+    return _cleaned(_secrets, text, limit)
 
 
-def _cleaned(text: str, limit: int, secrets: tuple[str, ...]) -> str:
+def _cleaned(secrets: tuple[str, ...], text: str, limit: int = _LIMIT) -> str:
     for secret in secrets:
         text = text.replace(secret, "***")
     text = text[:_SEEN]
     # Most texts are names in a log line, a dozen for each job: what cannot be there is not searched for.
     if "://" in text:
         text = _URL_PASSWORD.sub(r"\g<scheme>:***@", text)
-    folded = text.casefold()  # as re.IGNORECASE sees it
-    if any([word in folded for word in _WORDS]):  # noqa: C419  # a list is made in half the time
-        text = _NAMED.sub(r"\g<name>\g<cookie>***", text)
+    if ":" in text or "=" in text:
+        folded = text.casefold()  # as re.IGNORECASE sees it
+        if any([word in folded for word in _WORDS]):  # noqa: C419  # a list is made in half the time
+            text = _NAMED.sub(r"\g<name>\g<cookie>***", text)
     if not text.isprintable():
         text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-# Each job has a line, and most of its words were in the line before: queue, kind, worker, organization, date.
-_cleaned_before = lru_cache(maxsize=1024)(_cleaned)
+def _remembering(secrets: tuple[str, ...]) -> Callable[[str], str]:
+    """Return `_cleaned` for short texts. Its answers go with the secrets that it knew."""
+    # Each job has a line, and most of its words were in the line before: queue, kind, worker, organization, date.
+    return lru_cache(maxsize=1024)(partial(_cleaned, secrets))
+
+
+_cleaned_before = _remembering(())
