@@ -17,6 +17,7 @@ SECRET = "s3cr3t-Canary"
 @pytest.fixture(autouse=True)
 def _nothing_protected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(redaction, "_secrets", ())
+    monkeypatch.setattr(redaction, "_cleaned_before", redaction._remembering(()))
     return
 
 
@@ -107,6 +108,13 @@ def test_a_protected_value_is_gone_wherever_it_is() -> None:
     """Also where nothing names it."""
     protect(SECRET)
     assert redact(f"no route for {SECRET}{SECRET}/x") == "no route for ******/x"
+
+
+def test_a_secret_that_is_learnt_later_is_found_in_a_text_seen_before() -> None:
+    """A short text is cleaned once and remembered: it may have held what nobody knew to be a secret."""
+    assert redact(f"page {SECRET}") == f"page {SECRET}"
+    protect(SECRET)
+    assert redact(f"page {SECRET}") == "page ***"
 
 
 def test_one_secret_may_begin_another() -> None:
