@@ -158,6 +158,14 @@ class Queue:
         self.name = name
         self.keys = Keys(name, prefix)
         self._redis = home(redis, self.keys.ready)
+        self._kept: Any = None
+
+    def keep_connection(self) -> None:
+        """Have `send` and `post` keep a connection: from now on they are for one thread at a time.
+
+        What a pool does to lend one and take it back is a twentieth of a turn of a worker with one slot.
+        """
+        self._kept = self._redis.connection_pool.make_connection()  # which connects when it is used
 
     @property
     def redis(self) -> Redis:
@@ -471,7 +479,7 @@ class Queue:
 
     def post(self, calls: Sequence[Call[Any]]) -> Callable[[], list[Any]]:
         """Send as `send` does, and return the half that waits for the answers. It must be called, once."""
-        receive = scripts.post(self._redis, [(call.script, call.keys, call.args) for call in calls])
+        receive = scripts.post(self._redis, [(call.script, call.keys, call.args) for call in calls], self._kept)
         return lambda: [call.read(answer) for call, answer in zip(calls, receive(), strict=True)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hiredis import pack_command
 from redis import Redis
-from redis.exceptions import MovedError, NoScriptError, ResponseError
+from redis.exceptions import ConnectionError, MovedError, NoScriptError, ResponseError, TimeoutError
 
 from redisq import failpoints
 
@@ -37,11 +37,16 @@ def run(client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Ar
     return post(client, runs)()
 
 
-def post(client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Argument]]]) -> Callable[[], list[Any]]:
-    """Send scripts, and return the half of `run` that waits for their answers. It must be called, once."""
+def post(
+    client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Argument]]], kept: Any = None
+) -> Callable[[], list[Any]]:
+    """Send scripts, and return the half of `run` that waits for their answers. It must be called, once.
+
+    They go on the connection that the caller has `kept` for itself, else on one of the pool.
+    """
     commands = [("EVALSHA", script.sha, len(keys), *wire(*keys, *args)) for script, keys, args in runs]
     _pass("before", runs)
-    receive = _send(client, commands)
+    receive = _send(client, commands, kept)
 
     def answers() -> list[Any]:
         answers = receive()
@@ -99,17 +104,24 @@ def _pass(side: str, runs: Sequence[tuple[Script, Sequence[str], Sequence[Argume
             failpoints.fail_point(f"{script.name}.{side}")
 
 
-def _send(client: "Redis", commands: Sequence[tuple[Any, ...]]) -> Callable[[], list[Any]]:
+def _send(client: "Redis", commands: Sequence[tuple[Any, ...]], kept: Any = None) -> Callable[[], list[Any]]:
     """Send `commands` together; what is returned reads the answer to each, be it an error.
 
-    Straight on a connection of the pool: what redis-py's own pipeline adds (callbacks, metrics, its retries, which
-    are off) takes longer than Redis itself.
+    Straight on a connection: what redis-py's own pipeline adds (callbacks, metrics, its retries, which are off) takes
+    longer than Redis itself.
     """
-    connection = _borrow(client)
+    pool = client.connection_pool
+    connection: Any = pool.get_connection() if kept is None else _ready(kept)  # whose methods have no types
+
+    def give_back() -> None:
+        if kept is None:
+            pool.release(connection)
+        elif connection.should_reconnect():
+            connection.disconnect()
 
     def drop() -> None:
         connection.disconnect()  # an answer that was not read would be taken for that of the next command
-        _give_back(client, connection)
+        give_back()
 
     def receive() -> list[Any]:
         try:
@@ -117,7 +129,7 @@ def _send(client: "Redis", commands: Sequence[tuple[Any, ...]]) -> Callable[[], 
         except BaseException:
             drop()
             raise
-        _give_back(client, connection)
+        give_back()
         return answers
 
     try:
@@ -128,19 +140,17 @@ def _send(client: "Redis", commands: Sequence[tuple[Any, ...]]) -> Callable[[], 
     return receive
 
 
-def _borrow(client: "Redis") -> Any:  # a connection, whose methods have no types
-    kept: Any = client.connection
-    if kept is None:
-        return client.connection_pool.get_connection()
-    kept.connect()  # to where its server is by now
+def _ready(kept: Any) -> Any:
+    """Connect to where the server is by now, anew when it has closed the connection, as a pool does."""
+    kept.connect()
+    try:
+        is_stale = kept.can_read()
+    except (ConnectionError, TimeoutError, OSError):
+        is_stale = True
+    if is_stale:
+        kept.disconnect()
+        kept.connect()
     return kept
-
-
-def _give_back(client: "Redis", connection: Any) -> None:
-    if client.connection is None:
-        client.connection_pool.release(connection)
-    elif connection.should_reconnect():
-        connection.disconnect()
 
 
 def _answer(connection: Any) -> Any:

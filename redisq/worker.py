@@ -60,8 +60,7 @@ class Sent:
     receive: Callable[[], list[Any]]
     done: list[Run]
     others: list[Run]
-    moved: list[str]
-    want: int
+    asked: int  # jobs, by a claim that was sent last
     at: float
     epoch: int
 
@@ -145,8 +144,7 @@ class Worker:
         self._registry, self._settings, self._observer = registry, settings, observer
         clients = [connect(COMMAND_TIMEOUT), connect(WAIT + 2.0), connect(COMMAND_TIMEOUT)]
         command, blocking, beating = (Queue(client, queue_name, settings.prefix) for client in clients)
-        # Nobody else uses it: what a pool does to lend a connection takes a tenth of the time of a turn.
-        command.redis.connection = command.redis.connection_pool.make_connection()  # type: ignore[assignment]
+        command.keep_connection()
         self._queue = command
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._held: dict[str, Run] = {}  # by token
@@ -163,8 +161,8 @@ class Worker:
         self._hungry = False  # the last claim, or the doorbell, found too little
         self._stops = 0
         self._deadline = float("inf")
-        # Held by the thread that turns, or by the `Turn` that waits for one: all that is above belongs to its holder.
-        # Held from the beginning until `run`, and again for good after the last turn.
+        # Held by the thread that turns, or by the `Turn` that waits for one: only its holder changes what is above, but
+        # for `_stops`. Held from the beginning until `run`, and again for good after the last turn.
         self._turning = threading.Lock()
         self._turning.acquire()
         self._over = threading.Event()  # the last turn was made
@@ -244,7 +242,8 @@ class Worker:
             self._broken = error
             self._over.set()
             return None
-        if self._over.is_set():
+        if self._finished():
+            self._over.set()
             return None
         turn: Task | None = Turn()
         if not self._sent and self._events.empty():
@@ -300,8 +299,6 @@ class Worker:
             connected=not self._patience.tried,
             paused=self._standstill.reason,
         )
-        if self._finished():
-            self._over.set()
         return self._startable(claimed)
 
     def _send(self, now: float) -> None:
@@ -320,7 +317,7 @@ class Worker:
             return
         epoch = self._pulse.epoch
         try:
-            self._sent = Sent(self._queue.post(calls), done, others, moved, want, now, epoch)
+            self._sent = Sent(self._queue.post(calls), done, others, want + len(moved), now, epoch)
         except RedisError:
             self._unsent(settled)
             raise
@@ -336,11 +333,10 @@ class Worker:
             self._unsent(sent.done + sent.others)
             raise
         self._find_redis()
-        is_claim = sent.want > 0 or bool(sent.moved)
-        claimed: list[Claimed] = answers.pop() if is_claim else []
+        claimed: list[Claimed] = answers.pop() if sent.asked else []
         self._forget(sent.done, sent.others, answers)
-        if is_claim:
-            self._hungry = len(claimed) < sent.want + len(sent.moved)
+        if sent.asked:
+            self._hungry = len(claimed) < sent.asked
         runs = [Run(delivery, sent.at, sent.epoch) for delivery in claimed]
         for run in runs:
             self._held[run.claimed.token] = run
@@ -378,16 +374,24 @@ class Worker:
     def _sweep(self, now: float) -> None:
         """Give back the ids in our own list that we do not hold: a reply was lost between Redis and us.
 
-        Only while no claim of ours is in the air, else the claim's own ids would look like ghosts. A Redis that was
-        away is asked with a claim first: should it refuse just this look, jobs run all the same.
+        Only while no claim of ours is in the air, else the claim's own ids would look like ghosts. Should Redis refuse
+        just this look, jobs run all the same.
         """
-        if now < self._sweep_at or self._doorbell.waiting or self._moved or self._patience.tried:
+        if now < self._sweep_at or self._doorbell.waiting or self._moved:
             return
         self._sweep_at = now + SWEEP
         held = {run.claimed.id for run in self._held.values()}
-        ghosts = [id for id in self._queue.processing(self.id) if id not in held]
+        try:
+            ghosts = [id for id in self._queue.processing(self.id) if id not in held]
+            if ghosts:
+                self._queue.send([self._queue.release(self.id, [(id, EVERY_GHOST) for id in ghosts])])
+        except RedisError as error:
+            self.outage.failed("look for ghosts", error)
+            if not isinstance(error, ResponseError):
+                raise
+            return
+        self.outage.worked("look for ghosts")
         if ghosts:
-            self._queue.send([self._queue.release(self.id, [(id, EVERY_GHOST) for id in ghosts])])
             log.warning("gave back jobs whose claim was never answered", extra={"worker": self.id, "jobs": len(ghosts)})
 
     # -- beginning a run -------------------------------------------------------------------------------------------
@@ -514,7 +518,7 @@ class Worker:
     def _hear(self, error: RedisError | None) -> None:
         """Ask for jobs with `claim` while BLMOVE fails: when Redis is full, or refuses it for another reason.
 
-        Whether Redis is away is found by that claim, which follows at once.
+        Whether Redis is away is found by that claim, or by the look for ghosts before it: both follow at once.
         """
         if error is None:
             if self._deaf > 1:
@@ -523,7 +527,7 @@ class Worker:
             return
         if not isinstance(error, ResponseError):
             self._sweep_at = 0.0  # not refused, so that it may have moved a job all the same
-        self._ring_at = time.monotonic() + TURN
+        self._ring_at = time.monotonic() + TURN / 2  # before the next turn that nobody asks for
         self._deaf += 1
         if self._deaf == 2:  # and between the two a claim got through
             extra = {"worker": self.id, "cause": describe(error)}

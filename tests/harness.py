@@ -255,7 +255,7 @@ def at_work(
     worker = Worker("default", registry, settings, lambda timeout: connect(settings, timeout=timeout), turns)
     worker.prepare()
     codes: list[int] = []
-    thread = threading.Thread(target=lambda: codes.append(worker.run()), name="claim loop", daemon=True)
+    thread = threading.Thread(target=lambda: codes.append(worker.run()), name="worker", daemon=True)
     thread.start()
     try:
         yield AtWork(worker, turns, thread, codes)

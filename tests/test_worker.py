@@ -706,6 +706,19 @@ def test_a_full_redis_is_drained_without_spinning(redis: Redis, redis_url: str, 
     assert not census(redis)["jobs"]
 
 
+def test_connections_that_redis_closed_are_opened_again_in_silence(
+    redis: Redis, redis_url: str, queue: Queue, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its `timeout`, or an operator, closes what is idle: that is no outage, and nobody is to be told of one."""
+    with at_work(application(stage), redis_url, lease=60.0):  # no heartbeat is in the air meanwhile
+        for number in range(3):
+            queue.enqueue(job("effect", number))
+            eventually(lambda number=number: f"effect:{number}" in stage.effects(), within=10)
+            eventually(lambda number=number: not queue.where([f"effect:{number}"])[0], within=5)
+            redis.client_kill_filter(_type="normal", skipme=True)
+    assert "redis is away" not in caplog.text
+
+
 def test_an_idle_worker_asks_redis_a_few_times_a_second_at_most(
     redis: Redis, redis_url: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,8 +74,9 @@ def client_retries() -> None:
 
     once = scripts._send
 
-    def again(client: Redis, commands: Sequence[Any]) -> Callable[[], list[Any]]:
-        return lambda: Retry(NoBackoff(), 10).call_with_retry(lambda: once(client, commands)(), lambda _error: None)
+    def again(client: Redis, commands: Sequence[Any], *kept: Any) -> Callable[[], list[Any]]:
+        retry = Retry(NoBackoff(), 10)
+        return lambda: retry.call_with_retry(lambda: once(client, commands, *kept)(), lambda _error: None)
 
     # The scripts go past redis-py's own repetition, so they are given it back.
     _replace(scripts, "_send", again)
