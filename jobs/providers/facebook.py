@@ -105,7 +105,7 @@ class FacebookProvider:
                 refused[group[0]] = answer
             else:
                 groups.extend(self._refusals.split(group, today, whole=group == names))
-            if found:
+            if found and refused:
                 self._refusals.refuse(refused, today)
         if refused and not found:
             # Nothing was accepted, so the fault is ours and not a metric's: a missing proof, a wrong version.
