@@ -17,8 +17,8 @@ or from (new). `claim` has two halves: an idle worker waits in `await_ready` (BL
 """
 
 import math
+import os
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,8 +137,7 @@ class WorkerEntry:
         return min(float(lease), LONGEST_LEASE) if isinstance(lease, int | float) else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[R]):
+class Call(NamedTuple, Generic[R]):
     """A move that is ready to be sent, alone or together with others."""
 
     script: Script
@@ -158,14 +157,11 @@ class Queue:
         self.name = name
         self.keys = Keys(name, prefix)
         self._redis = home(redis, self.keys.ready)
-        self._kept: Any = None
+        self._kept: scripts.Kept | None = None
 
     def keep_connection(self) -> None:
-        """Have `send` and `post` keep a connection: from now on they are for one thread at a time.
-
-        What a pool does to lend one and take it back is a twentieth of a turn of a worker with one slot.
-        """
-        self._kept = self._redis.connection_pool.make_connection()  # which connects when it is used
+        """Have `send` and `post` keep a connection: from now on they are for one thread at a time."""
+        self._kept = scripts.Kept(self._redis)
 
     @property
     def redis(self) -> Redis:
@@ -253,7 +249,7 @@ class Queue:
     def claim(self, worker: str, want: int, moved: Sequence[str] = ()) -> Call[list[Claimed]]:
         """Start up to `want` jobs, and those that `await_ready` has `moved`."""
         k = self.keys
-        args: list[Argument] = [want, secrets.token_hex(8), *moved]
+        args: list[Argument] = [want, os.urandom(8).hex(), *moved]
         return Call(scripts.claim, (k.ready, k.processing(worker), k.jobs, k.runs), args, _claimed)
 
     def ack(self, worker: str, done: Iterable[tuple[str, str]]) -> Call[list[bool]]:

@@ -1,6 +1,7 @@
 """The Lua files, loaded once and run by their hash."""
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,6 +12,8 @@ from redis import Redis
 from redis.exceptions import ConnectionError, MovedError, NoScriptError, ResponseError, TimeoutError
 
 from redisq import failpoints
+
+REST = 0.5  # seconds: a server's `timeout`, which closes connections that rest, is one at least
 
 Argument = str | bytes | int | float
 
@@ -38,13 +41,13 @@ def run(client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Ar
 
 
 def post(
-    client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Argument]]], kept: Any = None
+    client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Argument]]], kept: "Kept | None" = None
 ) -> Callable[[], list[Any]]:
     """Send scripts, and return the half of `run` that waits for their answers. It must be called, once.
 
     They go on the connection that the caller has `kept` for itself, else on one of the pool.
     """
-    commands = [("EVALSHA", script.sha, len(keys), *wire(*keys, *args)) for script, keys, args in runs]
+    commands = [("EVALSHA", script.sha, len(keys), *keys, *args) for script, keys, args in runs]
     _pass("before", runs)
     receive = _send(client, commands, kept)
 
@@ -77,7 +80,7 @@ def run_and_wait(
     """
     commands = [
         # The source and not the hash: a script that the server has forgotten would be run behind the WAIT.
-        ("EVAL", script.source, len(keys), *wire(*keys, *args)),
+        ("EVAL", script.source, len(keys), *keys, *args),
         # WAIT speaks of the last write of its own connection. A script that found all done wrote nothing: this does.
         ("HINCRBY", totals, "waited", 1),
         ("WAIT", replicas, wait_ms),
@@ -104,28 +107,33 @@ def _pass(side: str, runs: Sequence[tuple[Script, Sequence[str], Sequence[Argume
             failpoints.fail_point(f"{script.name}.{side}")
 
 
-def _send(client: "Redis", commands: Sequence[tuple[Any, ...]], kept: Any = None) -> Callable[[], list[Any]]:
+def _send(client: "Redis", commands: Sequence[tuple[Any, ...]], kept: "Kept | None" = None) -> Callable[[], list[Any]]:
     """Send `commands` together; what is returned reads the answer to each, be it an error.
 
     Straight on a connection: what redis-py's own pipeline adds (callbacks, metrics, its retries, which are off) takes
     longer than Redis itself.
     """
     pool = client.connection_pool
-    connection: Any = pool.get_connection() if kept is None else _ready(kept)  # whose methods have no types
+    connection: Any = kept.ready() if kept else pool.get_connection()  # whose methods have no types
 
     def give_back() -> None:
-        if kept is None:
+        if kept:
+            kept.rest()
+        else:
             pool.release(connection)
-        elif connection.should_reconnect():
-            connection.disconnect()
 
     def drop() -> None:
         connection.disconnect()  # an answer that was not read would be taken for that of the next command
         give_back()
 
     def receive() -> list[Any]:
+        answers: list[Any] = []
         try:
-            answers = [_answer(connection) for _ in commands]
+            for _ in commands:
+                try:
+                    answers.append(connection.read_response())
+                except ResponseError as error:
+                    answers.append(error)
         except BaseException:
             drop()
             raise
@@ -133,38 +141,54 @@ def _send(client: "Redis", commands: Sequence[tuple[Any, ...]], kept: Any = None
         return answers
 
     try:
-        connection.send_packed_command([b"".join(map(pack_command, commands))])
+        connection.send_packed_command([b"".join(map(_packed, commands))])
     except BaseException:
         drop()
         raise
     return receive
 
 
-def _ready(kept: Any) -> Any:
-    """Connect to where the server is by now, anew when it has closed the connection, as a pool does."""
-    kept.connect()
-    try:
-        is_stale = kept.can_read()
-    except (ConnectionError, TimeoutError, OSError):
-        is_stale = True
-    if is_stale:
-        kept.disconnect()
-        kept.connect()
-    return kept
+class Kept:
+    """A connection of `client` that one thread keeps for itself.
+
+    What a pool does to lend one and take it back is a twentieth of a turn of a worker with one slot.
+    """
+
+    def __init__(self, client: "Redis") -> None:
+        self._connection: Any = client.connection_pool.make_connection()  # which connects when it is used
+        self._rests_from = 0.0
+
+    def ready(self) -> Any:
+        """Connect to where the server is by now, anew when it has closed the connection in its rest, as a pool does."""
+        connection = self._connection
+        connection.connect()
+        if time.monotonic() - self._rests_from < REST:
+            return connection
+        try:
+            is_stale = connection.can_read()
+        except (ConnectionError, TimeoutError, OSError):
+            is_stale = True
+        if is_stale:
+            connection.disconnect()
+            connection.connect()
+        return connection
+
+    def rest(self) -> None:
+        """Take the connection back."""
+        self._rests_from = time.monotonic()
+        if self._connection.should_reconnect():
+            self._connection.disconnect()
 
 
-def _answer(connection: Any) -> Any:
+def _packed(command: tuple[Any, ...]) -> Any:  # bytes, but hiredis has no types
     try:
-        return connection.read_response()
-    except ResponseError as error:
-        return error
+        return pack_command(command)
+    except UnicodeEncodeError:  # hiredis does not heed the client's `encoding_errors`
+        return pack_command(tuple(wire(*command)))
 
 
 def wire(*values: Argument) -> list[Any]:
-    """Return `values` as they are sent: an id that is no UTF-8 goes back as the bytes it came as.
-
-    Done here because hiredis, which packs the commands, does not heed the client's `encoding_errors`.
-    """
+    """Return `values` as they are sent: an id that is no UTF-8 goes back as the bytes it came as."""
     return [value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value for value in values]
 
 

@@ -28,6 +28,8 @@ from redisq.scheduler import Clockwork, Keeper, Scheduler, check_schedules
 from redisq.server import connect, describe, require_fit
 from redisq.worker import Worker
 
+SAY = 1.0  # second until the same is told again: a busy loop turns thousands of times in it
+
 log = logging.getLogger("redisq.service")
 
 
@@ -133,21 +135,22 @@ class _Told:
     def __init__(self, notifier: Notifier, log: TurnHandler, queue: str, healthy: Callable[[], bool]) -> None:
         self._notifier, self._log, self._queue, self._healthy = notifier, log, queue, healthy
         self._stopping = False
-        self._state = ""
+        self._seen: tuple[bool, bool, str] | None = None
         self._said_at = 0.0
 
     def turned(self, *, running: int, slots: int, draining: bool, connected: bool, paused: str) -> None:
         self._log.flush()
+        seen, now = (draining, connected, paused), time.monotonic()
+        if seen == self._seen and now - self._said_at < SAY:
+            return
+        self._seen, self._said_at = seen, now
         if draining and not self._stopping:
             self._stopping = True
             self._notifier.stopping()
         state = "draining" if draining else "waiting for redis" if not connected else "working"
         if paused and state == "working":
             state = f"paused, {redact(paused, 200)}"
-        now = time.monotonic()
-        if state != self._state or now - self._said_at >= 1.0:  # a busy loop turns thousands of times a second
-            self._state, self._said_at = state, now
-            self._notifier.status(f"{state}: {running} of {slots} slots of queue {self._queue} run a job")
+        self._notifier.status(f"{state}: {running} of {slots} slots of queue {self._queue} run a job")
         if self._healthy():
             self._notifier.progress()
 

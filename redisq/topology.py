@@ -93,7 +93,8 @@ class _Following(Connection):
         """Connect, unless connected to where the site is."""
         if self._sock and not self._site.is_at((self.host, self.port)):
             self.disconnect()
-        super().connect()  # type: ignore[no-untyped-call]  # redis-py has no types here
+        if not self._sock:
+            super().connect()  # type: ignore[no-untyped-call]  # redis-py has no types here
 
     def _connect(self) -> Any:
         self.host, self.port = self._site.find()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
@@ -53,8 +53,7 @@ class Woken:
 Event = Run | Rang | Woken
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(NamedTuple):
     """What one turn has sent, until the next one takes in the answers."""
 
     receive: Callable[[], list[Any]]
@@ -122,10 +121,8 @@ class Standstill:
         self.reason = "" if ends else self.reason
         return ends
 
-    def room(self, held: Iterable[Run], now: float) -> float:
+    def room(self, held: Iterable[Run], now: float) -> int:
         """Return how many jobs may be tried beside those that are `held`."""
-        if not self.reason:
-            return float("inf")
         return 0 if now < self.until else 1 - sum(run.claimed_at >= self.until for run in held)
 
 
@@ -271,7 +268,7 @@ class Worker:
                 self._hear(event.error)
 
     def _go_round(self) -> list[Run]:
-        """Take in all that has come, and settle and claim in one round trip. Return the runs that begin now.
+        """Take in what Redis has answered, settle and claim in one round trip, and return the runs that begin now.
 
         The answers are taken in by the next turn: Redis and the slots work side by side.
         """
@@ -280,18 +277,9 @@ class Worker:
             claimed = self._receive()
         except RedisError as error:
             self._lose_redis(error)
-        while not self._events.empty():  # nobody else takes from it
-            self._take(self._events.get())
-        now = time.monotonic()
-        self._begin_to_drain(now)
-        self._watch_limits(now)
-        if self._patience.retry_at <= now:
-            try:
-                self._sweep(now)
-                self._ring(now)
-                self._send(now)
-            except RedisError as error:
-                self._lose_redis(error)
+        # Jobs need not wait while there is nothing to tell Redis, and no room for more of them.
+        if not claimed or self._wanted() or not self._events.empty():
+            self._ask_and_tell()
         self._observer.turned(
             running=len(self._held),
             slots=self._settings.slots,
@@ -301,9 +289,28 @@ class Worker:
         )
         return self._startable(claimed)
 
+    def _ask_and_tell(self) -> None:
+        while not self._events.empty():  # nobody else takes from it
+            self._take(self._events.get())
+        now = time.monotonic()
+        self._begin_to_drain(now)
+        self._watch_limits(now)
+        if self._patience.retry_at > now:
+            return
+        try:
+            self._sweep(now)
+            self._ring(now)
+            self._send(now)
+        except RedisError as error:
+            self._lose_redis(error)
+
     def _send(self, now: float) -> None:
         """Send what settles the runs that ended, and the claim of as many as can start."""
         want = 0 if self._hungry and not self._patience.tried else self._wanted()
+        if not (want or self._unsettled or self._moved):
+            if self._pulse.holds(self._pulse.epoch):  # then it takes heartbeats at least
+                self._find_redis()
+            return
         settled, self._unsettled = self._unsettled, []
         moved, self._moved = self._moved, []
         done = [run for run in settled if isinstance(run.outcome, Done)]
@@ -311,10 +318,6 @@ class Worker:
         calls = self._settlements(done, others)
         if moved or want:
             calls.append(self._queue.claim(self.id, want, moved))
-        if not calls:
-            if self._pulse.holds(self._pulse.epoch):  # then it takes heartbeats at least
-                self._find_redis()
-            return
         epoch = self._pulse.epoch
         try:
             self._sent = Sent(self._queue.post(calls), done, others, want + len(moved), now, epoch)
@@ -356,15 +359,14 @@ class Worker:
         """
         if self._doorbell.waiting or not self._may_start():
             return 0
-        busy = len(self._held) - len(self._unsettled) + self._lost_slots
-        free = min(self._settings.slots - busy, self._room()) - len(self._moved)
-        return int(max(0, min(free, (self._settings.slots + 1) // 2)))
+        slots = self._settings.slots
+        free = slots - (len(self._held) - len(self._unsettled) + self._lost_slots)
+        if self._standstill.reason:
+            free = min(free, self._standstill.room(self._held.values(), time.monotonic()))
+        return max(0, min(free - len(self._moved), (slots + 1) // 2))
 
     def _may_start(self) -> bool:
         return not self._stops and self._pulse.holds(self._pulse.epoch)
-
-    def _room(self) -> float:
-        return self._standstill.room(self._held.values(), time.monotonic())
 
     def _ring(self, now: float) -> None:
         """Wait for the next job when the last claim found too few; a Redis that was away is asked with a claim."""

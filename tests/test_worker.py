@@ -715,8 +715,15 @@ def test_connections_that_redis_closed_are_opened_again_in_silence(
             queue.enqueue(job("effect", number))
             eventually(lambda number=number: f"effect:{number}" in stage.effects(), within=10)
             eventually(lambda number=number: not queue.where([f"effect:{number}"])[0], within=5)
+            eventually(lambda: _all_rest(redis), within=10)
             redis.client_kill_filter(_type="normal", skipme=True)
     assert "redis is away" not in caplog.text
+
+
+def _all_rest(redis: Redis) -> bool:
+    """Return whether every connection but our own and the doorbell's, which waits, has sent nothing for a second."""
+    others = [each for each in redis.client_list() if each["cmd"] not in ("client|list", "client", "blmove")]
+    return bool(others) and all(int(each["idle"]) >= 1 for each in others)
 
 
 def test_an_idle_worker_asks_redis_a_few_times_a_second_at_most(
