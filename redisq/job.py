@@ -21,6 +21,7 @@ ENVELOPE_VERSION = 1
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 32
 
+_OF_A_RECORD = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime"}
 _ID = re.compile(r"[!-~]{1,256}\Z")  # printable ASCII, no space: it is shown in terminals and typed in shells
 
 P = TypeVar("P")
@@ -235,11 +236,16 @@ class Kind(Generic[P]):
 
 
 class Registry(Mapping[str, Kind[Any]]):
-    """The kinds of an application by name, and the payload fields that its log lines carry."""
+    """The kinds of an application by name, and the payload fields that its log lines carry.
+
+    Raise `ValueError` for a log field that a log record has of its own, such as `name` or `message`.
+    """
 
     def __init__(
         self, kinds: Iterable[Kind[Any]], *, queues: Iterable[str] = (), log_fields: tuple[str, ...] = ()
     ) -> None:
+        if taken := _OF_A_RECORD & set(log_fields):
+            raise ValueError(f"log_fields has {', '.join(sorted(taken))}, which a log record has of its own")
         self._kinds = {kind.name: kind for kind in kinds}
         self.queues = tuple(dict.fromkeys([*(kind.queue for kind in self._kinds.values()), *queues]))
         self.log_fields = log_fields

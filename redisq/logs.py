@@ -3,16 +3,20 @@
 import logging
 import sys
 import threading
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
+from itertools import islice
 from typing import Any
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.orjson import OrjsonFormatter
 
-from redisq.redaction import redact
+from redisq.redaction import is_harmless, redact
 
 _RESERVED = frozenset(RESERVED_ATTRS)  # what every record has; the rest was given as `extra`
+_STANDARD = len(logging.makeLogRecord({}).__dict__)  # of the reserved ones, that a record begins with
 
 
 def log_json(level: str) -> "TurnHandler":
@@ -24,6 +28,24 @@ def log_json(level: str) -> "TurnHandler":
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # nor where in the code it was told
     return handler
+
+
+def quick_record(logger: logging.Logger, level: int, message: str, fields: dict[str, Any]) -> logging.LogRecord:
+    """Return what `logger` would make of `message` and the extra `fields`, in a fifth of the time.
+
+    For lines of which there is one for each job. What says where a record comes from, such as its thread, is that of
+    the first with this message. No field may have the name of what a record has of itself.
+    """
+    record = logging.LogRecord.__new__(logging.LogRecord)
+    now = time.time()
+    record.__dict__ = _template(logger, level, message) | fields
+    record.created, record.msecs = now, now % 1 * 1000
+    return record
+
+
+@cache
+def _template(logger: logging.Logger, level: int, message: str) -> dict[str, Any]:
+    return logger.makeRecord(logger.name, level, "(unknown file)", 0, message, (), None).__dict__
 
 
 class TurnHandler(logging.StreamHandler[Any]):
@@ -77,9 +99,13 @@ class _JsonFormatter(OrjsonFormatter):
         """Do what the base class does when it is told so by its settings, in a third of the time."""
         log_data |= {"level": record.levelname, "name": record.name, "message": record.message}
         log_data |= message_dict
-        log_data |= {name: value for name, value in record.__dict__.items() if name not in _RESERVED and name[0] != "_"}
+        for name, value in islice(record.__dict__.items(), _STANDARD, None):
+            if name not in _RESERVED and name[0] != "_":
+                log_data[name] = value
         log_data["time"] = datetime.fromtimestamp(record.created, tz=UTC)
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        """Redact every text."""
+        """Redact every text. One look at all of them is enough for most lines, which have nothing to hide."""
+        if is_harmless(" ".join([text for text in log_data.values() if isinstance(text, str)])):
+            return log_data
         return {name: redact(text) if isinstance(text, str) else text for name, text in log_data.items()}

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError, ResponseError
 from redisq.config import Settings
 from redisq.job import Registry, context
 from redisq.lease import Pulse
+from redisq.logs import quick_record
 from redisq.outage import Outage, Patience
 from redisq.queue import EVERY_GHOST, Call, Claimed, Failure, Queue
 from redisq.server import COMMAND_TIMEOUT, describe, require_fit
@@ -489,7 +490,7 @@ class Worker:
         match run.outcome:
             case Failed(failure) | Deferred(failure) | Doomed(failure):
                 fields |= {"class": failure.error_class, "reason": failure.reason, "detail": failure.detail}
-        log.log(level, f"job {where}", extra=fields)
+        log.handle(quick_record(log, level, f"job {where}", fields))
 
     def _fields(self, run: Run) -> dict[str, Any]:
         return {

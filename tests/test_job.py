@@ -243,6 +243,12 @@ def test_a_registry_knows_its_queues_once_each() -> None:
     assert Registry([PAGE, other], queues=["default", "backfill"]).queues == ("default", "slow", "backfill")
 
 
+def test_a_log_field_has_no_name_that_a_log_record_has() -> None:
+    """A page called `name` would hide who speaks, in every line."""
+    with pytest.raises(ValueError, match="log_fields has message, name, which"):
+        Registry([PAGE], log_fields=("organization", "name", "message"))
+
+
 def test_log_lines_carry_the_fields_of_the_job() -> None:
     """Every line of a job can be found by what it is about; what a job lacks is null, not absent."""
     job = PAGE.job(Page("a"))

@@ -17,7 +17,7 @@ import pytest
 from pythonjsonlogger.orjson import OrjsonFormatter
 
 from redisq import Delivery, Kind, Registry
-from redisq.logs import TurnHandler, log_json
+from redisq.logs import TurnHandler, log_json, quick_record
 from redisq.queue import Claimed
 from redisq.slots import Failed, Run, Slots
 from tests.waiting import eventually
@@ -158,3 +158,20 @@ def test_a_line_has_what_the_library_would_write(handler: TurnHandler) -> None:
     ):
         record = WORKER.makeRecord("redisq.worker", logging.INFO, "", 0, message, arguments, exc_info, None, extra)
         assert orjson.loads(handler.format(record)) == orjson.loads(said.format(record))
+
+
+def test_a_quick_record_is_what_the_logger_would_make() -> None:
+    """Whoever hears our records shall find in them what they find in all others."""
+    extra = {"jobId": "ingest:page-1", "attempt": 1, "class": None}
+    for message in ("job done", "job done", "job dead"):
+        before = time.time()
+        quick = quick_record(WORKER, logging.WARNING, message, extra)
+        usual = WORKER.makeRecord(WORKER.name, logging.WARNING, "(unknown file)", 0, message, (), None, extra=extra)
+        clock = {"created", "msecs", "relativeCreated"}
+        assert list(quick.__dict__) == list(usual.__dict__)
+        assert {name: value for name, value in quick.__dict__.items() if name not in clock} == {
+            name: value for name, value in usual.__dict__.items() if name not in clock
+        }
+        assert before <= quick.created <= usual.created
+        assert quick.msecs == pytest.approx(quick.created % 1 * 1000)
+        assert quick.getMessage() == message
