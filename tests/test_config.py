@@ -46,7 +46,7 @@ def test_each_setting_is_read_by_its_type() -> None:
     ("variable", "value"),
     [
         ("REDISQ_SLOTS", "0"),
-        ("REDISQ_SLOTS", "1001"),
+        ("REDISQ_SLOTS", "129"),
         ("REDISQ_SLOTS", "2.5"),
         ("REDISQ_SLOTS", "many"),
         ("REDISQ_LEASE", "1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import random
 import statistics
@@ -17,11 +18,12 @@ from pathlib import Path
 from redis import Redis
 
 from redisq import Failure, Job, Queue, fail_points
+from redisq.config import MOST_SLOTS
 from tests.bench.environments import PROJECT
 from tests.bench.handler import payload
 from tests.bench.observer import Silent, Site, drain, site
 from tests.bench.results import Results, percentile
-from tests.bench.systems import OURS, Row
+from tests.bench.systems import OURS, RAW, Row, System
 
 ROUNDS = 3
 EIGHT = next(row for row in OURS.rows if row.variant == "8")
@@ -87,17 +89,19 @@ def _depth(results: Results, scale: float) -> None:
 
 
 def _two_workers(results: Results, scale: float) -> None:
-    for row in (EIGHT, OURS.rows[-1]):
+    """And, for what the machine itself has for a second process, the bare loop that is the nearest to 64 slots."""
+    for system, row in (*((OURS, row) for row in OURS.rows), (RAW, RAW.rows[2])):
         for _ in range(ROUNDS):
-            one, two = (_together(row, workers, scale) for workers in (1, 2))
-            results.note(f"{row.variant} slots, two workers / one", two / one)
+            one, two = (_together(system, row, workers, scale) for workers in (1, 2))
+            title = f"{row.variant} slots" if system is OURS else row.title
+            results.note(f"{title}, two workers / one", two / one)
 
 
-def _together(row: Row, workers: int, scale: float) -> float:
+def _together(system: System, row: Row, workers: int, scale: float) -> float:
     """Return the jobs a second of several workers, from when all of them are warm to nine tenths of the jobs."""
     jobs = int(row.jobs * scale) * workers
     step = max(1, jobs // 100)
-    with site(OURS) as here:
+    with site(system) as here:
         here.produce("many", jobs)
         for _ in range(workers):
             here.work(row.variant, BENCH_TELL=",".join(str(count) for count in range(step, jobs + 1, step)))
@@ -117,18 +121,19 @@ def _acks(results: Results) -> None:
     """Redis's own time for one ack, of a job anywhere among those in flight: a figure that load hardly touches."""
     with site(OURS) as here:
         queue, chosen = Queue(here.redis, "default"), random.Random(1)
-        for held in (10, 64, 1000):
-            worker = f"w{held}"
-            queue.enqueue_many([_job(number) for number in range(held)])
-            [claimed] = queue.send([queue.claim(worker, held)])
+        for flying in (10, 64, 1000):
+            workers = [f"w{number}" for number in range(math.ceil(flying / MOST_SLOTS))]
+            queue.enqueue_many([_job(number) for number in range(flying)])
+            claims = queue.send([queue.claim(worker, flying // len(workers)) for worker in workers])
+            held = [(worker, claimed) for worker, claim in zip(workers, claims, strict=True) for claimed in claim]
             for _ in range(200):
-                one = claimed.pop(chosen.randrange(held))
+                worker, one = held.pop(chosen.randrange(len(held)))
                 here.redis.config_resetstat()
                 queue.send([queue.ack(worker, [(one.id, one.token)])])
                 cost = float(here.redis.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
-                results.note(f"one ack with {held:,} in flight, in Redis (µs)", cost)
+                results.note(f"one ack with {flying:,} in flight, {len(workers)} workers, in Redis (µs)", cost)
                 queue.enqueue(_job(int(one.id.rpartition("-")[2])))
-                claimed += queue.send([queue.claim(worker, 1)])[0]
+                held += [(worker, claimed) for claimed in queue.send([queue.claim(worker, 1)])[0]]
             here.redis.flushall()
 
 
