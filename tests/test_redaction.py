@@ -22,6 +22,8 @@ TRICKY = st.lists(
                 "\u017fecret",
                 "to\u212aen",
                 "authorization",
+                "author\u0131zation",
+                "COOK\u0130E",
                 "API-\u212aEY",
                 "api_key",
                 "dsn",
@@ -67,6 +69,8 @@ def _nothing_protected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         f"apikey={SECRET}",
         f"dsn = {SECRET}",
         f"TOKEN={SECRET}",
+        f"author\u0131zation: Bearer {SECRET}",
+        f"COOK\u0130E: {SECRET}",
     ],
 )
 def test_a_secret_is_known_by_what_stands_before_it(text: str) -> None:
