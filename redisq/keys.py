@@ -49,7 +49,7 @@ class Keys:
 
     def processing(self, worker: str) -> str:
         """The list of ids that one worker run has claimed."""
-        return f"{self.prefix}:{{{self.queue}}}:processing:{worker}"
+        return self._key(f"processing:{worker}")
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}:{{{self.queue}}}:{name}"

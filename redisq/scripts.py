@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError, MovedError, NoScriptError, Respons
 
 from redisq import failpoints
 
-REST = 0.5  # seconds: a server's `timeout`, which closes connections that rest, is one at least
+UNSEEN = 0.5  # seconds: a server's `timeout`, which closes connections that are not used, is one at least
 
 Argument = str | bytes | int | float
 
@@ -118,7 +118,7 @@ def _send(client: "Redis", commands: Sequence[tuple[Any, ...]], kept: "Kept | No
 
     def give_back() -> None:
         if kept:
-            kept.rest()
+            kept.give_back()
         else:
             pool.release(connection)
 
@@ -156,13 +156,16 @@ class Kept:
 
     def __init__(self, client: "Redis") -> None:
         self._connection: Any = client.connection_pool.make_connection()  # which connects when it is used
-        self._rests_from = 0.0
+        self._used_at = 0.0
 
     def ready(self) -> Any:
-        """Connect to where the server is by now, anew when it has closed the connection in its rest, as a pool does."""
+        """Connect to where the server is by now, anew when it has closed the connection meanwhile, as a pool does."""
         connection = self._connection
         connection.connect()
-        if time.monotonic() - self._rests_from < REST:
+        now = time.monotonic()
+        # Since something was sent, which is what the server goes by: its answer may have lain here for long.
+        unused, self._used_at = now - self._used_at, now
+        if unused < UNSEEN:
             return connection
         try:
             is_stale = connection.can_read()
@@ -173,9 +176,8 @@ class Kept:
             connection.connect()
         return connection
 
-    def rest(self) -> None:
-        """Take the connection back."""
-        self._rests_from = time.monotonic()
+    def give_back(self) -> None:
+        """Drop the connection when its server has said that it is no master any more."""
         if self._connection.should_reconnect():
             self._connection.disconnect()
 

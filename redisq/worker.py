@@ -123,7 +123,7 @@ class Standstill:
         return ends
 
     def room(self, held: Iterable[Run], now: float) -> int:
-        """Return how many jobs may be tried beside those that are `held`."""
+        """Return how many jobs may be tried beside those that are `held`, while there is a `reason`."""
         return 0 if now < self.until else 1 - sum(run.claimed_at >= self.until for run in held)
 
 
@@ -278,7 +278,8 @@ class Worker:
             claimed = self._receive()
         except RedisError as error:
             self._lose_redis(error)
-        # Jobs need not wait while there is nothing to tell Redis, and no room for more of them.
+        # Jobs need not wait while there is nothing to tell Redis, and no room for more of them. It is the second turn
+        # in a row then: the first was whole, and so is each one after a rest, when no answer is outstanding.
         if not claimed or self._wanted() or not self._events.empty():
             self._ask_and_tell()
         self._observer.turned(

@@ -25,7 +25,9 @@ from redisq import (
     Queue,
     Registry,
     Retry,
+    Settings,
     TimeLimitExceeded,
+    connect,
     scripts,
 )
 from redisq.job import Delivery
@@ -727,6 +729,20 @@ def _all_rest(redis: Redis) -> bool:
     """
     others = [each for each in redis.client_list() if each["cmd"] not in ("client|list", "client", "blmove")]
     return bool(others) and all(int(each["idle"]) >= 2 for each in others)
+
+
+def test_a_connection_that_redis_closed_behind_an_unread_answer_is_opened_again_in_silence(
+    redis: Redis, redis_url: str
+) -> None:
+    """A worker that was stopped for a while finds the answer that came before the end, and then the end."""
+    client = connect(Settings(redis_url=redis_url))
+    kept = Queue(client, "default")
+    kept.keep_connection()
+    receive, sent = kept.post([kept.claim("w", 1)]), time.monotonic()
+    eventually(lambda: time.monotonic() - sent > scripts.UNSEEN, within=5)
+    redis.client_kill_filter(_type="normal", skipme=True)
+    assert receive() == [[]]
+    assert kept.send([kept.claim("w", 1)]) == [[]]
 
 
 def test_an_idle_worker_asks_redis_a_few_times_a_second_at_most(
