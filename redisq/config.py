@@ -13,7 +13,7 @@ from redisq.redaction import protect
 
 LONGEST_LEASE = 3600.0
 # Each ack searches the list of what its worker runs: among 128 that takes 2 µs longer than among 10, among 1,000 it
-# would take 15. And Python runs one thread at a time: more threads wait for each other.
+# would be 14. And Python runs one thread at a time: more threads wait for each other.
 MOST_SLOTS = 128
 _PREFIX = re.compile(r"[^\s{}\x00-\x1f\x7f\ud800-\udfff]{1,64}")  # braces would move the hash tag
 _SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")

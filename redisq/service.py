@@ -28,7 +28,8 @@ from redisq.scheduler import Clockwork, Keeper, Scheduler, check_schedules
 from redisq.server import connect, describe, require_fit
 from redisq.worker import Worker
 
-SAY = 1.0  # second until the same is told again: a busy loop turns thousands of times in it
+# Seconds until the same is told again, the watchdog too: a busy loop turns thousands of times in it.
+SAY = 1.0
 
 log = logging.getLogger("redisq.service")
 

@@ -168,6 +168,8 @@ def test_a_quick_record_is_what_the_logger_would_make() -> None:
         quick = quick_record(WORKER, logging.WARNING, message, extra)
         usual = WORKER.makeRecord(WORKER.name, logging.WARNING, "(unknown file)", 0, message, (), None, extra=extra)
         clock = {"created", "msecs", "relativeCreated"}
+        start, usual_start = (record.created - record.relativeCreated / 1000 for record in (quick, usual))
+        assert start == pytest.approx(usual_start, abs=0.001)
         assert list(quick.__dict__) == list(usual.__dict__)
         assert {name: value for name, value in quick.__dict__.items() if name not in clock} == {
             name: value for name, value in usual.__dict__.items() if name not in clock
@@ -175,3 +177,20 @@ def test_a_quick_record_is_what_the_logger_would_make() -> None:
         assert before <= quick.created <= usual.created
         assert quick.msecs == pytest.approx(quick.created % 1 * 1000)
         assert quick.getMessage() == message
+
+
+def test_what_a_record_factory_adds_is_in_every_line(handler: TurnHandler) -> None:
+    """Tracers set one: the same trace in all lines would be worse than none."""
+    before, numbers = logging.getLogRecordFactory(), iter(range(3))
+
+    def traced(*args: object, **more: object) -> logging.LogRecord:
+        record = before(*args, **more)
+        record.trace = next(numbers)
+        return record
+
+    logging.setLogRecordFactory(traced)
+    try:
+        records = [quick_record(WORKER, logging.INFO, "job done", {"jobId": "a"}) for _ in range(3)]
+    finally:
+        logging.setLogRecordFactory(before)
+    assert [orjson.loads(handler.format(record))["trace"] for record in records] == [0, 1, 2]

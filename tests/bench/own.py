@@ -89,7 +89,7 @@ def _depth(results: Results, scale: float) -> None:
 
 
 def _two_workers(results: Results, scale: float) -> None:
-    """And, for what the machine itself has for a second process, the bare loop that is the nearest to 64 slots."""
+    """Ours, and for what the machine itself has for a second process the bare loop that is the nearest to 64 slots."""
     for system, row in (*((OURS, row) for row in OURS.rows), (RAW, RAW.rows[2])):
         for _ in range(ROUNDS):
             one, two = (_together(system, row, workers, scale) for workers in (1, 2))
@@ -131,7 +131,7 @@ def _acks(results: Results) -> None:
                 here.redis.config_resetstat()
                 queue.send([queue.ack(worker, [(one.id, one.token)])])
                 cost = float(here.redis.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
-                results.note(f"one ack with {flying:,} in flight, {len(workers)} workers, in Redis (µs)", cost)
+                results.note(f"one ack with {flying:,} in flight, of {len(workers)} worker(s), in Redis (µs)", cost)
                 queue.enqueue(_job(int(one.id.rpartition("-")[2])))
                 held += [(worker, claimed) for claimed in queue.send([queue.claim(worker, 1)])[0]]
             here.redis.flushall()
