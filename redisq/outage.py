@@ -50,18 +50,13 @@ class Patience:
     """When to knock again at a Redis that is away: capped, with jitter, never spinning."""
 
     retry_at: float = 0.0
-    _wait: float = 0.0
-
-    @property
-    def tried(self) -> bool:
-        """Whether the last knock was in vain."""
-        return self._wait > 0.0
+    wait: float = 0.0  # seconds between the last knock, which was in vain, and the next; 0.0 when Redis answers
 
     def fail(self, now: float) -> None:
         """Note one more failure."""
-        self._wait = min(2.0, self._wait * 2 or 0.05)
-        self.retry_at = now + self._wait * random.uniform(0.5, 1.0)
+        self.wait = min(2.0, self.wait * 2 or 0.05)
+        self.retry_at = now + self.wait * random.uniform(0.5, 1.0)
 
     def reset(self) -> None:
         """Note that Redis answers."""
-        self.retry_at = self._wait = 0.0
+        self.retry_at = self.wait = 0.0

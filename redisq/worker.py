@@ -240,7 +240,7 @@ class Worker:
             self._broken = error
             self._over.set()
             return None
-        if self._finished():
+        if self._stops and self._finished():
             self._over.set()
             return None
         turn: Task | None = Turn()
@@ -286,16 +286,17 @@ class Worker:
             running=len(self._held),
             slots=self._settings.slots,
             draining=self._stops > 0,
-            connected=not self._patience.tried,
+            connected=not self._patience.wait,
             paused=self._standstill.reason,
         )
-        return self._startable(claimed)
+        return self._startable(claimed) if claimed else []
 
     def _ask_and_tell(self) -> None:
         while not self._events.empty():  # nobody else takes from it
             self._take(self._events.get())
         now = time.monotonic()
-        self._begin_to_drain(now)
+        if self._stops:
+            self._begin_to_drain(now)
         self._watch_limits(now)
         if self._patience.retry_at > now:
             return
@@ -308,7 +309,7 @@ class Worker:
 
     def _send(self, now: float) -> None:
         """Send what settles the runs that ended, and the claim of as many as can start."""
-        want = 0 if self._hungry and not self._patience.tried else self._wanted()
+        want = 0 if self._hungry and not self._patience.wait else self._wanted()
         if not (want or self._unsettled or self._moved):
             if self._pulse.holds(self._pulse.epoch):  # then it takes heartbeats at least
                 self._find_redis()
@@ -316,7 +317,7 @@ class Worker:
         settled, self._unsettled = self._unsettled, []
         moved, self._moved = self._moved, []
         done = [run for run in settled if isinstance(run.outcome, Done)]
-        others = [run for run in settled if not isinstance(run.outcome, Done)]
+        others = [run for run in settled if not isinstance(run.outcome, Done)] if len(done) < len(settled) else []
         calls = self._settlements(done, others)
         if moved or want:
             calls.append(self._queue.claim(self.id, want, moved))
@@ -372,7 +373,7 @@ class Worker:
 
     def _ring(self, now: float) -> None:
         """Wait for the next job when the last claim found too few; a Redis that was away is asked with a claim."""
-        if self._hungry and now >= self._ring_at and not self._patience.tried and self._wanted() > 0:
+        if self._hungry and now >= self._ring_at and not self._patience.wait and self._wanted() > 0:
             self._doorbell.ask()
 
     def _sweep(self, now: float) -> None:
@@ -401,7 +402,7 @@ class Worker:
     # -- beginning a run -------------------------------------------------------------------------------------------
 
     def _startable(self, runs: list[Run]) -> list[Run]:
-        if runs and not self._pulse.holds(runs[0].epoch):
+        if not self._pulse.holds(runs[0].epoch):
             # We slept on the answer: what is still ours goes back, the rest was reaped.
             for run in runs:
                 del self._held[run.claimed.token]
@@ -514,7 +515,7 @@ class Worker:
         self.outage.failed("claim loop", error)
 
     def _find_redis(self) -> None:
-        if not self._patience.tried:
+        if not self._patience.wait:
             return
         self._patience.reset()
         self.outage.worked("claim loop")
@@ -538,7 +539,7 @@ class Worker:
             log.warning("cannot wait for jobs in redis, asks for them instead", extra=extra)
 
     def _begin_to_drain(self, now: float) -> None:
-        if self._stops and self._deadline == float("inf"):
+        if self._deadline == float("inf"):
             self._deadline = now + self._settings.grace
             log.info("worker drains", extra={"worker": self.id, "running": len(self._held)})
         if self._stops > 1:
@@ -546,7 +547,7 @@ class Worker:
 
     def _finished(self) -> bool:
         # A job that the doorbell moved after we left would count as a crash.
-        if not self._stops or self._doorbell.waiting or self._sent:
+        if self._doorbell.waiting or self._sent:
             return False
         return not self._held or time.monotonic() >= self._deadline
 
