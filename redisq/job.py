@@ -106,9 +106,9 @@ def _check_json(value: object, depth: int) -> None:
     if depth < 0:
         raise BadJob(f"the payload is nested deeper than {MAX_DEPTH} levels")
     match value:
-        case str():
+        case str() if not value.isascii():
             _check_text(value)
-        case None | bool():
+        case str() | None | bool():
             pass
         case int():
             if not -(2**63) <= value < 2**64:
@@ -120,8 +120,11 @@ def _check_json(value: object, depth: int) -> None:
             for key, item in value.items():
                 if not isinstance(key, str):
                     raise BadJob(f"the payload has the key {key!r}: JSON keys are text")
-                _check_text(key)
-                _check_json(item, depth - 1)
+                # Most are plain words, which need no call of their own.
+                if not key.isascii():
+                    _check_text(key)
+                if not (isinstance(item, str) and item.isascii() and depth > 0):
+                    _check_json(item, depth - 1)
         case list() | tuple():
             for item in value:
                 _check_json(item, depth - 1)
@@ -130,8 +133,6 @@ def _check_json(value: object, depth: int) -> None:
 
 
 def _check_text(text: str) -> None:
-    if text.isascii():
-        return
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -230,7 +230,9 @@ class Queue:
 
     def _enqueue(self, batch: Sequence[tuple[str, bytes]], delay: float) -> Call[list[str]]:
         k = self.keys
-        args = [_ms(delay), k.bell, *(value for pair in batch for value in pair)]
+        args: list[Argument] = [_ms(delay), k.bell]
+        for pair in batch:
+            args += pair
         return Call(scripts.enqueue, (k.jobs, k.runs, k.dead, k.ready, k.delayed), args, _texts)
 
     def _own(self, job: Job) -> Job:
