@@ -17,8 +17,8 @@ or from (new). `claim` has two halves: an idle worker waits in `await_ready` (BL
 """
 
 import math
-import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -251,7 +251,7 @@ class Queue:
     def claim(self, worker: str, want: int, moved: Sequence[str] = ()) -> Call[list[Claimed]]:
         """Start up to `want` jobs, and those that `await_ready` has `moved`."""
         k = self.keys
-        args: list[Argument] = [want, os.urandom(8).hex(), *moved]
+        args: list[Argument] = [want, secrets.token_hex(8), *moved]
         return Call(scripts.claim, (k.ready, k.processing(worker), k.jobs, k.runs), args, _claimed)
 
     def ack(self, worker: str, done: Iterable[tuple[str, str]]) -> Call[list[bool]]:
