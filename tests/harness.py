@@ -245,6 +245,15 @@ class AtWork:
         return self.codes[0]
 
 
+def nothings() -> Registry:
+    """Return the kinds of an application whose only job does nothing."""
+
+    def nothing(_task: Task, _delivery: Delivery) -> None:
+        pass
+
+    return Registry([Kind(name="nothing", payload=Task, handler=nothing, key=lambda task: task.key)])
+
+
 @contextmanager
 def at_work(
     registry: Registry, url: str, *, slots: int = 2, lease: float = LEASE, grace: float = 5.0
