@@ -152,6 +152,11 @@ class _JobLog(logging.LoggerAdapter[logging.Logger]):
         return msg, {**kwargs, "extra": {**(self.extra or {}), **kwargs.get("extra", {})}}
 
 
+@cache  # so that a time limit does not strike while the lock of all loggers is being taken, which then stays taken
+def _log_of(kind: str) -> logging.Logger:
+    return logging.getLogger(f"redisq.job.{kind}")
+
+
 class Delivery(NamedTuple):
     """One run of a job, as its handler sees it."""
 
@@ -178,7 +183,7 @@ class Delivery(NamedTuple):
             "attempt": self.attempt,
             "worker": self.worker,
         }
-        return _JobLog(logging.getLogger(f"redisq.job.{self.job.kind}"), extra)
+        return _JobLog(_log_of(self.job.kind), extra)
 
 
 @cache

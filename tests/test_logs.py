@@ -119,6 +119,8 @@ def test_a_time_limit_that_strikes_in_the_middle_of_a_line_leaves_the_log_to_oth
     alone.propagate = False
     alone.addHandler(handler)
     alone.setLevel(logging.INFO)
+    # The first question for a level takes the lock of all loggers, in a way that is open to such a strike, too.
+    assert alone.isEnabledFor(logging.INFO)
 
     def talk(_nothing: Nothing, _delivery: Delivery) -> None:
         while True:
