@@ -127,6 +127,13 @@ def test_a_protected_value_is_gone_wherever_it_is() -> None:
     assert redact(f"no route for {SECRET}{SECRET}/x") == "no route for ******/x"
 
 
+def test_a_secret_that_is_learnt_later_is_found_in_a_text_seen_before() -> None:
+    """Whatever was found out about a text before, it may have held what nobody knew to be a secret."""
+    assert redact(f"page {SECRET}") == f"page {SECRET}"
+    protect(SECRET)
+    assert redact(f"page {SECRET}") == "page ***"
+
+
 def test_one_secret_may_begin_another() -> None:
     """Whichever is replaced first, nothing of the longer one may be left over."""
     for n in range(20):
