@@ -289,7 +289,7 @@ class Worker:
             connected=not self._patience.wait,
             paused=self._standstill.reason,
         )
-        return self._startable(claimed) if claimed else []
+        return self._startable(claimed)
 
     def _ask_and_tell(self) -> None:
         while not self._events.empty():  # nobody else takes from it
@@ -317,7 +317,7 @@ class Worker:
         settled, self._unsettled = self._unsettled, []
         moved, self._moved = self._moved, []
         done = [run for run in settled if isinstance(run.outcome, Done)]
-        others = [run for run in settled if not isinstance(run.outcome, Done)] if len(done) < len(settled) else []
+        others = [run for run in settled if not isinstance(run.outcome, Done)]
         calls = self._settlements(done, others)
         if moved or want:
             calls.append(self._queue.claim(self.id, want, moved))
@@ -402,7 +402,7 @@ class Worker:
     # -- beginning a run -------------------------------------------------------------------------------------------
 
     def _startable(self, runs: list[Run]) -> list[Run]:
-        if not self._pulse.holds(runs[0].epoch):
+        if runs and not self._pulse.holds(runs[0].epoch):
             # We slept on the answer: what is still ours goes back, the rest was reaped.
             for run in runs:
                 del self._held[run.claimed.token]
