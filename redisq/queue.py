@@ -157,11 +157,6 @@ class Queue:
         self.name = name
         self.keys = Keys(name, prefix)
         self._redis = home(redis, self.keys.ready)
-        self._kept: scripts.Kept | None = None
-
-    def keep_connection(self) -> None:
-        """Have `send` and `post` keep a connection: from now on they are for one thread at a time."""
-        self._kept = scripts.Kept(self._redis)
 
     @property
     def redis(self) -> Redis:
@@ -477,7 +472,7 @@ class Queue:
 
     def post(self, calls: Sequence[Call[Any]]) -> Callable[[], list[Any]]:
         """Send as `send` does, and return the half that waits for the answers. It must be called, once."""
-        receive = scripts.post(self._redis, [(call.script, call.keys, call.args) for call in calls], self._kept)
+        receive = scripts.post(self._redis, [(call.script, call.keys, call.args) for call in calls])
         return lambda: [call.read(answer) for call, answer in zip(calls, receive(), strict=True)]
 
 

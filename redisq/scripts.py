@@ -1,7 +1,6 @@
 """The Lua files, loaded once and run by their hash."""
 
 import hashlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -9,11 +8,9 @@ from typing import Any
 
 from hiredis import pack_command
 from redis import Redis
-from redis.exceptions import ConnectionError, MovedError, NoScriptError, ResponseError, TimeoutError
+from redis.exceptions import MovedError, NoScriptError, ResponseError
 
 from redisq import failpoints
-
-UNSEEN = 0.5  # seconds: a server's `timeout`, which closes connections that are not used, is one at least
 
 Argument = str | bytes | int | float
 
@@ -40,16 +37,11 @@ def run(client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Ar
     return post(client, runs)()
 
 
-def post(
-    client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Argument]]], kept: "Kept | None" = None
-) -> Callable[[], list[Any]]:
-    """Send scripts, and return the half of `run` that waits for their answers. It must be called, once.
-
-    They go on the connection that the caller has `kept` for itself, else on one of the pool.
-    """
+def post(client: "Redis", runs: Sequence[tuple[Script, Sequence[str], Sequence[Argument]]]) -> Callable[[], list[Any]]:
+    """Send scripts, and return the half of `run` that waits for their answers. It must be called, once."""
     commands = [("EVALSHA", script.sha, len(keys), *keys, *args) for script, keys, args in runs]
     _pass("before", runs)
-    receive = _send(client, commands, kept)
+    receive = _send(client, commands)
 
     def answers() -> list[Any]:
         answers = receive()
@@ -107,24 +99,18 @@ def _pass(side: str, runs: Sequence[tuple[Script, Sequence[str], Sequence[Argume
             failpoints.fail_point(f"{script.name}.{side}")
 
 
-def _send(client: "Redis", commands: Sequence[tuple[Any, ...]], kept: "Kept | None" = None) -> Callable[[], list[Any]]:
+def _send(client: "Redis", commands: Sequence[tuple[Any, ...]]) -> Callable[[], list[Any]]:
     """Send `commands` together; what is returned reads the answer to each, be it an error.
 
     Straight on a connection: what redis-py's own pipeline adds (callbacks, metrics, its retries, which are off) takes
     longer than Redis itself.
     """
     pool = client.connection_pool
-    connection: Any = kept.ready() if kept else pool.get_connection()  # whose methods have no types
-
-    def give_back() -> None:
-        if kept:
-            kept.give_back()
-        else:
-            pool.release(connection)
+    connection: Any = pool.get_connection()  # whose methods have no types
 
     def drop() -> None:
         connection.disconnect()  # an answer that was not read would be taken for that of the next command
-        give_back()
+        pool.release(connection)
 
     def receive() -> list[Any]:
         answers: list[Any] = []
@@ -137,7 +123,7 @@ def _send(client: "Redis", commands: Sequence[tuple[Any, ...]], kept: "Kept | No
         except BaseException:
             drop()
             raise
-        give_back()
+        pool.release(connection)
         return answers
 
     try:
@@ -146,40 +132,6 @@ def _send(client: "Redis", commands: Sequence[tuple[Any, ...]], kept: "Kept | No
         drop()
         raise
     return receive
-
-
-class Kept:
-    """A connection of `client` that one thread keeps for itself.
-
-    What a pool does to lend one and take it back is a twentieth of a turn of a worker with one slot.
-    """
-
-    def __init__(self, client: "Redis") -> None:
-        self._connection: Any = client.connection_pool.make_connection()  # which connects when it is used
-        self._used_at = 0.0
-
-    def ready(self) -> Any:
-        """Connect to where the server is by now, anew when it has closed the connection meanwhile, as a pool does."""
-        connection = self._connection
-        connection.connect()
-        now = time.monotonic()
-        # Since something was sent, which is what the server goes by: its answer may have lain here for long.
-        unused, self._used_at = now - self._used_at, now
-        if unused < UNSEEN:
-            return connection
-        try:
-            is_stale = connection.can_read()
-        except (ConnectionError, TimeoutError, OSError):
-            is_stale = True
-        if is_stale:
-            connection.disconnect()
-            connection.connect()
-        return connection
-
-    def give_back(self) -> None:
-        """Drop the connection when its server has said that it is no master any more."""
-        if self._connection.should_reconnect():
-            self._connection.disconnect()
 
 
 def _packed(command: tuple[Any, ...]) -> Any:  # bytes, but hiredis has no types

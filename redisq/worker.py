@@ -142,7 +142,6 @@ class Worker:
         self._registry, self._settings, self._observer = registry, settings, observer
         clients = [connect(COMMAND_TIMEOUT), connect(WAIT + 2.0), connect(COMMAND_TIMEOUT)]
         command, blocking, beating = (Queue(client, queue_name, settings.prefix) for client in clients)
-        command.keep_connection()
         self._queue = command
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._held: dict[str, Run] = {}  # by token

@@ -48,9 +48,9 @@ def trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counted: list[int] = []
     send = redisq.scripts._send
 
-    def count(client: Redis, sent: list[tuple[object, ...]], *kept: object) -> Callable[[], list[object]]:
+    def count(client: Redis, sent: list[tuple[object, ...]]) -> Callable[[], list[object]]:
         counted.append(len(sent))
-        return send(client, sent, *kept)
+        return send(client, sent)
 
     monkeypatch.setattr(redisq.scripts, "_send", count)
     return counted

@@ -94,7 +94,7 @@ _SET_UP = {"add", "disable", "rotate_tokens", "upgrade", "_apply", "_missing"}
 _PARTS = {"_letters", "_store", "_end", "subscription", "_mind_the_silence"}
 # Ask for a connection, before the call that needs one is sent: where the master is (sentinels, a cluster's nodes), and
 # whether a pooled one lives. They move nothing, have bounds of their own, and what fails is a server that is away.
-_CONNECTING = {"_ask", "_check"}
+_CONNECTING = {"_ask", "_check", "get_connection", "release"}
 
 
 def test_every_call_to_a_server_lies_between_two_points() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,3 +79,18 @@ def test_a_producer_leaves_a_master_that_is_cut_off_from_its_replicas(redis_url:
         finally:
             client.config_set("min-replicas-to-write", 0)
         assert client.client_id() != before
+
+
+def test_a_forked_process_speaks_on_connections_of_its_own(redis_url: str) -> None:
+    """Two on one line would read each other's answers: of an application that is loaded first and forked then."""
+    with connect(Settings(redis_url=redis_url)) as client:
+        queue = Queue(client, "default")
+        queue.enqueue(job("effect", "before"))
+        ours = client.client_id()
+        child = os.fork()
+        if child == 0:
+            queue.enqueue(job("effect", "child"))
+            os._exit(0 if client.client_id() != ours else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert client.client_id() == ours
+        assert queue.where(["effect:before", "effect:child"]) == ["ready", "ready"]

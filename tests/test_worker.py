@@ -29,6 +29,7 @@ from redisq import (
     TimeLimitExceeded,
     connect,
     scripts,
+    topology,
 )
 from redisq.job import Delivery
 from redisq.queue import Claimed
@@ -736,13 +737,12 @@ def test_a_connection_that_redis_closed_behind_an_unread_answer_is_opened_again_
 ) -> None:
     """A worker that was stopped for a while finds the answer that came before the end, and then the end."""
     client = connect(Settings(redis_url=redis_url))
-    kept = Queue(client, "default")
-    kept.keep_connection()
-    receive, sent = kept.post([kept.claim("w", 1)]), time.monotonic()
-    eventually(lambda: time.monotonic() - sent > scripts.UNSEEN, within=5)
+    queue = Queue(client, "default")
+    receive, sent = queue.post([queue.claim("w", 1)]), time.monotonic()
+    eventually(lambda: time.monotonic() - sent > topology.UNSEEN, within=5)
     redis.client_kill_filter(_type="normal", skipme=True)
     assert receive() == [[]]
-    assert kept.send([kept.claim("w", 1)]) == [[]]
+    assert queue.send([queue.claim("w", 1)]) == [[]]
 
 
 def test_an_idle_worker_asks_redis_a_few_times_a_second_at_most(
