@@ -22,6 +22,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -246,8 +247,9 @@ class Queue:
     def claim(self, worker: str, want: int, moved: Sequence[str] = ()) -> Call[list[Claimed]]:
         """Start up to `want` jobs, and those that `await_ready` has `moved`."""
         k = self.keys
-        args: list[Argument] = [want, secrets.token_hex(8), *moved]
-        return Call(scripts.claim, (k.ready, k.processing(worker), k.jobs, k.runs), args, _claimed)
+        token = secrets.token_hex(8)
+        args: list[Argument] = [want, token, *moved]
+        return Call(scripts.claim, (k.ready, k.processing(worker), k.jobs, k.runs), args, partial(_claimed, token))
 
     def ack(self, worker: str, done: Iterable[tuple[str, str]]) -> Call[list[bool]]:
         """End the `done` pairs of id and token; False for one whose lease was lost."""
@@ -496,12 +498,15 @@ def _bools(values: Iterable[int]) -> list[bool]:
     return [value == 1 for value in values]
 
 
-def _claimed(flat: Sequence[Any]) -> list[Claimed]:
-    fields = iter(flat)
-    return [
-        Claimed(_text(id), _text(token), envelope, attempts, crashes)
-        for id, token, envelope, attempts, crashes in zip(*[fields] * 5, strict=True)
+def _claimed(token: str, answer: tuple[list[Any], list[Any], list[tuple[int, int, int]]]) -> list[Claimed]:
+    ids, envelopes, again = answer
+    claimed = [
+        Claimed(_text(id), f"{token}.{place}", envelope or b"", 0, 0)
+        for place, (id, envelope) in enumerate(zip(ids, envelopes, strict=True), 1)
     ]
+    for place, attempts, crashes in again:
+        claimed[place - 1] = claimed[place - 1]._replace(attempts=attempts, crashes=crashes)
+    return claimed
 
 
 def _numbers(fields: Mapping[Any, Any]) -> dict[str, int]:

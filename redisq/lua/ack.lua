@@ -10,8 +10,9 @@ for i = 1, #ARGV, 2 do
 end
 local records = redis.call('HMGET', KEYS[2], unpack(ids))
 local answers, done = {}, {}
+local last = '-1' -- as text: Redis takes its time to print a number, and this is done for every job
 for i, id in ipairs(ids) do
-  if token_of(records[i]) == ARGV[2 * i] and redis.call('LREM', KEYS[1], -1, id) == 1 then
+  if token_of(records[i]) == ARGV[2 * i] and redis.call('LREM', KEYS[1], last, id) == 1 then
     done[#done + 1] = id
     answers[i] = 1
   else

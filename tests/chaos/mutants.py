@@ -61,7 +61,7 @@ def _replace(owner: Any, name: str, value: Any) -> None:
 
 _FENCED = ("fail", "defer", "bury", "release")
 _FENCE = "if token_of(record) ~= token or redis.call('LREM', processing, -1, id) ~= 1 then"
-_ACK_FENCE = "if token_of(records[i]) == ARGV[2 * i] and redis.call('LREM', KEYS[1], -1, id) == 1 then"
+_ACK_FENCE = "if token_of(records[i]) == ARGV[2 * i] and redis.call('LREM', KEYS[1], last, id) == 1 then"
 
 
 @mutant
@@ -74,9 +74,9 @@ def client_retries() -> None:
 
     once = scripts._send
 
-    def again(client: Redis, commands: Sequence[Any], *kept: Any) -> Callable[[], list[Any]]:
+    def again(client: Redis, commands: Sequence[Any]) -> Callable[[], list[Any]]:
         retry = Retry(NoBackoff(), 10)
-        return lambda: retry.call_with_retry(lambda: once(client, commands, *kept)(), lambda _error: None)
+        return lambda: retry.call_with_retry(lambda: once(client, commands)(), lambda _error: None)
 
     # The scripts go past redis-py's own repetition, so they are given it back.
     _replace(scripts, "_send", again)
@@ -94,7 +94,7 @@ def no_ghost_sweep() -> None:
 def lrem_unchecked() -> None:
     """Whoever once had the id may settle it. With the token checked, no fault here makes LREM find nothing."""
     _rewrite(_FENCED, _FENCE, "redis.call('LREM', processing, -1, id)\n  if false then")
-    _rewrite(["ack"], _ACK_FENCE, "redis.call('LREM', KEYS[1], -1, id)\n  if true then")
+    _rewrite(["ack"], _ACK_FENCE, "redis.call('LREM', KEYS[1], last, id)\n  if true then")
 
 
 @mutant
