@@ -10,7 +10,14 @@ from urllib.parse import parse_qs, urlsplit
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.connection import Connection, ConnectionPool, SSLConnection, parse_url
+from redis.connection import (
+    AbstractConnection,
+    Connection,
+    ConnectionPool,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
 from redis.crc import key_slot
 from redis.exceptions import ClusterDownError, ConnectionError, MovedError, ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
@@ -35,7 +42,8 @@ def open_client(url: str, **options: Any) -> Redis:
     """
     scheme, _, way = urlsplit(url).scheme.partition("+")
     if scheme == "unix":
-        return Redis.from_url(url, **options)
+        given = {**parse_url(url), **options, "connection_class": _Unix}  # type: ignore[no-untyped-call]  # as below
+        return Redis.from_pool(_Pool(**given))
     # What redis-py reads in an address (user, password, database, options of TLS) it reads here too.
     given = {**parse_url(plain_url(url)), **options}  # type: ignore[no-untyped-call]  # redis-py has no types here
     for name in ("host", "port", "sentinel_username", "sentinel_password"):
@@ -83,29 +91,38 @@ class Site:
         self._address, self._told = None, told
 
 
-class _Following(Connection):
-    """A connection to wherever its site is; not used again once the site is elsewhere, or says that it is no master."""
+class _Pooled(AbstractConnection):
+    """A connection that `_Pool` lends."""
 
-    def __init__(self, *, site: Site, **options: Any) -> None:
-        super().__init__(**options)  # type: ignore[no-untyped-call]  # redis-py has no types here
-        self._site = site
-        self._used_at = 0.0
+    _used_at = 0.0
 
     def make_ready(self) -> None:
-        """Connect as `connect` does, anew when the server has closed the connection meanwhile. To be used at once."""
-        self.connect()
+        """Connect, anew when the server has closed the connection meanwhile. To be used at once."""
+        self.connect()  # type: ignore[no-untyped-call]  # redis-py has no types here
         now = time.monotonic()
         # Since something was sent, which is what the server goes by: its answer may have lain here for long.
         unused, self._used_at = now - self._used_at, now
         if unused >= UNSEEN and self._is_spent():
-            self.disconnect()  # type: ignore[no-untyped-call]  # redis-py has no types here
-            self.connect()
+            self.disconnect()  # type: ignore[no-untyped-call]  # as above
+            self.connect()  # type: ignore[no-untyped-call]  # as above
 
     def _is_spent(self) -> bool:
         try:
             return self.can_read()
         except (RedisError, OSError):
             return True
+
+
+class _Unix(_Pooled, UnixDomainSocketConnection):
+    """To a server on this machine."""
+
+
+class _Following(_Pooled, Connection):
+    """A connection to wherever its site is; not used again once the site is elsewhere, or says that it is no master."""
+
+    def __init__(self, *, site: Site, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]  # redis-py has no types here
+        self._site = site
 
     def connect(self) -> None:
         """Connect, unless connected to where the site is."""
@@ -139,12 +156,13 @@ class _FollowingTLS(_Following, SSLConnection):
 
 
 class _Pool(ConnectionPool):
-    """redis-py's, without what it tells its metrics, and its look at a connection that was used a moment ago.
+    """redis-py's, without what it tells its metrics, and its look at a connection that was used less than `UNSEEN` ago.
 
-    Which take a tenth of an enqueue, and a twentieth of a turn of a worker with one slot.
+    Which take a tenth of an enqueue, and a twentieth of a turn of a worker with one slot. So the first call after the
+    server closed such a connection fails.
     """
 
-    def get_connection(self, *_command: Any, **_options: Any) -> Any:  # a _Following
+    def get_connection(self, *_command: Any, **_options: Any) -> Any:  # a _Pooled
         self._checkpid()
         with self._lock:
             idle = self._available_connections
@@ -153,6 +171,7 @@ class _Pool(ConnectionPool):
         try:
             connection.make_ready()
         except BaseException:
+            connection.disconnect()  # it may have been cut off with an answer unread
             self.release(connection)
             raise
         return connection
@@ -160,7 +179,7 @@ class _Pool(ConnectionPool):
     def release(self, connection: Any) -> None:
         self._checkpid()
         with self._lock:
-            if connection not in self._in_use_connections:  # it was lent to the process that this one is a fork of
+            if connection not in self._in_use_connections:  # given back already, or the parent's of a fork
                 return
             self._in_use_connections.remove(connection)
             if connection.should_reconnect():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from redis.exceptions import RedisError, ResponseError
 
 from jobs.servers import RedisServer, private_redis
-from redisq import Queue, Settings, connect
+from redisq import Queue, Settings, connect, topology
 from tests.harness import Stage, application, at_work, job
 from tests.proxy import Proxy
 from tests.waiting import eventually
@@ -87,10 +88,46 @@ def test_a_forked_process_speaks_on_connections_of_its_own(redis_url: str) -> No
         queue = Queue(client, "default")
         queue.enqueue(job("effect", "before"))
         ours = client.client_id()
-        child = os.fork()
-        if child == 0:
+
+        def speak() -> None:
             queue.enqueue(job("effect", "child"))
-            os._exit(0 if client.client_id() != ours else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert client.client_id() != ours
+
+        child = multiprocessing.get_context("fork").Process(target=speak)
+        child.start()
+        child.join(20)
+        child.kill()
+        assert child.exitcode == 0
         assert client.client_id() == ours
         assert queue.where(["effect:before", "effect:child"]) == ["ready", "ready"]
+
+
+def test_a_connection_that_was_cut_off_while_it_opened_is_not_lent_as_it_is(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time limit strikes anywhere: the answer to the greeting would be taken for that of the next command."""
+    with connect(Settings(redis_url=redis_url)) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(topology._Following, "read_response", _cut)
+            with pytest.raises(KeyboardInterrupt):
+                client.get("cut off")
+        assert client.get("nothing") is None
+
+
+def _cut(*_arguments: object, **_options: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_unix_socket_serves_as_well(tmp_path: Path) -> None:
+    """It is found closed as any other, when it lay unused for a while."""
+    path = tmp_path / "redis.sock"
+    with (
+        private_redis(tmp_path / "redis", options=["--unixsocket", str(path)]) as server,
+        connect(Settings(redis_url=server.url)) as other,
+        connect(Settings(redis_url=f"unix://{path}")) as client,
+    ):
+        queue, begun = Queue(client, "default"), time.monotonic()
+        queue.enqueue(job("effect", "before"))
+        eventually(lambda: time.monotonic() - begun > topology.UNSEEN, within=5)
+        other.client_kill_filter(_type="normal", skipme=True)
+        assert queue.enqueue(job("effect", "after")).created

@@ -1,7 +1,7 @@
 -- claim: READY -> PROCESSING
 -- KEYS  1 ready  2 processing  3 jobs  4 runs
 -- ARGV  1 how many to take  2 token of this call  3.. ids that BLMOVE has already put into this processing list
--- Returns {ids, their envelopes (nil where there is none), {place, attempts, crashes} of those that were claimed before}.
+-- Returns {ids, their envelopes (nil where there is none), {place, attempts, crashes} of each claimed before}.
 -- Each delivery gets its own token, that of the call and its place among the ids, and is counted before anybody looks
 -- at the payload. Out of a list, then into it: unlike LMOVE, this order works when Redis is full.
 -- Twice: the second run claims other jobs; those of a run whose reply was lost are ghosts, and the worker returns them.

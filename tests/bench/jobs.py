@@ -187,9 +187,9 @@ def _done(connection: psycopg.Connection[object]) -> int:
 def _worker(environ: Mapping[str, str], log: Path, core: int | None) -> Iterator[int]:
     with log.open("wb") as stderr:
         process = subprocess.Popen([sys.executable, PROGRAMS / "worker"], env=environ, stderr=stderr)
-    if core is not None:
-        os.sched_setaffinity(process.pid, {core})  # before it has a second thread
     try:
+        if core is not None:
+            os.sched_setaffinity(process.pid, {core})  # before it has a second thread
         yield process.pid
     finally:
         process.terminate()
