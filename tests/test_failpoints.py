@@ -93,7 +93,8 @@ _SET_UP = {"add", "disable", "rotate_tokens", "upgrade", "_apply", "_missing"}
 # Parts of a call that has its points; the bell's are in `_listen`.
 _PARTS = {"_letters", "_store", "_end", "subscription", "_mind_the_silence"}
 # Ask for a connection before the call that needs one, or give it back after it: where the master is (sentinels, a
-# cluster's nodes), and whether a pooled one lives. They move nothing, have bounds of their own, and what fails is a server that is away.
+# cluster's nodes), and whether a pooled one lives. They move nothing, have bounds of their own, and what fails is a
+# server that is away.
 _CONNECTING = {"_ask", "_check", "get_connection", "release"}
 
 
