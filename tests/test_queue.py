@@ -215,6 +215,39 @@ def test_ack_answers_for_each_of_many(redis: Redis, queue: Queue) -> None:
     )
 
 
+@pytest.mark.parametrize("lost", ["", "a", "c", "d", "bc"])
+@pytest.mark.parametrize("order", ["abcd", "dcba", "bdac", "abca"])
+def test_ack_takes_out_of_the_list_what_it_ends_and_nothing_else(
+    redis: Redis, queue: Queue, order: str, lost: str
+) -> None:
+    """Whichever of the jobs in hand end together: the oldest, which are the tail of the list, or any of them."""
+    for count in range(1, len(order) + 1):
+        acked = order[:count]
+        runs = {id: Run("later" if id in lost else "t") for id in "abcd"}
+        put(redis, State(processing={"w": tuple("abcd")}, runs=runs, jobs=frozenset("abcd")))
+        ended = [id not in lost and id not in acked[:place] for place, id in enumerate(acked)]
+        assert queue.send([queue.ack("w", [(id, "t") for id in acked])]) == [ended]
+        left = [id for id in "abcd" if id not in acked or id in lost]
+        assert read(redis) == State(
+            processing={"w": tuple(left)} if left else {},
+            runs={id: runs[id] for id in left},
+            jobs=frozenset(left),
+            totals={"done": sum(ended)} if any(ended) else {},
+        )
+
+
+@pytest.mark.parametrize("left", ["bc", "b", "bb"])
+def test_ack_of_a_job_that_its_list_has_lost_takes_no_other_in_its_place(redis: Redis, queue: Queue, left: str) -> None:
+    """The tail of the list is then something else, shorter than what ends, or one id twice."""
+    runs = {id: Run("t") for id in "abc"}
+    before = State(processing={"w": tuple(left)}, runs=runs, jobs=frozenset("abc"))
+    put(redis, before)
+    assert queue.send([queue.ack("w", [("a", "t"), ("b", "t")])]) == [[False, True]]
+    processing = {"w": tuple(left[1:])} if left[1:] else {}
+    rest = {id: Run("t") for id in "ac"}
+    assert read(redis) == before.but(processing=processing, runs=rest, jobs=frozenset("ac"), totals={"done": 1})
+
+
 def test_fail_waits_for_the_next_attempt(redis: Redis, queue: Queue) -> None:
     """An attempt is spent and its error kept."""
     put(redis, RUNNING)

@@ -61,7 +61,8 @@ def _replace(owner: Any, name: str, value: Any) -> None:
 
 _FENCED = ("fail", "defer", "bury", "release")
 _FENCE = "if token_of(record) ~= token or redis.call('LREM', processing, -1, id) ~= 1 then"
-_ACK_FENCE = "if token_of(records[i]) == ARGV[2 * i] and redis.call('LREM', KEYS[1], last, id) == 1 then"
+_ACK_FENCE = "if token_of(records[i]) == ARGV[2 * i] then"
+_ACK_SEARCH = "if answers[i] == 1 and (are_oldest or redis.call('LREM', KEYS[1], -1, id) == 1) then"
 
 
 @mutant
@@ -94,14 +95,15 @@ def no_ghost_sweep() -> None:
 def lrem_unchecked() -> None:
     """Whoever once had the id may settle it. With the token checked, no fault here makes LREM find nothing."""
     _rewrite(_FENCED, _FENCE, "redis.call('LREM', processing, -1, id)\n  if false then")
-    _rewrite(["ack"], _ACK_FENCE, "redis.call('LREM', KEYS[1], last, id)\n  if true then")
+    _rewrite(["ack"], _ACK_FENCE, "if true then")
+    _rewrite(["ack"], _ACK_SEARCH, "redis.call('LREM', KEYS[1], -1, id)\n  if true then")
 
 
 @mutant
 def token_unchecked() -> None:
     """Whoever has the id in its list may settle it, for whichever delivery."""
     _rewrite(_FENCED, _FENCE, _FENCE.replace("token_of(record) ~= token or ", ""))
-    _rewrite(["ack"], _ACK_FENCE, _ACK_FENCE.replace("token_of(records[i]) == ARGV[2 * i] and ", ""))
+    _rewrite(["ack"], _ACK_FENCE, "if true then")
 
 
 @mutant
