@@ -62,6 +62,7 @@ def measure_jobs() -> dict[str, list[float]]:
     days = (
         Day(pages=20, latency=0.1, slots=8),
         Day(pages=5000, latency=0.1, slots=64),
+        Day(pages=5000, latency=0.1, slots=32, workers=2),
         Day(pages=5000, latency=0.1, slots=64, core=max(os.sched_getaffinity(0))),
     )
     found: dict[str, list[float]] = {day.title: [] for day in days}
