@@ -21,7 +21,7 @@ from redisq import Failure, Job, Queue, fail_points
 from redisq.config import MOST_SLOTS
 from tests.bench.environments import PROJECT
 from tests.bench.handler import payload
-from tests.bench.observer import Silent, Site, drain, site
+from tests.bench.observer import Silent, Site, drain, enqueue_one_by_one, site
 from tests.bench.results import Results, percentile
 from tests.bench.systems import OURS, RAW, Row, System
 
@@ -36,6 +36,7 @@ REDISQ = Path(sys.executable).with_name("redisq")
 def measure(results: Results, scale: float, minutes: float) -> None:
     """Note what takes a server; `minutes` is how long the worker is kept under load for the curve of its memory."""
     _logs_and_durability(results, scale)
+    _one_by_one(results, scale)
     _depth(results, scale)
     _two_workers(results, scale)
     _acks(results)
@@ -73,6 +74,13 @@ def _logs_and_durability(results: Results, scale: float) -> None:
             results.note(f"{row.variant} slots, with a line of log / without", logged / bare)
             results.note(f"{row.variant} slots, AOF everysec (jobs/s)", durable)
             results.note(f"{row.variant} slots, with AOF everysec / without AOF", durable / bare)
+
+
+def _one_by_one(results: Results, scale: float) -> None:
+    """In pairs: in the table of all systems the two stand minutes apart, and the machine drifts meanwhile."""
+    for _ in range(3 * ROUNDS):
+        bare, ours = (enqueue_one_by_one(system, int(5000 * scale)) for system in (RAW, OURS))
+        results.note("enqueued one by one / a bare LPUSH of each", ours / bare)
 
 
 def _depth(results: Results, scale: float) -> None:
