@@ -180,6 +180,16 @@ def test_a_user_may_do_nothing_that_its_program_does_not(
     assert refused(user, client, admin)
 
 
+def test_jobs_end_together_where_lrange_is_forbidden(admin: Redis, client_of: Callable[[str], Redis]) -> None:
+    """It only makes that quicker."""
+    queue = Queue(client_of("worker"), "default")
+    Queue(admin, "default").enqueue_many([_job(id) for id in "abc"])
+    [claimed] = queue.send([queue.claim("w", 3)])
+    admin.execute_command("ACL", "SETUSER", "worker", "-lrange")
+    assert queue.send([queue.ack("w", [(run.id, run.token) for run in claimed[:2]])]) == [[True, True]]
+    assert Queue(admin, "default").processing("w") == ["c"]
+
+
 @pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize(
     "words",

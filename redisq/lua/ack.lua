@@ -11,27 +11,28 @@ end
 local records = redis.call('HMGET', KEYS[2], unpack(ids))
 local answers, held, awaited = {}, 0, {}
 for i, id in ipairs(ids) do
-  answers[i] = 0
   if token_of(records[i]) == ARGV[2 * i] then
     answers[i], held, awaited[id] = 1, held + 1, true
   end
 end
 
--- The oldest claims are at the tail. Jobs that were claimed together mostly end together: then they are the tail, and
--- leave in one call. Else, or where looking is refused, each is searched for.
-local oldest = held > 1 and redis.pcall('LRANGE', KEYS[1], -held, -1) or {}
-local are_oldest = held > 1 and #oldest == held
-for _, id in ipairs(oldest) do
-  are_oldest = are_oldest and awaited[id]
-  awaited[id] = nil
+-- The oldest claims are at the tail. Short jobs that were claimed together end together: then they are the tail, and
+-- leave in one call. Else, and where an ACL forbids LRANGE, each is searched for. No id counts twice.
+local found = 0
+for _, id in ipairs(held > 1 and redis.pcall('LRANGE', KEYS[1], -held, -1) or {}) do
+  if awaited[id] then
+    awaited[id], found = nil, found + 1
+  end
 end
+local are_oldest = held > 1 and found == held
 if are_oldest then
-  redis.call('RPOP', KEYS[1], #oldest)
+  redis.call('RPOP', KEYS[1], held)
 end
 
 local done = {}
+local last = '-1' -- as text: Redis takes its time to print a number, and this may be done for every job
 for i, id in ipairs(ids) do
-  if answers[i] == 1 and (are_oldest or redis.call('LREM', KEYS[1], -1, id) == 1) then
+  if answers[i] and (are_oldest or redis.call('LREM', KEYS[1], last, id) == 1) then
     done[#done + 1] = id
   else
     answers[i] = 0

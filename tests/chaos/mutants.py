@@ -62,7 +62,7 @@ def _replace(owner: Any, name: str, value: Any) -> None:
 _FENCED = ("fail", "defer", "bury", "release")
 _FENCE = "if token_of(record) ~= token or redis.call('LREM', processing, -1, id) ~= 1 then"
 _ACK_FENCE = "if token_of(records[i]) == ARGV[2 * i] then"
-_ACK_SEARCH = "if answers[i] == 1 and (are_oldest or redis.call('LREM', KEYS[1], -1, id) == 1) then"
+_ACK_SEARCH = "if answers[i] and (are_oldest or redis.call('LREM', KEYS[1], last, id) == 1) then"
 
 
 @mutant
@@ -96,7 +96,7 @@ def lrem_unchecked() -> None:
     """Whoever once had the id may settle it. With the token checked, no fault here makes LREM find nothing."""
     _rewrite(_FENCED, _FENCE, "redis.call('LREM', processing, -1, id)\n  if false then")
     _rewrite(["ack"], _ACK_FENCE, "if true then")
-    _rewrite(["ack"], _ACK_SEARCH, "redis.call('LREM', KEYS[1], -1, id)\n  if true then")
+    _rewrite(["ack"], _ACK_SEARCH, "redis.call('LREM', KEYS[1], last, id)\n  if true then")
 
 
 @mutant
