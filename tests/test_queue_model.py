@@ -194,19 +194,6 @@ class Machine(RuleBasedStateMachine):
             for how in EXITS:
                 assert self._settle(zombie, run, how, 3) == "lost"
 
-    @precondition(lambda self: self.given)
-    @rule(data=st.data())
-    def ack_together(self, data: st.DataObject) -> None:
-        """In any order: what is held and what is stale, some of it twice."""
-        worker, _ = data.draw(one_of(self.given))
-        latest = [run for holder, run in self.given if holder == worker][-4:]
-        runs = data.draw(st.lists(one_of(latest), min_size=2, max_size=3))
-        mine = [self.model.leave(worker, run.id, run.token) for run in runs]
-        assert self.queue.send([self.queue.ack(worker, [(run.id, run.token) for run in runs])]) == [mine]
-        for run, was_mine in zip(runs, mine, strict=True):
-            if was_mine:
-                self.model.forget(run.id)
-
     def _settle(self, worker: str, run: Claimed, how: str, limit: int) -> str:
         failure, q = Failure("transient", "boom"), self.queue
         match how:
@@ -389,7 +376,6 @@ def test_promise_3_one_place(machine: type[Machine]) -> None:
 
 MUTANTS = {
     "ack without a fence": ("ack", "token_of(records[i]) == ARGV[2 * i]", "true"),
-    "ack that takes the oldest unseen": ("ack", "if awaited[id] then", "if true then"),
     "fail without a fence": ("fail", "token_of(record) ~= token or ", ""),
     "fail without looking whether it held the job": ("fail", "or redis.call('LREM', processing, -1, id) ~= 1", ""),
     "a token that outlives its delivery": ("release", "run.token = NOBODY", ""),
