@@ -12,11 +12,12 @@ import pytest
 from tests.harness import PROJECT
 
 FEW, MANY = 100, 1100
+VALGRIND = shutil.which("valgrind")
 LIMIT = 90_000  # a job took 63,500 with Python 3.11, redis-py 8.1 and hiredis 3.5
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("valgrind") is None, reason="there is no valgrind to count with"),
+    pytest.mark.skipif(VALGRIND is None, reason="no valgrind to count with: apt-get install valgrind"),
 ]
 
 
@@ -27,7 +28,8 @@ def test_a_job_costs_its_clients_few_instructions_from_enqueue_to_ack(redis_url:
 
 
 def _instructions(url: str, count: int) -> int:
-    counter = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
+    assert VALGRIND
+    counter = [VALGRIND, "--tool=callgrind", "--callgrind-out-file=/dev/null"]
     program = [sys.executable, "-m", "tests.through_the_queue", url, str(count)]
     done = subprocess.run(
         [*counter, *program], cwd=PROJECT, env={"PYTHONHASHSEED": "0"}, capture_output=True, text=True, timeout=300
