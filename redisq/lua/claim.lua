@@ -8,7 +8,7 @@
 
 local ids = {}
 for i = 3, #ARGV do
-  if redis.call('LREM', KEYS[2], -1, ARGV[i]) == 1 then -- else it was reaped since
+  if redis.call('LREM', KEYS[2], '1', ARGV[i]) == 1 then -- from the head, where BLMOVE put it; else it was reaped
     ids[#ids + 1] = ARGV[i]
   end
 end
