@@ -2,8 +2,8 @@
 
 import datetime as dt
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
@@ -102,7 +102,8 @@ def summarise(pages: Sequence[ExpectedPage], rows: Iterable[Row], catalog: Itera
         named_by = {policy.provider for policy in local if policy.metric == metric}
         if of_metric := _cells(in_order, answers[metric], named_by):
             cells[metric] = of_metric
-            additivity = _additivity(metric, {provider_of[id] for id, _, _, _ in of_metric}, policies)
+            shown_by = providers if len(providers) == 1 else {provider_of[id] for id, _, _, _ in of_metric}
+            additivity = _additivity(metric, shown_by, policies)
             sums.append(_summary(metric, additivity, of_metric))
     ratios = {policy.metric: policy for policy in local if policy.additivity == "ratio"}
     sums += [summary for policy in ratios.values() if (summary := _ratio(policy, cells))]
@@ -155,20 +156,20 @@ def _ratio(policy: Policy, cells: Mapping[str, Sequence[Cell]]) -> Summary | Non
 def _count(
     metric: str, additivity: Additivity, cells: Sequence[Cell], value: Decimal | None, page_max: Decimal | None
 ) -> Summary:
-    outcomes = [outcome for _, outcome, _, _ in cells]
+    outcomes = Counter([outcome for _, outcome, _, _ in cells])
     inputs = [(id, outcome, str(value), reason) for id, outcome, value, reason in cells]
     return Summary(
         metric=metric,
         additivity=additivity,
         value=value,
         page_max=page_max,
-        n_expected=len(cells) - outcomes.count("unsupported"),
-        n_value=outcomes.count("value"),
-        n_no_data=outcomes.count("no_data"),
-        n_pending=outcomes.count("pending"),
-        n_failed=outcomes.count("failed"),
-        n_unsupported=outcomes.count("unsupported"),
-        missing=tuple((id, reason) for id, _, _, reason in cells if reason),
+        n_expected=len(cells) - outcomes["unsupported"],
+        n_value=outcomes["value"],
+        n_no_data=outcomes["no_data"],
+        n_pending=outcomes["pending"],
+        n_failed=outcomes["failed"],
+        n_unsupported=outcomes["unsupported"],
+        missing=tuple([(id, reason) for id, _, _, reason in cells if reason]),
         inputs_hash=hashlib.sha256(orjson.dumps([additivity, str(value), inputs])).hexdigest(),
     )
 
@@ -191,6 +192,8 @@ FROM ingest_day_state s CROSS JOIN LATERAL (
 ) AS found
 WHERE s.organization_id = %s AND s.day = %s
 """
+
+_AT_ONCE = 1000  # rows, taken in while the server looks for the next
 
 _POLICIES = "SELECT provider, metric, additivity, numerator, denominator FROM metric_catalog WHERE supported"
 
@@ -241,10 +244,12 @@ def aggregate(connection: Connection[Any], organization_id: str, day: dt.date, *
         connection.execute("DELETE FROM aggregate_dirty WHERE organization_id = %s AND day = %s", where)
         with connection.cursor(row_factory=class_row(ExpectedPage)) as cursor:
             pages = cursor.execute(_PAGES, where).fetchall()
-        rows: list[Row] = connection.execute(_ROWS, where).fetchall()
         with connection.cursor(row_factory=class_row(Policy)) as cursor:
             catalog = cursor.execute(_POLICIES).fetchall()
-        changed = _store(connection, organization_id, day, summarise(pages, rows, catalog), now)
+        with connection.cursor() as cursor:
+            rows: Iterator[Row] = cursor.stream(_ROWS, where, size=_AT_ONCE)
+            summaries = summarise(pages, rows, catalog)
+        changed = _store(connection, organization_id, day, summaries, now)
         fail_point("aggregate.written")
         return changed
 
