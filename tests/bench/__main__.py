@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.bench import own
 from tests.bench.environments import FOLDER, PROJECT, Missing, python_with
-from tests.bench.jobs import measure_jobs
+from tests.bench.jobs import measure_days, measure_jobs
 from tests.bench.observer import Silent, drain, enqueue_one_by_one, idle, recovery
 from tests.bench.report import document
 from tests.bench.results import Results, RowResult, SystemResult, machine
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "points": lambda: own.measure_points(results),
         "recovery": lambda: _recover(systems, results),
         "own": lambda: own.measure(results, options.scale, options.minutes),
-        "jobs": lambda: results.figures.update(measure_jobs()),
+        "jobs": lambda: _jobs(results),
     }
     for part in (part for part in PARTS if part in options.parts):
         _say(f"-- {part}")
@@ -126,6 +126,11 @@ def _recover(systems: Sequence[System], results: Results) -> None:
             _say(f"{system.name}: a killed worker's job ran again after {found}")
     if RAW.name in results.systems:
         results.systems[RAW.name].recovery = "never"
+
+
+def _jobs(results: Results) -> None:
+    results.figures.update(measure_jobs())
+    results.days.update(measure_days())
 
 
 def _write(results: Results, folder: Path, *, draw: bool) -> None:

@@ -43,7 +43,7 @@ class Day:
     def title(self) -> str:
         slots = f"{self.slots} slots" if self.workers == 1 else f"{self.workers} x {self.slots} slots"
         kept = "" if self.core is None else " on one core"
-        return f"a day of {self.pages:,} pages, {1000 * self.latency:.0f} ms provider, {slots}{kept} (s)"
+        return f"a day of {self.pages:,} pages, {1000 * self.latency:.0f} ms provider, {slots}{kept}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +53,35 @@ class Cost:
     A busy machine makes the first longer and leaves the second nearly as they are.
     """
 
+    pages: int
     seconds: float
     cpu: Mapping[str, float]
 
 
-def measure_jobs() -> dict[str, list[float]]:
-    """Return the samples of what the jobs cost."""
-    days = (
-        Day(pages=20, latency=0.1, slots=8),
-        Day(pages=5000, latency=0.1, slots=64),
-        Day(pages=5000, latency=0.1, slots=32, workers=2),
-        Day(pages=5000, latency=0.1, slots=64, core=max(os.sched_getaffinity(0))),
-    )
-    found: dict[str, list[float]] = {day.title: [] for day in days}
+SMALL = Day(pages=20, latency=0.1, slots=8)
+LARGE = (
+    Day(pages=5000, latency=0.1, slots=64),
+    Day(pages=5000, latency=0.1, slots=32, workers=2),
+    Day(pages=5000, latency=0.1, slots=64, core=max(os.sched_getaffinity(0))),
+)
+
+
+def measure_days() -> dict[str, list[Cost]]:
+    """Return what each day costs, a sample for each round."""
+    found: dict[str, list[Cost]] = {day.title: [] for day in (SMALL, *LARGE)}
     for _ in range(3):
-        for day in days:
-            found[day.title].append(day_of_pages(day))
+        for day in (SMALL, *LARGE):
+            found[day.title].append(cost_of_day(day))
+    return found
+
+
+def measure_jobs() -> dict[str, list[float]]:
+    """Return the samples of what the queries cost that grow with pages and days."""
+    found: dict[str, list[float]] = {}
     found["aggregate of 5,000 pages (ms)"] = [1000 * aggregate_of(5000) for _ in range(3)]
     found["plan of 100,000 pages (s)"] = [plan_of(100_000)]
     found["redisq coverage of 5,000 pages and 400 days (s)"] = [coverage_of(5000, 400)]
     return found
-
-
-def day_of_pages(day: Day) -> float:
-    """Return the seconds from the enqueue of the plan until the ledger says that every page is done."""
-    return cost_of_day(day).seconds
 
 
 def cost_of_day(day: Day) -> Cost:
@@ -110,7 +114,7 @@ def cost_of_day(day: Day) -> Cost:
         while _done(connection) < day.pages:
             time.sleep(0.1)  # each look reads the whole ledger
         seconds, after = time.perf_counter() - begun, _cpu(programs)
-        return Cost(seconds, {name: 1000 * (after[name] - before[name]) / day.pages for name in programs})
+        return Cost(day.pages, seconds, {name: 1000 * (after[name] - before[name]) / day.pages for name in programs})
 
 
 def aggregate_of(pages: int) -> float:

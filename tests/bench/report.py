@@ -29,6 +29,7 @@ def document(results: Results) -> str:
         "\n".join(_settings(results)),
         "\n".join(f"- Not measured: {name}, because {why}" for name, why in results.skipped.items()),
         "\n".join(_figures(results)),
+        "\n".join(_days(results)),
         "\n".join(_curve(results)),
     ]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
@@ -113,6 +114,27 @@ def _figures(results: Results) -> Iterator[str]:
     for figure, samples in results.figures.items():
         median, (least, most) = _number(statistics.median(samples)), map(_number, (min(samples), max(samples)))
         yield f"| {figure} | {median} | {f'{least} to {most}' if len(samples) > 1 else ''} |"
+
+
+def _days(results: Results) -> Iterator[str]:
+    if not results.days:
+        return
+    programs = list(next(iter(results.days.values()))[0].cpu)
+    yield "## A day of pages\n"
+    yield (
+        "From the enqueue of the plan until the ledger says that every page is done; the provider is simulated. "
+        "The milliseconds are of processor, for one page, medians.\n"
+    )
+    yield f"| | s | pages/s | {' | '.join(f'{program}, ms a page' for program in programs)} |"
+    yield "|---|---|---|" + "---|" * len(programs)
+    for title, samples in results.days.items():
+        cells = [
+            title,
+            _spread([cost.seconds for cost in samples], digits=1),
+            _spread([cost.pages / cost.seconds for cost in samples]),
+            *(f"{statistics.median(cost.cpu[program] for cost in samples):.2f}" for program in programs),
+        ]
+        yield f"| {' | '.join(cells)} |"
 
 
 def _curve(results: Results) -> Iterator[str]:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from jobs.servers import redis_program
+from tests.bench.jobs import Cost
 from tests.bench.observer import Drained
 
 
@@ -51,6 +52,7 @@ class Results:
     systems: dict[str, SystemResult] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     figures: dict[str, list[float]] = field(default_factory=dict)  # of redisq alone: name -> samples
+    days: dict[str, list[Cost]] = field(default_factory=dict)  # of pages: title -> samples
     curve: list[tuple[float, float, int]] = field(default_factory=list)  # seconds, MiB resident, jobs done
 
     def note(self, figure: str, *samples: float) -> None:
