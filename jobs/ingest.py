@@ -2,7 +2,7 @@
 
 import datetime as dt
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -152,23 +152,23 @@ class _UnderWay:
 
     def __init__(self) -> None:
         self._lock = Lock()  # guards both
-        self._pages: Counter[ledger.Day] = Counter()
+        self._pages: defaultdict[ledger.Day, set[str]] = defaultdict(set)
         self._changed: defaultdict[ledger.Day, set[dt.date]] = defaultdict(set)
 
-    def begin(self, where: ledger.Day) -> None:
-        """Count one more page."""
+    def begin(self, where: ledger.Day, page: str) -> None:
+        """Add `page`. Should a time limit strike before it ends here, its next run makes up for it."""
         with self._lock:
-            self._pages[where] += 1
+            self._pages[where].add(page)
 
     def note(self, where: ledger.Day, days: set[dt.date]) -> None:
         """Remember `days` that a page under way has changed."""
         with self._lock:
             self._changed[where] |= days
 
-    def end(self, where: ledger.Day) -> set[dt.date]:
-        """Count one page less, and return what all have changed if it was the last one, else nothing."""
+    def end(self, where: ledger.Day, page: str) -> set[dt.date]:
+        """Take `page` out, and return what all have changed if it was the last one, else nothing."""
         with self._lock:
-            self._pages[where] -= 1
+            self._pages[where].discard(page)
             if self._pages[where]:
                 return set()
             del self._pages[where]
@@ -204,11 +204,11 @@ class Ingest:
         before it the day waits for a page anyway. A worker that dies has not ended it, so that it runs again and asks.
         """
         where = payload.organizationId, payload.day
-        self._under_way.begin(where)
+        self._under_way.begin(where, payload.integrationId)
         try:
             self._read(payload, delivery)
         finally:
-            if days := self._under_way.end(where):
+            if days := self._under_way.end(where, payload.integrationId):
                 with self._pool.connection() as connection:
                     self._fan_in.enqueue_due(connection, where[0], sorted(days), queue=delivery.job.queue)
 

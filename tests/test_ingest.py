@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from jobs import integrations, ledger
+from jobs import ingest, integrations, ledger
 from jobs.ingest import Ingest, days_to_read, seconds_until_over, tidy
 from jobs.providers.base import Answer, Gate, Metric, ProviderError, Reading
 from jobs.providers.facebook import FacebookProvider
 from jobs.simulator import Simulator
 from jobs.vault import Vault
-from redisq import Defer, Permanent, Retry
+from redisq import Defer, Permanent, Retry, TimeLimitExceeded
 from tests.pages import DAY, FOLLOWS, NOW, VIEWS, Told, ToldProvider, World, a_world
 
 AGGREGATE = f"aggregate:org:{DAY}"
@@ -234,6 +234,23 @@ def test_a_page_that_stores_nothing_asks_for_those_that_ended_before_it(world: W
     with pytest.raises(Defer, match="lease_lost"):
         world.ingest("org", "page", holds=False)
     assert world.states()["second"] == ("done", None)
+    assert world.ready() == [AGGREGATE]
+
+
+def test_a_page_that_its_time_limit_cuts_at_its_end_holds_nobody_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted as under way for ever, it would keep its day from being asked for until the worker is restarted."""
+
+    def cut(*_: object) -> None:
+        raise TimeLimitExceeded
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest._UnderWay, "end", cut)
+        with pytest.raises(TimeLimitExceeded):
+            world.ingest("org", "page")
+    world.ingest("org", "second")
+    world.ingest("org", "page")
     assert world.ready() == [AGGREGATE]
 
 
