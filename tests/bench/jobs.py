@@ -1,6 +1,8 @@
 """What the jobs cost: a day of pages through everything there is, and the queries that grow with pages and days."""
 
 import datetime as dt
+import gc
+import multiprocessing
 import os
 import re
 import subprocess
@@ -8,25 +10,35 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psycopg
 
 from jobs import database, integrations, payloads
-from jobs.aggregate import FanIn, aggregate
+from jobs.aggregate import Aggregate, FanIn
 from jobs.app import Application
 from jobs.plan import Plan
 from jobs.servers import private_postgres, private_redis
 from jobs.simulator_pages import GeneratedPages
 from jobs.vault import Vault
+from redisq import Delivery, Job
 from redisq.cli import Exit
 from tests.many_pages import many_days, many_pages
 
 SEED = 7
 _LAST = dt.date(2026, 3, 7)
 PROGRAMS = Path(__file__).resolve().parents[2] / "bin"
+
+# What a day's plan and the ingest of each of its pages leave behind.
+_MARKS = """
+INSERT INTO aggregate_dirty (organization_id, day, reason)
+SELECT 'org-0', day, CASE WHEN n = 0 THEN 'planned' ELSE 'ingest' END
+FROM generate_series(0, %(pages)s) AS n CROSS JOIN unnest(%(days)s::date[]) AS day
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +89,11 @@ def measure_days() -> dict[str, list[Cost]]:
 
 def measure_jobs() -> dict[str, list[float]]:
     """Return the samples of what the queries cost that grow with pages and days."""
-    found: dict[str, list[float]] = {}
-    found["aggregate of 5,000 pages (ms)"] = [1000 * aggregate_of(5000) for _ in range(3)]
+    first, *others = aggregates_of(5000, 6)
+    found = {
+        "aggregate of 5,000 pages (ms)": [1000 * seconds for seconds in others],
+        "aggregate of 5,000 pages, a worker's first, which connects (ms)": [1000 * first],
+    }
     found["plan of 100,000 pages (s)"] = [plan_of(100_000)]
     found["redisq coverage of 5,000 pages and 400 days (s)"] = [coverage_of(5000, 400)]
     return found
@@ -117,12 +132,30 @@ def cost_of_day(day: Day) -> Cost:
         return Cost(day.pages, seconds, {name: 1000 * (after[name] - before[name]) / day.pages for name in programs})
 
 
-def aggregate_of(pages: int) -> float:
-    """Return the seconds that the sums of one organization's day take."""
-    with _database() as dsn, psycopg.connect(dsn, autocommit=True) as connection:
-        many_pages(connection, pages, organizations=1)
-        many_days(connection, _LAST - dt.timedelta(days=6), _LAST, numbers=True)
-        return _timed(lambda: aggregate(connection, "org-0", _LAST, now=dt.datetime.now(dt.UTC)))
+def aggregates_of(pages: int, days: int) -> list[float]:
+    """Return the seconds of the job of each of an organization's `days`, one after another in one worker.
+
+    Each day has the marks that its plan and the ingest of every page leave, and no sums yet. The first job connects.
+    """
+    dates = [_LAST - dt.timedelta(days=number) for number in range(days)]
+    with _database() as dsn, _worker_process() as worker:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            many_pages(connection, pages, organizations=1)
+            connection.execute(_MARKS, {"pages": pages, "days": dates})
+            many_days(connection, dates[-1], dates[0], numbers=True)
+        return worker.submit(_aggregate, dsn, dates).result()
+
+
+def _aggregate(dsn: str, days: Sequence[dt.date]) -> list[float]:
+    with database.open_pool(dsn, size=1) as pool:
+        handler = Aggregate(pool, clock=lambda: dt.datetime.now(dt.UTC))
+
+        def run(day: dt.date) -> None:
+            payload = payloads.Aggregate("org-0", day.isoformat())
+            job = Job("aggregate", "aggregate", {"date": payload.date})
+            handler(payload, Delivery(job, 1, False, "worker", "token", (), lambda: True))
+
+        return [_timed(partial(run, day)) for day in days]
 
 
 def plan_of(pages: int) -> float:
@@ -150,8 +183,8 @@ def coverage_of(pages: int, days: int, *options: str) -> float:
         line = [Path(sys.executable).with_name("redisq"), "coverage", *span, *options]
         environ = os.environ | {"REDISQ_DATABASE_URL": dsn}
         ends: list[int] = []
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        seconds = _timed(lambda: ends.append(subprocess.run(line, env=environ, check=False, **quiet).returncode))
+        run = partial(subprocess.run, line, env=environ, check=False, stdout=subprocess.DEVNULL)
+        seconds = _timed(lambda: ends.append(run(stderr=subprocess.DEVNULL).returncode))
         assert ends == [Exit.FOUND]  # an error would be quick
         return seconds
 
@@ -160,6 +193,19 @@ def _timed(action: Callable[[], object]) -> float:
     begun = time.perf_counter()
     action()
     return time.perf_counter() - begun
+
+
+@contextmanager
+def _worker_process() -> Iterator[ProcessPoolExecutor]:
+    """Have a clean process that collects garbage as a worker does."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _collect_as_a_worker) as pool:
+        yield pool
+
+
+def _collect_as_a_worker() -> None:
+    """Do what `worker_main` does before the first job."""
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @contextmanager
