@@ -94,7 +94,10 @@ def measure_jobs() -> dict[str, list[float]]:
         "aggregate of 5,000 pages (ms)": [1000 * seconds for seconds in others],
         "aggregate of 5,000 pages, a worker's first, which connects (ms)": [1000 * first],
     }
-    found["plan of 100,000 pages (s)"] = [plan_of(100_000)]
+    for pages in (10_000, 100_000):
+        planned = plan_of(pages)
+        found[f"plan of {pages:,} pages (s)"] = [planned.seconds]
+        found[f"plan of {pages:,} pages, growth of resident memory at its peak (MiB)"] = [planned.grown]
     found["redisq coverage of 5,000 pages and 400 days (s)"] = [coverage_of(5000, 400)]
     return found
 
@@ -158,18 +161,36 @@ def _aggregate(dsn: str, days: Sequence[dt.date]) -> list[float]:
         return [_timed(partial(run, day)) for day in days]
 
 
-def plan_of(pages: int) -> float:
-    """Return the seconds that a plan takes."""
-    with ExitStack() as stack:
-        dsn = stack.enter_context(_database())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        redis = stack.enter_context(private_redis(folder))
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The seconds that a plan took, and by how many MiB its process grew at most."""
+
+    seconds: float
+    grown: float
+
+
+def plan_of(pages: int) -> Planned:
+    """Return what a plan of so many pages costs a worker."""
+    with _database() as dsn, tempfile.TemporaryDirectory() as folder, private_redis(Path(folder)) as redis:
         with psycopg.connect(dsn, autocommit=True) as connection:
             many_pages(connection, pages, organizations=100)
-        application = Application({"REDISQ_REDIS_URL": redis.url, "REDISQ_DATABASE_URL": dsn})
-        pool = stack.enter_context(database.open_pool(dsn, size=2))
+        with _worker_process() as worker:
+            return worker.submit(_plan, dsn, redis.url).result()
+
+
+def _plan(dsn: str, redis_url: str) -> Planned:
+    application = Application({"REDISQ_REDIS_URL": redis_url, "REDISQ_DATABASE_URL": dsn})
+    with database.open_pool(dsn, size=2) as pool:
         plan = Plan(pool, application.queue, application.registry, FanIn(application.queue, application.registry))
-        return _timed(lambda: plan.plan(_LAST))
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is that of what follows
+        before = _resident("VmRSS")
+        seconds = _timed(lambda: plan.plan(_LAST))
+        return Planned(seconds, _resident("VmHWM") - before)
+
+
+def _resident(field: str) -> float:
+    """Return the resident MiB of this process: `VmRSS` of now, `VmHWM` at their peak."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
 
 
 def coverage_of(pages: int, days: int, *options: str) -> float:
