@@ -1,7 +1,7 @@
 """How PostgreSQL finds the rows of every hot query: by an index, however much lies in the tables.
 
 The plans are those of the statements as they are sent: prepared and generic, as a worker's connection ends up with
-them, or those of a cursor that the server keeps, which are made for its values.
+them, or made for their values when they are streamed or of a cursor that the server keeps.
 """
 
 from __future__ import annotations
@@ -139,14 +139,17 @@ class _Explaining(Cursor[Any]):
         self.plans.append(generic_plan(self.connection, query, several[0]))
         super().executemany(query, several, **how)
 
+    def stream(self, query: Any, params: Any = None, **how: Any) -> Iterator[Any]:
+        self.plans.append(plan_for(self.connection, query, params))
+        return super().stream(query, params, **how)
+
 
 class _ExplainingServer(ServerCursor[Any]):
     """The same for a cursor that the server keeps."""
 
     def execute(self, query: Any, params: Any = None, **how: Any) -> Any:
-        with Cursor(self.connection) as cursor:
-            cursor.execute(b"EXPLAIN (FORMAT JSON) DECLARE explained CURSOR WITH HOLD FOR " + query.encode(), params)
-            _Explaining.plans.append(_only(cursor))
+        declared = f"DECLARE explained CURSOR WITH HOLD FOR {query}"
+        _Explaining.plans.append(plan_for(self.connection, declared, params))
         return super().execute(query, params, **how)
 
 
@@ -163,6 +166,13 @@ def generic_plan(connection: Connection[Any], query: Any, params: Any) -> Plan:
         plan = _only(cursor)
         cursor.execute("DEALLOCATE explained")
     return plan
+
+
+def plan_for(connection: Connection[Any], query: str, params: Any) -> Plan:
+    """Return the plan of a statement for its values."""
+    with Cursor(connection) as cursor:
+        cursor.execute(f"EXPLAIN (FORMAT JSON) {query}".encode(), params)
+        return _only(cursor)
 
 
 UNKNOWN = 705  # the type that PostgreSQL finds out by itself
