@@ -277,8 +277,8 @@ class Worker:
             claimed = self._receive()
         except RedisError as error:
             self._lose_redis(error)
-        # Jobs need not wait while there is nothing to tell Redis, and no room for more of them. It is the second turn
-        # in a row then: the first was whole, and so is each one after a rest, when no answer is outstanding.
+        # What was claimed begins at once when there is no room for more and nothing to tell Redis. Time limits and
+        # ghosts were looked after by the turn that sent the claim.
         if not claimed or self._wanted() or not self._events.empty():
             self._ask_and_tell()
         self._observer.turned(
