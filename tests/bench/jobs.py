@@ -98,7 +98,9 @@ def measure_jobs() -> dict[str, list[float]]:
         planned = plan_of(pages)
         found[f"plan of {pages:,} pages (s)"] = [planned.seconds]
         found[f"plan of {pages:,} pages, growth of resident memory at its peak (MiB)"] = [planned.grown]
-    found["redisq coverage of 5,000 pages and 400 days (s)"] = [coverage_of(5000, 400)]
+    with many_pages_and_days(5000, 400) as dsn:
+        found["redisq coverage of 5,000 pages and 400 days (s)"] = [coverage_of(dsn, 400)]
+        found["redisq integration list, of 5,000 pages (ms)"] = [1000 * list_of(dsn) for _ in range(3)]
     return found
 
 
@@ -193,21 +195,35 @@ def _resident(field: str) -> float:
     return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
 
 
-def coverage_of(pages: int, days: int, *options: str) -> float:
-    """Return the seconds that the real command takes for so many pages and days, its start included."""
+@contextmanager
+def many_pages_and_days(pages: int, days: int) -> Iterator[str]:
+    """Have a database of so many pages and days, all of one organization."""
     with _database() as dsn:
-        first = _LAST - dt.timedelta(days=days - 1)
         with psycopg.connect(dsn, autocommit=True) as connection:
             many_pages(connection, pages, organizations=1)
-            many_days(connection, first, _LAST, numbers=False)
-        span = ["--org", "org-0", "--from", first.isoformat(), "--to", _LAST.isoformat()]
-        line = [Path(sys.executable).with_name("redisq"), "coverage", *span, *options]
-        environ = os.environ | {"REDISQ_DATABASE_URL": dsn}
-        ends: list[int] = []
-        run = partial(subprocess.run, line, env=environ, check=False, stdout=subprocess.DEVNULL)
-        seconds = _timed(lambda: ends.append(run(stderr=subprocess.DEVNULL).returncode))
-        assert ends == [Exit.FOUND]  # an error would be quick
-        return seconds
+            many_days(connection, _LAST - dt.timedelta(days=days - 1), _LAST, numbers=False)
+        yield dsn
+
+
+def coverage_of(dsn: str, days: int, *options: str) -> float:
+    """Return the seconds that the real command takes for so many days, its start included."""
+    first = _LAST - dt.timedelta(days=days - 1)
+    span = ["--org", "org-0", "--from", first.isoformat(), "--to", _LAST.isoformat()]
+    return _command(dsn, Exit.FOUND, "coverage", *span, *options)
+
+
+def list_of(dsn: str) -> float:
+    """Return the seconds that the real command takes for its first thousand pages, its start included."""
+    return _command(dsn, Exit.DONE, "integration", "list")
+
+
+def _command(dsn: str, end: int, *arguments: str) -> float:
+    line, environ = [Path(sys.executable).with_name("redisq"), *arguments], os.environ | {"REDISQ_DATABASE_URL": dsn}
+    ends: list[int] = []
+    run = partial(subprocess.run, line, env=environ, check=False, stdout=subprocess.DEVNULL)
+    seconds = _timed(lambda: ends.append(run(stderr=subprocess.DEVNULL).returncode))
+    assert ends == [end], ends  # an error would be quick
+    return seconds
 
 
 def _timed(action: Callable[[], object]) -> float:

@@ -167,24 +167,33 @@ def _tools(results: Results, scale: float) -> None:
             results.note(f"redisq {' '.join(arguments)}, nothing queued (ms)", *_seconds(here, arguments, 1000, 10))
         queue = Queue(here.redis, "default")
         _fill(queue, ready, delayed, dead)
-        [letter] = queue.dead_letters(count=1)
+        letter, *others = [each.id for each in queue.dead_letters(count=1 + 2 * ROUNDS)]
         commands = (
             ["status"],
             ["status", "--json"],
-            ["status", letter.id],
+            ["status", letter],
             ["status", _job(dead).id],
             ["status", _job(dead + ready).id],
             ["dlq", "list"],
             ["dlq", "list", "--json", "--limit", "1000"],
             ["dlq", "list", "--offset", str(dead - 100)],
-            ["dlq", "show", letter.id],
+            ["dlq", "show", letter],
             ["schedule", "list"],
             ["schedule", "next", "daily"],
             ["doctor"],
         )
-        results.note("jobs ready / delayed / dead for what follows", ready, delayed, dead)
+        results.note(f"for what follows, jobs ready / delayed / dead: {ready:,} / {delayed:,} / {dead:,}")
         for arguments in commands:
             results.note(f"redisq {' '.join(arguments)} (ms)", *_seconds(here, arguments, 1000, ROUNDS))
+        enqueue = ["enqueue", "ingest", "--org", "org1", "--date", "2026-01-01", "--integration"]
+        for number in range(ROUNDS):  # each time another job: these change what they find
+            once = {
+                "dlq requeue ID": ["dlq", "requeue", others[2 * number]],
+                "dlq remove ID": ["dlq", "remove", "--yes", others[2 * number + 1]],
+                "enqueue ingest": [*enqueue, f"page-{number}"],
+            }
+            for title, arguments in once.items():
+                results.note(f"redisq {title} (ms)", *_seconds(here, arguments, 1000, 1))
 
 
 def _fill(queue: Queue, ready: int, delayed: int, dead: int) -> None:

@@ -112,6 +112,9 @@ def _figures(results: Results) -> Iterator[str]:
     yield "| | median | least to most |"
     yield "|---|---|---|"
     for figure, samples in results.figures.items():
+        if not samples:  # words that hold for the lines below
+            yield f"| {figure} | | |"
+            continue
         median, (least, most) = _number(statistics.median(samples)), map(_number, (min(samples), max(samples)))
         yield f"| {figure} | {median} | {f'{least} to {most}' if len(samples) > 1 else ''} |"
 
