@@ -1,10 +1,10 @@
-"""redisq as an application uses it: one kind, a worker process of `worker_main`, settings as they come."""
+"""redisq as an application uses it: one kind, the two services of `redisq.service`, settings as they come."""
 
 import os
 from dataclasses import dataclass
 
 from redisq import Delivery, Kind, Queue, Registry, Settings, connect
-from redisq.service import worker_main
+from redisq.service import scheduler_main, worker_main
 from tests.bench.handler import nothing
 
 settings = Settings(redis_url=os.environ["BENCH_REDIS_URL"])
@@ -37,6 +37,9 @@ async def enqueue_many(payloads):
 
 
 def work(slots):
+    if slots == "scheduler":
+        os.environ |= {"REDISQ_REDIS_URL": settings.redis_url, "REDISQ_LOG_LEVEL": "WARNING"}
+        return scheduler_main(registry, [], [])
     os.environ |= {"REDISQ_REDIS_URL": settings.redis_url, "REDISQ_SLOTS": slots}
     os.environ.setdefault("REDISQ_LOG_LEVEL", "WARNING")
     return worker_main(registry, [])

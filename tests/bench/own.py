@@ -42,6 +42,7 @@ def measure(results: Results, scale: float, minutes: float) -> None:
     _acks(results)
     _delays(results)
     _tools(results, scale)
+    _idle(results)
     _memory(results, minutes)
 
 
@@ -217,6 +218,19 @@ def _seconds(here: Site, arguments: list[str], factor: float, times: int) -> Ite
         yield factor * (time.perf_counter() - begun)
         if done.returncode and arguments != ["doctor"]:
             raise Silent(f"redisq {' '.join(arguments)}: {done.stderr[-500:]}")
+
+
+def _idle(results: Results, seconds: float = 10.0) -> None:
+    """What the two services take of a core when nothing happens."""
+    with site(OURS) as here:
+        here.work("8")
+        here.work("scheduler")
+        here.until_settled()
+        services, redis = here.processor()
+        time.sleep(seconds)
+        services_then, redis_then = here.processor()
+        results.note("idle worker and scheduler together (% of a core)", 100 * (services_then - services) / seconds)
+        results.note("the Redis of an idle worker and scheduler (% of a core)", 100 * (redis_then - redis) / seconds)
 
 
 def _memory(results: Results, minutes: float) -> None:
