@@ -10,7 +10,7 @@ import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Any, ClassVar, LiteralString
 
 import psycopg
 import pytest
@@ -18,17 +18,44 @@ from psycopg import Connection, Cursor, Rollback, ServerCursor
 from psycopg._queries import PostgresQuery  # what every cursor of psycopg makes of its statement
 from psycopg.adapt import Transformer
 
-from jobs import aggregate, integrations, ledger
+from jobs import aggregate, incidents, integrations, ledger
+from jobs.integrations import Integration
 from jobs.ledger import Entry
-from jobs.providers.base import Answer, Reading
+from jobs.providers.base import Answer, Gate, ProviderError, Reading
 from jobs.servers import PostgresServer
 from tests.many_pages import many_days, many_pages
 
 LAST = dt.date(2026, 3, 7)
 FIRST = LAST - dt.timedelta(days=4)
 NOW = dt.datetime(2026, 3, 17, 13, tzinfo=dt.UTC)
-# Those that grow with the pages and their days. The outbox and the gates stay small.
-LARGE = {"integration", "ingest_day_state", "page_metric_daily"}
+# Those that grow with the pages, their days and the years. The refusals stay few: an incident adds one a minute, and
+# each goes with the page's next answer.
+LARGE = {
+    "organization",
+    "integration",
+    "ingest_day_state",
+    "page_metric_daily",
+    "org_metric_daily",
+    "aggregate_dirty",
+    "provider_gate",
+    "provider_incident",
+}
+
+PAGE = Integration(
+    id="page-7",
+    organization_id="org-7",
+    provider="facebook",
+    internal_id="7",
+    name="",
+    token="gAAAA",
+    disabled=False,
+    in_between_steps=False,
+    refresh_needed=False,
+    refresh_reason=None,
+    deleted=False,
+)
+GATE = Gate("page", "7", blocked_for=60.0, usage_pct=None, source="usage")
+REFUSAL = ProviderError("permanent", "app_secret", fault="app")
 
 DONE = Entry(integration_id="page-7", organization_id="org-7", day=LAST, queue="default", run_id="run", state="done")
 READINGS = (
@@ -52,14 +79,45 @@ HOT = [
     Hot(
         "find",
         lambda db: integrations.find(db, "page-7"),
-        {"integration_pkey", "provider_gate_pkey"},
+        {"integration_pkey", "organization_pkey", "provider_gate_pkey", "provider_incident_open"},
         "Every ingest begins with its page and the gates that may hold it back: a row each.",
+    ),
+    Hot(
+        "close gates",
+        lambda db: ledger.close_gates(db, "facebook", [GATE], NOW),
+        {"provider_gate_pkey"},
+        "Near a limit every answer closes its page's gate, and that of the app, each a row.",
+    ),
+    Hot(
+        "take probe",
+        lambda db: incidents.take_probe(db, "facebook", NOW),
+        {"provider_incident_open"},
+        "While an incident is open every ingest asks; of all incidents ever the partial index holds the open ones.",
+    ),
+    Hot(
+        "judge",
+        lambda db: incidents.judge(db, PAGE, REFUSAL, NOW),
+        {"provider_refusal_pkey", "provider_incident_open"},
+        "Asked for every page that is refused for what may be the app's fault.",
+    ),
+    Hot(
+        "note answer",
+        lambda db: incidents.note_answer(db, PAGE, NOW),
+        {"provider_refusal_pkey", "provider_incident_open"},
+        "Asked for every page that is answered while others are refused.",
     ),
     Hot(
         "record",
         lambda db: ledger.record(db, DONE, "facebook", Answer(READINGS, NOW)),
         {"ingest_day_state_pkey", "page_metric_daily_pkey"},
         "Every ingest ends with it: it touches the rows of one page, of the thousands that have the same day.",
+    ),
+    Hot(
+        "expect",
+        lambda db: ledger.expect(db, LAST, queue="default"),
+        {"ingest_day_state_pkey"},
+        "A plan goes through every page, and must not go through the days of each.",
+        reads=frozenset({"organization", "integration"}),
     ),
     Hot(
         "due days",
@@ -71,8 +129,8 @@ HOT = [
         "forgotten days",
         lambda db: ledger.forgotten_days(db, FIRST, LAST),
         {"ingest_day_state_of_organization"},
-        "Asked every five minutes: a row of the day is found by its organization. The first page connected ends the rest.",
-        reads=frozenset({"integration"}),
+        "Asked every five minutes: a row of the day is found by its organization, and the first ends the search.",
+        reads=frozenset({"organization", "integration"}),
     ),
     Hot(
         "open days",
@@ -87,9 +145,21 @@ HOT = [
         "A plan reads one day's open rows, and looks at each again by its key before it is enqueued.",
     ),
     Hot(
+        "mark settled",
+        lambda db: ledger.mark_settled(db, LAST),
+        {"org_metric_daily_provisional"},
+        "Asked every five minutes of years of sums, nearly all of which are final: the partial index holds the rest.",
+    ),
+    Hot(
+        "is marked",
+        lambda db: aggregate.is_marked(db, "org-7", LAST),
+        {"aggregate_dirty_of"},
+        "Every aggregate ends with it; a backfill leaves a mark for each page and day.",
+    ),
+    Hot(
         "aggregate",
         lambda db: aggregate.aggregate(db, "org-7", LAST, now=NOW),
-        {"aggregate_dirty_of", "ingest_day_state_of_organization", "page_metric_daily_pkey"},
+        {"aggregate_dirty_of", "ingest_day_state_of_organization", "page_metric_daily_pkey", "org_metric_daily_pkey"},
         "It reads one organization's day; the numbers lie together by page and day, the metrics of both side by side.",
     ),
     Hot(
@@ -99,12 +169,38 @@ HOT = [
         "A person waits for a year of one organization: the index alone tells, in the order of the pages.",
     ),
     Hot(
+        "explained",
+        lambda db: ledger.explained(db, "org-7", FIRST, LAST),
+        {"ingest_day_state_of_organization"},
+        "The other half of what that person waits for: it looks at the days of one organization.",
+    ),
+    Hot(
         "due everywhere",
         lambda db: list(ledger.due_everywhere(db, NOW, chunk=500)),
         {"ingest_day_state_expected", "ingest_day_state_of_organization"},
-        "It goes through the outbox, which is short, and must not go through the ledger for each of its days.",
+        "It goes through all marks, for each is a day to look at, and must not go through the ledger for any of them.",
+        reads=frozenset({"aggregate_dirty"}),
     ),
 ]
+
+
+_BESIDES: tuple[LiteralString, ...] = (
+    "INSERT INTO organization (id) SELECT 'empty-' || n FROM generate_series(1, 10000) AS n",
+    "INSERT INTO aggregate_dirty (organization_id, day, reason)"
+    " SELECT organization_id, day, 'ingest' FROM ingest_day_state",
+    # Three weeks of sums, of which the last two days are not final.
+    "INSERT INTO org_metric_daily (organization_id, metric, day, additivity, n_expected, n_value, n_no_data, n_pending,"
+    " n_failed, n_unsupported, is_final, missing, inputs_hash, computed_at)"
+    " SELECT DISTINCT i.organization_id, c.metric, day::date, 'sum', 10, 10, 0, 0, 0, 0, day < '2026-03-06',"
+    " '[]'::jsonb, '', now() FROM integration i JOIN metric_catalog c USING (provider)"
+    " CROSS JOIN generate_series('2026-02-15'::date, '2026-03-07', interval '1 day') AS day",
+    "INSERT INTO provider_gate (provider, scope, key, blocked_until, source)"
+    " SELECT 'facebook', 'page', n::text, now(), 'usage' FROM generate_series(1, 1000) AS n",
+    "INSERT INTO provider_refusal (provider, integration_id, reason, since, others_answered)"
+    " SELECT 'facebook', id, 'app_secret', now(), true FROM integration LIMIT 1000",
+    "INSERT INTO provider_incident (provider, reason, detail, opened_at, probe_at, closed_at)"
+    " SELECT 'facebook', 'app_secret', '', now(), now(), now() FROM generate_series(1, 1000)",
+)
 
 
 @pytest.fixture(scope="module")
@@ -115,16 +211,10 @@ def seeded(postgres_server: PostgresServer, migrated: str) -> Iterator[Connectio
         # Never prepared, then for any value: a guess that is right only for the first one cannot hide.
         options = "-c plan_cache_mode=force_generic_plan"
         with psycopg.connect(postgres_server.dsn_of("plans"), autocommit=True, options=options) as connection:
-            many_pages(connection, 4_000, organizations=200)
+            many_pages(connection, 4_000, organizations=400)
             many_days(connection, FIRST, LAST, numbers=True)
-            connection.execute(
-                "INSERT INTO aggregate_dirty (organization_id, day, reason)"
-                " SELECT organization_id, day, 'ingest' FROM ingest_day_state"
-            )
-            connection.execute(
-                "INSERT INTO provider_gate (provider, scope, key, blocked_until, source)"
-                " SELECT 'facebook', 'page', n::text, now(), 'usage' FROM generate_series(1, 1000) AS n"
-            )
+            for sql in _BESIDES:
+                connection.execute(sql)
             connection.execute("VACUUM ANALYZE")
             yield connection
         admin.execute("DROP DATABASE plans")
