@@ -22,6 +22,8 @@ from tests.bench.systems import RAW, SYSTEMS, System
 PARTS = ("drain", "idle", "points", "recovery", "own", "jobs")
 QUICK = ("drain", "idle", "points")
 RECOVERY = 120.0  # seconds that a killed worker's job is given to run again
+RECOVERIES = 3  # workers of each system that are killed, one after another
+AGAIN = 75.0  # seconds after which no further one is: the others would wait for it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,24 +110,34 @@ def _idle(systems: Sequence[System], results: Results, *, quick: bool) -> None:
 
 
 def _recover(systems: Sequence[System], results: Results) -> None:
-    """All at once: they only wait."""
+    """All at once, and again those that are soon done: they only wait."""
     chosen = [system for system in systems if system.recovers]
+    begun = time.monotonic()
 
-    def one(system: System) -> float | str:
-        try:
-            seconds = recovery(system, RECOVERY)
-        except Silent as silent:
-            return f"not measured: {str(silent)[:100]}"
-        return f"> {RECOVERY:.0f} s" if seconds is None else seconds
+    def recover(system: System) -> None:
+        result = results.systems[system.name]
+        for number in range(RECOVERIES):
+            if number and time.monotonic() - begun > AGAIN:
+                return
+            try:
+                seconds = recovery(system, RECOVERY)
+            except Silent as silent:
+                result.not_recovered = f"not measured: {str(silent)[:100]}"
+                return
+            if seconds is None:
+                result.not_recovered = f"> {RECOVERY:.0f} s"
+                return
+            result.recoveries.append(seconds)
 
     if not chosen:
         return
     with ThreadPoolExecutor(len(chosen)) as pool:
-        for system, found in zip(chosen, pool.map(one, chosen), strict=True):
-            results.systems[system.name].recovery = found
-            _say(f"{system.name}: a killed worker's job ran again after {found}")
+        list(pool.map(recover, chosen))
+    for system in chosen:
+        found = results.systems[system.name]
+        _say(f"{system.name}: a killed worker's job ran again after {found.recoveries} s {found.not_recovered}")
     if RAW.name in results.systems:
-        results.systems[RAW.name].recovery = "never"
+        results.systems[RAW.name].not_recovered = "never"
 
 
 def _jobs(results: Results) -> None:

@@ -22,7 +22,7 @@ def colour(name, system):
         return OURS
     if name == "raw":
         return RAW
-    return RETURNS if isinstance(system["recovery"], float) else LOST
+    return RETURNS if system["recoveries"] else LOST
 
 
 def main(source, target):

@@ -12,8 +12,15 @@ Each system runs as one worker process of its own, with a handler that does noth
 a private Redis on loopback without AOF. The queue is filled, the worker is started, and its handler, which counts in
 memory, tells the time of the job that ends the first tenth and of the last one: the rate is what lies between. Commands
 are those that Redis ran, those inside of scripts included; a read is a read of Redis from a client's socket, about a
-round trip. All systems run once in each round; the figure is the median of the rounds, with the least and the most, and
-the ratio is to the raw loop of the same round. `make bench` repeats it.
+round trip. All systems drain once in each round; the figure is the median of the rounds, with the least and the most,
+and the ratio is to the raw loop of the same round. `make bench` repeats it.
+"""
+
+PROMISED = """\
+These are not of rounds. The latency is from the call of enqueue to the start of the handler, for a job that finds the
+worker idle: one worker of each system, with so many jobs as stand in brackets, one after another. For the recovery, two
+workers were up and all processes of the one that ran the job got `kill -9`; all systems did so at the same time, on the
+same cores, and those that were soon done again: the median of as many kills as stand in brackets, else a single one.
 """
 
 
@@ -74,28 +81,35 @@ def _enqueued(row: RowResult, system: SystemResult) -> str:
 
 
 def _recovery(system: SystemResult) -> str:
-    return f"{system.recovery:.0f} s" if isinstance(system.recovery, float) else system.recovery or "-"
+    seen = [f"{statistics.median(system.recoveries):.0f} s"] if system.recoveries else []
+    return ", then ".join([*seen, *([system.not_recovered] if system.not_recovered else [])]) or "-"
+
+
+def _killed(system: SystemResult) -> str:
+    """Say the recovery with how often it was seen."""
+    count = len(system.recoveries)
+    if count < 2:
+        return _recovery(system)
+    return f"{_recovery(system)} ({min(system.recoveries):.0f} to {max(system.recoveries):.0f}, of {count})"
 
 
 def _promised(results: Results) -> Iterator[str]:
-    if not any(system.waits or system.recovery for system in results.systems.values()):
+    if not any(system.waits or system.recoveries or system.not_recovered for system in results.systems.values()):
         return
     yield "## An idle worker, and a killed one\n"
+    yield PROMISED
     yield (
-        "The latency is from the call of enqueue to the start of the handler, for a job that finds the worker idle. "
-        "For the recovery, two workers were up and all processes of the one that ran the job got `kill -9`.\n"
-    )
-    yield (
-        "| | version | latency p50 / p99 | idle commands/s | killed job ran again after | what becomes of a killed "
-        "worker's job |"
+        "| | version | latency p50 / p99 (of) | idle commands/s | killed job ran again after | what becomes of a "
+        "killed worker's job |"
     )
     yield "|---|---|---|---|---|---|"
     for name, system in results.systems.items():
         waits = "-"
         if system.waits:
-            waits = f"{1000 * statistics.median(system.waits):.2f} / {1000 * percentile(system.waits, 0.99):.2f} ms"
+            p50, p99 = (1000 * wait for wait in (statistics.median(system.waits), percentile(system.waits, 0.99)))
+            waits = f"{p50:.2f} / {p99:.2f} ms ({len(system.waits)})"
         idle = "-" if system.idle_commands is None else f"{system.idle_commands:.1f}"
-        yield f"| {name} | {system.version} | {waits} | {idle} | {_recovery(system)} | {system.guarantee} |"
+        yield f"| {name} | {system.version} | {waits} | {idle} | {_killed(system)} | {system.guarantee} |"
 
 
 def _settings(results: Results) -> Iterator[str]:

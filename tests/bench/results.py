@@ -40,7 +40,8 @@ class SystemResult:
     one_by_one: list[float] = field(default_factory=list)
     idle_commands: float | None = None
     waits: list[float] = field(default_factory=list)
-    recovery: float | str | None = None  # seconds, or words when it was not seen
+    recoveries: list[float] = field(default_factory=list)  # seconds, one for each killed worker
+    not_recovered: str = ""  # words for when it was not seen
 
 
 @dataclass
