@@ -67,7 +67,14 @@ def _installed(names: Sequence[str], results: Results) -> list[System]:
     for system in (each for each in SYSTEMS if each.name in names):
         try:
             _say(f"{system.name} {system.version}")
-            result = SystemResult(system.version, system.settings, system.guarantee)
+            result = SystemResult(
+                title=system.title,
+                idle_title=system.idle_title,
+                version=system.version,
+                settings=system.settings,
+                promise=system.promise,
+                guarantee=system.guarantee,
+            )
         except Missing as missing:
             results.skipped[system.name] = str(missing)
             continue

@@ -8,11 +8,12 @@ import matplotlib
 from matplotlib import pyplot
 from matplotlib.patches import Patch
 
-OURS, RAW, RETURNS, LOST = "#1f6feb", "#8c959f", "#57a773", "#d1495b"
+OURS, RAW, RETURNS, LATE, LOST = "#1f6feb", "#8c959f", "#57a773", "#e3a33b", "#d1495b"
 COLOURS = {
     OURS: "redisq",
     RETURNS: "a killed worker's job ran again within 120 s",
-    LOST: "it did not run again within 120 s",
+    LATE: "it did not within 120 s, but is promised to",
+    LOST: "at most once: it is lost",
     RAW: "bare loops, without any promise",
 }
 
@@ -22,7 +23,9 @@ def colour(name, system):
         return OURS
     if name == "raw":
         return RAW
-    return RETURNS if system["recoveries"] else LOST
+    if system["promise"].startswith("at most once"):
+        return LOST
+    return RETURNS if system["recoveries"] else LATE
 
 
 def main(source, target):

@@ -67,14 +67,19 @@ def _timed(call: Callable[[], None], count: int) -> float:
 
 def _logs_and_durability(results: Results, scale: float) -> None:
     for row in (EIGHT, OURS.rows[-1]):
+        slots = _slots(row)
         for _ in range(ROUNDS):
             bare = drain(OURS, row, scale=scale).rate
             logged = drain(OURS, row, scale=scale, REDISQ_LOG_LEVEL="INFO").rate
             durable = drain(OURS, row, scale=scale, options=EVERYSEC).rate
-            results.note(f"{row.variant} slots, a JSON line of log a job (jobs/s)", logged)
-            results.note(f"{row.variant} slots, with a line of log / without", logged / bare)
-            results.note(f"{row.variant} slots, AOF everysec (jobs/s)", durable)
-            results.note(f"{row.variant} slots, with AOF everysec / without AOF", durable / bare)
+            results.note(f"{slots}, a JSON line of log a job (jobs/s)", logged)
+            results.note(f"{slots}, with a line of log / without", logged / bare)
+            results.note(f"{slots}, AOF everysec (jobs/s)", durable)
+            results.note(f"{slots}, with AOF everysec / without AOF", durable / bare)
+
+
+def _slots(row: Row) -> str:
+    return row.title.removeprefix("redisq, ")
 
 
 def _one_by_one(results: Results, scale: float) -> None:
@@ -103,7 +108,7 @@ def _two_workers(results: Results, scale: float) -> None:
     for system, row in (*((OURS, row) for row in OURS.rows), (RAW, JOINED)):
         for _ in range(ROUNDS):
             one, two = (_together(system, row, workers, scale) for workers in (1, 2))
-            title = f"{row.variant} slots" if system is OURS else row.title
+            title = _slots(row) if system is OURS else row.title
             results.note(f"{title}, two workers / one", two / one)
 
 
@@ -141,7 +146,8 @@ def _acks(results: Results) -> None:
                 here.redis.config_resetstat()
                 queue.send([queue.ack(worker, [(one.id, one.token)])])
                 cost = float(here.redis.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
-                results.note(f"one ack with {flying:,} in flight, of {len(workers)} worker(s), in Redis (µs)", cost)
+                held_by = "a worker" if len(workers) == 1 else f"{len(workers)} workers"
+                results.note(f"one ack with {flying:,} in flight of {held_by}, in Redis (µs)", cost)
                 queue.enqueue(_job(int(one.id.rpartition("-")[2])))
                 held += [(worker, claimed) for claimed in queue.send([queue.claim(worker, 1)])[0]]
             here.redis.flushall()

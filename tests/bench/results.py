@@ -31,10 +31,13 @@ class RowResult:
 
 @dataclass
 class SystemResult:
-    """One of those that were compared."""
+    """One of those that were compared, in the words of tests/bench/systems.py."""
 
+    title: str
+    idle_title: str
     version: str
     settings: str
+    promise: str
     guarantee: str
     rows: list[RowResult] = field(default_factory=list)
     one_by_one: list[float] = field(default_factory=list)
