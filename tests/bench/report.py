@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from tests.bench.results import Results, RowResult, SystemResult, percentile
+from tests.bench.aims import against_the_aims
+from tests.bench.results import Results, RowResult, SystemResult, number, percentile
 
 METHOD = """\
 Each system runs as one worker process of its own, with a handler that does nothing and a JSON payload of 75 bytes, on
@@ -38,6 +39,7 @@ def document(results: Results) -> str:
         f"Measured on {results.machine}, in {results.took / 60:.0f} minutes.",
         METHOD,
         "![Jobs drained a second by one worker process](benchmark.svg)" if _rows(results) else "",
+        "\n".join(against_the_aims(results)),
         "\n".join(_drained(results)),
         "\n".join(_promised(results)),
         "\n".join(_settings(results)),
@@ -139,7 +141,7 @@ def _figures(results: Results) -> Iterator[str]:
         if not samples:  # words that hold for the lines below
             yield f"| {figure} | | |"
             continue
-        median, (least, most) = _number(statistics.median(samples)), map(_number, (min(samples), max(samples)))
+        median, (least, most) = number(statistics.median(samples)), map(number, (min(samples), max(samples)))
         yield f"| {figure} | {median} | {f'{least} to {most}' if len(samples) > 1 else ''} |"
 
 
@@ -174,7 +176,3 @@ def _curve(results: Results) -> Iterator[str]:
 def _spread(samples: Sequence[float], digits: int = 0) -> str:
     median, least, most = statistics.median(samples), min(samples), max(samples)
     return f"{median:,.{digits}f} ({least:,.{digits}f} to {most:,.{digits}f})"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -52,6 +52,7 @@ class Results:
     """Everything of one run of the benchmark."""
 
     machine: str
+    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     took: float = 0.0
     systems: dict[str, SystemResult] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -65,6 +66,11 @@ class Results:
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def number(value: float) -> str:
+    """Write a figure with the digits that it has."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
