@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.skipped[part] = str(silent)
         results.write(FOLDER / "benchmark.json")  # what there is, should the next part be interrupted
     results.took = time.monotonic() - begun
+    if options.write:
+        results.keep_longer_curve(options.write / "benchmark.json")
     print(document(results))
     _write(results, options.write or FOLDER, draw=bool(options.write) and bool(results.systems))
     return 0

@@ -190,7 +190,7 @@ def _tools(results: Results, scale: float) -> None:
             ["schedule", "next", "daily"],
             ["doctor"],
         )
-        results.note(f"for what follows, jobs ready / delayed / dead: {ready:,} / {delayed:,} / {dead:,}")
+        results.note(f"over jobs ready / delayed / dead: {ready:,} / {delayed:,} / {dead:,}")
         for arguments in commands:
             results.note(f"redisq {' '.join(arguments)} (ms)", *_seconds(here, arguments, 1000, ROUNDS))
         enqueue = ["enqueue", "ingest", "--org", "org1", "--date", "2026-01-01", "--integration"]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from tests.bench.aims import against_the_aims
-from tests.bench.results import Results, RowResult, SystemResult, number, percentile
+from tests.bench.results import Point, Results, RowResult, SystemResult, number, percentile
 
 METHOD = """\
 Each system runs as one worker process of its own, with a handler that does nothing and a JSON payload of 75 bytes, on
@@ -169,8 +169,14 @@ def _days(results: Results) -> Iterator[str]:
 def _curve(results: Results) -> Iterator[str]:
     if results.curve:
         yield "Resident memory of a worker under load, after seconds (jobs done):\n"
-        points = (f"{seconds:.0f} s {mib:.1f} MiB ({done:,})" for seconds, mib, done in results.curve)
-        yield ", ".join(points) + "."
+        yield _points(results.curve)
+    if results.longer_curve:
+        yield "\nThe same for longer, of an earlier run and its code:\n"
+        yield _points(results.longer_curve)
+
+
+def _points(curve: Sequence[Point]) -> str:
+    return ", ".join(f"{seconds:.0f} s {mib:.1f} MiB ({done:,})" for seconds, mib, done in curve) + "."
 
 
 def _spread(samples: Sequence[float], digits: int = 0) -> str:

@@ -16,6 +16,8 @@ from jobs.servers import redis_program
 from tests.bench.jobs import Cost
 from tests.bench.observer import Drained
 
+Point = tuple[float, float, int]  # of a curve of memory: seconds, MiB resident, jobs done
+
 
 @dataclass
 class RowResult:
@@ -58,14 +60,28 @@ class Results:
     skipped: dict[str, str] = field(default_factory=dict)
     figures: dict[str, list[float]] = field(default_factory=dict)  # of redisq alone: name -> samples
     days: dict[str, list[Cost]] = field(default_factory=dict)  # of pages: title -> samples
-    curve: list[tuple[float, float, int]] = field(default_factory=list)  # seconds, MiB resident, jobs done
+    curve: list[Point] = field(default_factory=list)
+    longer_curve: list[Point] = field(default_factory=list)  # of an earlier run
 
     def note(self, figure: str, *samples: float) -> None:
         self.figures.setdefault(figure, []).extend(samples)
 
+    def keep_longer_curve(self, path: Path) -> None:
+        """Take over the curve at `path` when it is of more time: an hour is not given up for two minutes."""
+        if path.exists():
+            earlier = json.loads(path.read_text())
+            curves = [earlier["curve"], earlier.get("longer_curve", [])]
+            longest = max(curves, key=_seconds)
+            if _seconds(longest) > _seconds(self.curve):
+                self.longer_curve = longest
+
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def _seconds(curve: Sequence[Point]) -> float:
+    return curve[-1][0] if curve else 0.0
 
 
 def number(value: float) -> str:

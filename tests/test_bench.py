@@ -1,12 +1,15 @@
-"""The benchmark's report against the aims, from made-up results."""
+"""The benchmark's report, from made-up results."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from tests.bench.aims import AIMS, BULLMQ, JOINED, LOOP, MANY, ONE, Aim, against_the_aims
 from tests.bench.jobs import LARGE, Cost
 from tests.bench.observer import Drained
+from tests.bench.report import document
 from tests.bench.results import Results, RowResult, SystemResult
 
 EIGHT = "redisq, 8 slots"
@@ -106,6 +109,22 @@ def test_what_was_not_measured_is_neither(results: Results) -> None:
 def test_the_ceiling_of_two_workers_is_of_the_cores(results: Results) -> None:
     """Two cores have 2,000,000 µs a second; 25 µs for a job are 80,000 jobs, which one worker does by itself here."""
     assert "64 slots 1.00" in list(against_the_aims(results))[-1]
+
+
+def test_a_longer_curve_stays(tmp_path: Path) -> None:
+    """A curve of an hour in docs/ is not lost to a run of minutes, nor to a second one; a longer one replaces it."""
+    hour, minutes, longer = ([(0.0, 20.0, 0), (seconds, 35.0, 1000)] for seconds in (3600.0, 120.0, 7200.0))
+    file = tmp_path / "benchmark.json"
+    Results("a machine", curve=hour).write(file)
+    for _ in range(2):
+        results = Results("a machine", curve=minutes)
+        results.keep_longer_curve(file)
+        results.write(file)
+        assert "120 s 35.0 MiB (1,000)" in document(results)
+        assert "3600 s 35.0 MiB (1,000)" in document(results)
+    results = Results("a machine", curve=longer)
+    results.keep_longer_curve(file)
+    assert results.longer_curve == []
 
 
 def _lines(results: Results) -> list[str]:
