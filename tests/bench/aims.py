@@ -185,8 +185,10 @@ def against_the_aims(results: Results) -> Iterator[str]:
     yield "| aim | | measured | |"
     yield "|---|---|---|---|"
     for aim, measured in found:
-        said = ("-", "not measured") if measured is None else (number(measured), aim.verdict(measured))
-        yield f"| {aim.text} | {aim.sign} {aim.bound:,g} | {' | '.join(said)} |"
+        if measured is not None:
+            yield f"| {aim.text} | {aim.sign} {aim.bound:,g} | {number(measured)} | {aim.verdict(measured)} |"
+    if missing := [aim.text for aim, measured in found if measured is None]:
+        yield f"\nNot measured: {'; '.join(missing)}."
     ceilings = [
         f"{title.removeprefix('redisq, ')} {_ceiling(run.rows[title], results.cores):.2f}"
         for title in OWN_ROWS
