@@ -5,13 +5,11 @@ Imports no more than that needs, for valgrind counts that, too.
 
 import sys
 
-from redis import Redis
-
-from redisq import Job, Queue
+from redisq import Job, Queue, Settings, connect
 
 
 def main(url: str, count: int) -> None:
-    queue = Queue(Redis.from_url(url), "default")
+    queue = Queue(connect(Settings(redis_url=url)), "default")
     page = {"organizationId": "acme", "integrationId": "page-1", "date": "2026-01-01"}
     queue.enqueue_many([Job(f"nothing:{number}", "nothing", page) for number in range(count)])
     for _ in range(count // 100):
