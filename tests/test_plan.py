@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+import gc
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import pytest
 from redis import Redis
 
 from jobs import integrations, ledger, payloads
 from jobs.plan import Planned
-from redisq import Failure, Permanent
+from redisq import Enqueued, Failure, Job, Permanent
 from redisq.queue import Queue
 from tests.pages import DAY, NOW, VIEWS, World, a_delivery, a_world
 from tests.test_ingest import EXPIRED
@@ -34,6 +36,11 @@ def bury(world: World, *, reason: str, error_class: str = "crash") -> str:
     (claimed,) = queue.send([queue.claim("worker-1", 1)])[0]
     assert queue.send([queue.bury("worker-1", claimed, Failure(error_class, reason, "the worker was gone"))])
     return str(claimed.id)
+
+
+def living() -> Counter[type]:
+    """Count the rows and jobs that are in memory."""
+    return Counter(type(each) for each in gc.get_objects() if isinstance(each, ledger.Open | Job))
 
 
 def test_a_plan_expects_every_eligible_page_and_enqueues_it(world: World) -> None:
@@ -86,12 +93,30 @@ def test_a_large_organization_does_not_hold_up_the_small_ones(world: World) -> N
 
 
 def test_turns_hold_over_more_pages_than_one_chunk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan never has more than a chunk in memory."""
+    """The list is read in chunks, but ordered as a whole."""
     monkeypatch.setattr("jobs.plan.CHUNK", 2)
     world.connect("large", *(f"l{n}" for n in range(5)))
     world.connect("small", "s0", "s1")
     assert world.plans.plan(DAY).enqueued == 7
     assert world.ready() == ingest_ids("l0", "s0", "l1", "s1", "l2", "l3", "l4")
+
+
+def test_a_plan_never_has_more_than_a_chunk_in_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pages there are: a worker plans beside all that it reads."""
+    alive: list[Counter[type]] = []
+    enqueue_many = Queue.enqueue_many
+
+    def count(queue: Queue, jobs: Sequence[Job]) -> list[Enqueued]:
+        alive.append(living() - before)
+        return enqueue_many(queue, jobs)
+
+    monkeypatch.setattr("jobs.plan.CHUNK", 2)
+    monkeypatch.setattr(Queue, "enqueue_many", count)
+    world.connect("org", *(f"p{n}" for n in range(5)))
+    gc.collect()
+    before = living()  # other tests'
+    world.plans.plan(DAY)
+    assert alive == [{ledger.Open: n, Job: n} for n in (2, 2, 1)]
 
 
 def test_a_page_that_ended_meanwhile_is_not_called_again(world: World) -> None:
