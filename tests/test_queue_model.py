@@ -385,7 +385,7 @@ MUTANTS = {
     "a reaper that leaves the token": ("reap", "run.token = NOBODY\n    run.crashes", "run.crashes"),
     "promote that only copies": ("promote", "redis.call('ZREM', KEYS[1], unpack(due))", ""),
     "a claim that counts no delivery": ("claim", "run.deliveries = run.deliveries + 1", ""),
-    "a claim that starts what was reaped": ("claim", "redis.call('LREM', KEYS[2], -1, ARGV[i]) == 1", "true"),
+    "a claim that starts what was reaped": ("claim", "redis.call('LREM', KEYS[2], '1', ARGV[i]) == 1", "true"),
     "requeue of anything": ("requeue", "redis.call('HEXISTS', KEYS[1], id) == 1", "true"),
     "a slot that fires again": ("fire", "last >= tonumber(ARGV[2])", "false"),
     "retire with jobs in hand": ("retire", "redis.call('LLEN', KEYS[2]) > 0", "false"),
