@@ -102,8 +102,7 @@ def summarise(pages: Sequence[ExpectedPage], rows: Iterable[Row], catalog: Itera
         named_by = {policy.provider for policy in local if policy.metric == metric}
         if of_metric := _cells(in_order, answers[metric], named_by):
             cells[metric] = of_metric
-            shown_by = providers if len(providers) == 1 else {provider_of[id] for id, _, _, _ in of_metric}
-            additivity = _additivity(metric, shown_by, policies)
+            additivity = _additivity(metric, {provider_of[id] for id, _, _, _ in of_metric}, policies)
             sums.append(_summary(metric, additivity, of_metric))
     ratios = {policy.metric: policy for policy in local if policy.additivity == "ratio"}
     sums += [summary for policy in ratios.values() if (summary := _ratio(policy, cells))]
@@ -169,7 +168,7 @@ def _count(
         n_pending=outcomes["pending"],
         n_failed=outcomes["failed"],
         n_unsupported=outcomes["unsupported"],
-        missing=tuple([(id, reason) for id, _, _, reason in cells if reason]),
+        missing=tuple((id, reason) for id, _, _, reason in cells if reason),
         inputs_hash=hashlib.sha256(orjson.dumps([additivity, str(value), inputs])).hexdigest(),
     )
 
