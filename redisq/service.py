@@ -156,6 +156,12 @@ class _Told:
             self._notifier.progress()
 
 
+def collect_seldom() -> None:
+    """Have garbage collected as a worker does, whose handlers are loaded. Call it before the first job."""
+    gc.freeze()  # modules and handlers stay as they are: the collector need not walk over them again and again
+    gc.set_threshold(10_000)  # a turn of many slots makes thousands of objects and leaves none
+
+
 def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
     """Run one worker until a signal; return the exit code: 0 drained, 1 must be restarted, 2 bad settings."""
     parser = argparse.ArgumentParser(description="Run one worker. Settings come from the environment; see the README.")
@@ -185,8 +191,7 @@ def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
     _on_signals(stop)
     if not _wait_for_redis(worker.prepare, notifier, settings, stopping):
         return 0
-    gc.freeze()  # modules and handlers stay as they are: the collector need not walk over them again and again
-    gc.set_threshold(10_000)  # a turn of many slots makes thousands of objects and leaves none
+    collect_seldom()
     keeping.start()
     notifier.ready()
     code = worker.run()

@@ -1,7 +1,6 @@
 """What the jobs cost: a day of pages through everything there is, and the queries that grow with pages and days."""
 
 import datetime as dt
-import gc
 import multiprocessing
 import os
 import re
@@ -27,6 +26,7 @@ from jobs.simulator_pages import GeneratedPages
 from jobs.vault import Vault
 from redisq import Delivery, Job
 from redisq.cli import Exit
+from redisq.service import collect_seldom
 from tests.many_pages import many_days, many_pages
 
 SEED = 7
@@ -235,14 +235,8 @@ def _timed(action: Callable[[], object]) -> float:
 @contextmanager
 def _worker_process() -> Iterator[ProcessPoolExecutor]:
     """Have a clean process that collects garbage as a worker does."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _collect_as_a_worker) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), collect_seldom) as pool:
         yield pool
-
-
-def _collect_as_a_worker() -> None:
-    """Do what `worker_main` does before the first job."""
-    gc.freeze()
-    gc.set_threshold(10_000)
 
 
 @contextmanager
