@@ -180,7 +180,7 @@ class Queue:
         It is in, also when these are fewer than `replicas`. A new master may still be one of the others.
         """
         call = self._enqueue([(self._own(job).id, job.encode())], delay)
-        [state], reached = scripts.run_and_wait(
+        state, reached = scripts.run_and_wait(
             self._redis,
             call.script,
             call.keys,
@@ -229,7 +229,7 @@ class Queue:
         args: list[Argument] = [_ms(delay), k.bell]
         for pair in batch:
             args += pair
-        return Call(scripts.enqueue, (k.jobs, k.runs, k.dead, k.ready, k.delayed), args, _texts)
+        return Call(scripts.enqueue, (k.jobs, k.runs, k.dead, k.ready, k.delayed), args, _words)
 
     def _own(self, job: Job) -> Job:
         if job.queue != self.name:
@@ -492,6 +492,10 @@ def _text(value: Any) -> str:
 
 def _texts(values: Iterable[Any]) -> list[str]:
     return [_text(value) for value in values]
+
+
+def _words(value: Any) -> list[str]:
+    return _text(value).split(" ")
 
 
 def _bools(values: Iterable[int]) -> list[bool]:
