@@ -328,7 +328,9 @@ WITH incoming AS (
         provider_code, provider_subcode, http_status, fbtrace_id, next_attempt_at, last_success_at, run_id)
     SELECT integration_id, day, organization_id, queue, state, attempts_used, deferrals, error_class, reason, detail,
         provider_code, provider_subcode, http_status, fbtrace_id, next_attempt_at, last_success_at, run_id
-    FROM json_populate_record(NULL::ingest_day_state, %(entry)s)
+    FROM json_populate_record(NULL::ingest_day_state, %(entry)s),
+        -- The numbers first: of two runs whose windows overlap, one waits there, before it holds a row of this table.
+        (SELECT count(*) FROM stored) AS numbers
     ON CONFLICT (integration_id, day) DO UPDATE
     SET (state, organization_id, run_id, attempts_used, deferrals, error_class, reason, detail, provider_code,
          provider_subcode, http_status, fbtrace_id, next_attempt_at, updated_at, last_success_at)

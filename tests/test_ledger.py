@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg import errors
 from redis import Redis
@@ -17,6 +19,7 @@ from jobs.integrations import Integration
 from jobs.ledger import Entry
 from jobs.providers.base import Answer, Gate, Reading
 from tests.pages import DAY, FOLLOWS, NOW, VIEWS, World, a_world
+from tests.waiting import eventually
 
 WRITTEN = ("page_metric_daily", "page_metric_history", "page_metric_anomaly", "ingest_day_state", "aggregate_dirty")
 DONE = Entry(
@@ -144,6 +147,31 @@ def test_a_window_does_not_reach_days_that_nobody_planned(world: World) -> None:
     ledger.record(world.db, DONE, "facebook", answer(value(VIEWS, 1, before), value(VIEWS, 2)))
     assert world.fetch("SELECT day FROM page_metric_daily") == [DAY]
     assert world.fetch("SELECT day FROM aggregate_dirty") == [DAY]
+
+
+def test_two_runs_whose_windows_overlap_take_turns(world: World, database: str) -> None:
+    """One writes its own day and the other heals it: in opposite orders the database would end one of them."""
+    before = DAY - dt.timedelta(days=1)
+    earlier = replace(DONE, day=before)
+    ledger.record(world.db, replace(earlier, state="expected"), "facebook", answer(value(VIEWS, 1, before)))
+
+    def run(entry: Entry, *readings: Reading) -> None:
+        with psycopg.connect(database, autocommit=True) as connection:
+            ledger.record(connection, entry, "facebook", answer(*readings))
+
+    def waiting(runs: int) -> None:
+        eventually(lambda: world.fetch("SELECT count(*) FROM pg_locks WHERE NOT granted") == [runs], within=10)
+
+    with ThreadPoolExecutor(2) as threads, psycopg.connect(database) as holder:
+        holder.execute("SELECT FROM page_metric_daily FOR UPDATE")
+        later = threads.submit(run, DONE, value(VIEWS, 2, before), value(VIEWS, 3))
+        waiting(1)
+        own = threads.submit(run, earlier, value(VIEWS, 2, before))
+        waiting(2)
+        holder.rollback()
+        later.result(30)
+        own.result(30)
+    assert world.fetch("SELECT value FROM page_metric_daily ORDER BY day") == [2, 3]
 
 
 def test_a_later_days_window_does_not_end_a_day_that_is_pending(world: World) -> None:
