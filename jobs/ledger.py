@@ -291,9 +291,11 @@ _RECORD = _squeezed("""
 WITH incoming AS (
     SELECT * FROM json_to_recordset(%(readings)s) AS r (
         metric text, day date, status text, value numeric, breakdown jsonb, source_end_time timestamptz)
-    -- Days before the page was connected are nobody's: they would come as numbers without a ledger row.
+    -- Days before the page was connected are nobody's: they would come as numbers without a ledger row. Those before
+    -- it moved here are another organization's, and what a person gave up or skipped stays so.
     WHERE r.day = %(day)s OR EXISTS (
-        SELECT FROM ingest_day_state s WHERE s.integration_id = %(page)s AND s.day = r.day)
+        SELECT FROM ingest_day_state s WHERE s.integration_id = %(page)s AND s.day = r.day
+          AND s.organization_id = %(organization)s AND s.state IN ('done', 'expected', 'dead'))
 ), stored AS (
     INSERT INTO page_metric_daily AS p (
         integration_id, metric, day, organization_id, provider, value, breakdown, status, source_end_time,
@@ -346,7 +348,8 @@ WITH incoming AS (
     UPDATE ingest_day_state
     SET state = 'done', error_class = NULL, reason = 'read_with_later_day', detail = NULL, next_attempt_at = NULL,
         last_success_at = %(at)s, run_id = %(run)s, updated_at = now()
-    WHERE integration_id = %(page)s AND day = ANY(%(earlier)s) AND state IN ('expected', 'dead')
+    WHERE integration_id = %(page)s AND organization_id = %(organization)s AND day = ANY(%(earlier)s)
+      AND state IN ('expected', 'dead')
     RETURNING day
 ), marked AS (
     INSERT INTO aggregate_dirty (organization_id, day, reason)

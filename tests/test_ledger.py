@@ -149,6 +149,33 @@ def test_a_window_does_not_reach_days_that_nobody_planned(world: World) -> None:
     assert world.fetch("SELECT day FROM aggregate_dirty") == [DAY]
 
 
+def test_a_window_does_not_reach_days_when_another_organization_had_the_page(world: World) -> None:
+    """They are in its reports, and what its successor's token reads is none of its business, nor its own of theirs."""
+    failed, had = DAY - dt.timedelta(days=2), DAY - dt.timedelta(days=1)
+    ledger.record(world.db, replace(DONE, day=failed, state="dead", reason="server"), "facebook")
+    ledger.record(world.db, replace(DONE, day=had), "facebook", answer(value(VIEWS, 1, had)))
+    world.db.execute("DELETE FROM aggregate_dirty")
+    world.connect("other", "another")
+
+    later = answer(value(VIEWS, 9, failed), value(VIEWS, 9, had), value(VIEWS, 2))
+    ledger.record(world.db, replace(DONE, organization_id="other"), "facebook", later)
+
+    numbers = world.fetch("SELECT organization_id, day, value FROM page_metric_daily ORDER BY day")
+    assert numbers == [("org", had, 1), ("other", DAY, 2)]
+    assert world.fetch("SELECT state FROM ingest_day_state ORDER BY day") == ["dead", "done", "done"]
+    assert world.fetch("SELECT organization_id, day FROM aggregate_dirty") == [("other", DAY)]
+
+
+@pytest.mark.parametrize("state", ["skipped", "abandoned"])
+def test_a_window_does_not_reach_days_that_were_given_up(world: World, state: Any) -> None:
+    """They stay visible as missing: a number would count them as answered."""
+    before = DAY - dt.timedelta(days=1)
+    ledger.record(world.db, replace(DONE, day=before, state=state), "facebook")
+    ledger.record(world.db, DONE, "facebook", answer(value(VIEWS, 1, before), value(VIEWS, 2)))
+    assert world.fetch("SELECT day FROM page_metric_daily") == [DAY]
+    assert world.fetch("SELECT state FROM ingest_day_state ORDER BY day") == [state, "done"]
+
+
 def test_two_runs_whose_windows_overlap_take_turns(world: World, database: str) -> None:
     """One writes its own day and the other heals it: in opposite orders the database would end one of them."""
     before = DAY - dt.timedelta(days=1)
