@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -182,9 +183,18 @@ class _Pool(ConnectionPool):
             if connection not in self._in_use_connections:  # given back already, or the parent's of a fork
                 return
             self._in_use_connections.remove(connection)
-            if connection.should_reconnect():
+            if connection.should_reconnect() or _is_cut_off():
                 connection.disconnect()
             self._available_connections.append(connection)
+
+
+def _is_cut_off() -> bool:
+    """Return whether this thread is being stopped, by a time limit or a Ctrl-C, maybe between a command and its answer.
+
+    redis-py gives the connection back all the same, and whoever has it next would take that answer for its own.
+    """
+    cause = sys.exc_info()[1]
+    return cause is not None and not isinstance(cause, Exception)
 
 
 def _client(site: Site, given: dict[str, Any]) -> Redis:

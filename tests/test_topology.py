@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from jobs.servers import RedisServer, private_redis
@@ -112,6 +113,20 @@ def test_a_connection_that_was_cut_off_while_it_opened_is_not_lent_as_it_is(
             with pytest.raises(KeyboardInterrupt):
                 client.get("cut off")
         assert client.get("nothing") is None
+
+
+@pytest.mark.parametrize("ask", [lambda client: client.get("a"), lambda client: client.pipeline().get("a").execute()])
+def test_a_command_that_was_cut_off_leaves_its_answer_to_nobody(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Redis], object]
+) -> None:
+    """The next command on that connection would take it for its own, and a handler store what it never read."""
+    with connect(Settings(redis_url=redis_url)) as client:
+        client.mset({"a": "1", "b": "2"})
+        with monkeypatch.context() as patch:
+            patch.setattr(topology._Following, "read_response", _cut)
+            with pytest.raises(KeyboardInterrupt):
+                ask(client)
+        assert client.get("b") == b"2"
 
 
 def _cut(*_arguments: object, **_options: object) -> None:
