@@ -40,6 +40,7 @@ from redisq.scripts import Argument, Script, wire
 from redisq.topology import home
 
 BULK = 500  # jobs in one script: about 5 ms of the server's time
+BULK_BYTES = 2**20  # of envelopes, after which a script takes no more: large ones must not hold up the server either
 REAP = 100  # jobs moved by one reap or promote: about 1 ms
 EVERY_GHOST = "*"
 SUSPECTS_APART = 1.0  # seconds between jobs that were in two crashes together
@@ -192,7 +193,7 @@ class Queue:
         return Enqueued(job.id, _text(state)), reached
 
     def enqueue_many(self, jobs: Iterable[Job], *, delay: float = 0.0) -> list[Enqueued]:
-        """Put `jobs` in, in order, `BULK` at a time; each batch goes in whole or not at all.
+        """Put `jobs` in, in order, `BULK` at a time and fewer large ones; each batch goes in whole or not at all.
 
         Raise `BadJob` for a job that cannot be carried; the batches before its own are in.
         """
@@ -210,7 +211,14 @@ class Queue:
         return found
 
     def _batch(self, jobs: Iterator[Job]) -> list[tuple[str, bytes]]:
-        return [(self._own(job).id, job.encode()) for job in islice(jobs, BULK)]
+        batch: list[tuple[str, bytes]] = []
+        room = BULK_BYTES
+        for job in islice(jobs, BULK):
+            batch.append((self._own(job).id, envelope := job.encode()))
+            room -= len(envelope)
+            if room <= 0:
+                break
+        return batch
 
     def fire(self, schedule: str, slot_ms: int, job: Job | None) -> str | None:
         """Take a schedule's slot and put its job in.

@@ -104,6 +104,15 @@ def test_enqueue_many_keeps_order_over_its_batches(redis: Redis, queue: Queue) -
     assert queue.where(ids) == ["ready"] * len(ids)
 
 
+def test_enqueue_many_bounds_the_bytes_of_a_batch_too(redis: Redis, queue: Queue) -> None:
+    """Five hundred payloads of 64 KiB in one script would hold up every other client of Redis."""
+    jobs = [Job(f"j{n}", "echo", {"text": "x" * 60_000}, queue=queue.name) for n in range(40)]
+    redis.config_resetstat()
+    assert all(each.created for each in queue.enqueue_many(jobs))
+    assert redis.info("commandstats")["cmdstat_lpush"]["calls"] == 3  # one a batch: eighteen of them are a mebibyte
+    assert read(redis).ready == tuple(each.id for each in jobs)
+
+
 def test_enqueue_many_refuses_a_bad_job_before_it_puts_any_of_its_batch_in(redis: Redis, queue: Queue) -> None:
     """Half a batch in the queue leaves the producer guessing which half."""
     with pytest.raises(BadJob, match="not usable"):
