@@ -21,6 +21,8 @@ from redisq import Defer, Delivery, Permanent, Retry
 
 # Of a date older than this the provider's numbers have settled: it is a backfill, read alone.
 RECENT_DAYS = 3
+# But once in a while they are corrected later. So once a week the days of four weeks are read again.
+SWEEP_DAYS, SWEEP_WEEKDAY = 28, 6  # up to a Sunday
 PENDING_WAIT = 3600.0  # seconds; most metrics are refreshed once a day, some several times
 KEY_WAIT = 300.0  # seconds in which an operator may put a missing key back
 CATALOG_AGE = dt.timedelta(seconds=10)  # in which a change of the catalog reaches every worker
@@ -39,6 +41,17 @@ def days_to_read(day: dt.date, today: dt.date) -> list[dt.date]:
     """Return `day`, and for a recent one the days before it that the provider may still correct, oldest first."""
     lookback = LOOKBACK_DAYS if (today - day).days <= RECENT_DAYS else 0
     return [day - dt.timedelta(days=back) for back in range(lookback, -1, -1)]
+
+
+def days_to_sweep(day: dt.date, today: dt.date, max_age_days: int) -> list[dt.date]:
+    """Return the days before those that are read with a recent Sunday, oldest first; none for another day.
+
+    What is corrected later than that is not seen, nor is what the provider has forgotten.
+    """
+    if day.weekday() != SWEEP_WEEKDAY or (today - day).days > RECENT_DAYS:
+        return []
+    days = [day - dt.timedelta(days=back) for back in range(SWEEP_DAYS - 1, LOOKBACK_DAYS, -1)]
+    return [each for each in days if (today - each).days <= max_age_days]
 
 
 def tidy(answer: Answer, days: Iterable[dt.date], metrics: Iterable[Metric]) -> Answer:
@@ -224,13 +237,17 @@ class Ingest:
             verdict = self._without_a_call(connection, integration, entry, now)
             if verdict:
                 _require_lease(delivery)
-                return self._settle(connection, integration, verdict, now)
+                self._settle(connection, integration, verdict, now)
+                return
             metrics = self._metrics_of(connection, integration.provider, now)
-        outcome = self._ask(integration, metrics, entry.day, now)
+        today = now.astimezone(self._provider(integration).day_zone).date()
+        outcome = self._ask(integration, metrics, days_to_read(entry.day, today))
         _require_lease(delivery)
         with self._pool.connection() as connection:
             verdict = self._judge(connection, integration, entry, outcome, now, delivery)
-            return self._settle(connection, integration, verdict, now)
+            self._settle(connection, integration, verdict, now)
+        if days := days_to_sweep(entry.day, today, self._max_age_days):
+            self._sweep(integration, metrics, entry, days, delivery, now)
 
     def _metrics_of(self, connection: Connection[Any], provider: str, now: dt.datetime) -> list[Metric]:
         """Return what to ask of the provider: the same for every page, so it is not looked up for each."""
@@ -259,11 +276,8 @@ class Ingest:
             return held_back(entry, f"{integration.provider} refuses every page: see `redisq doctor`", now)
         return None
 
-    def _ask(
-        self, integration: Integration, metrics: list[Metric], day: dt.date, now: dt.datetime
-    ) -> Answer | ProviderError:
+    def _ask(self, integration: Integration, metrics: list[Metric], days: list[dt.date]) -> Answer | ProviderError:
         provider = self._provider(integration)
-        days = days_to_read(day, now.astimezone(provider.day_zone).date())
         try:
             return tidy(provider.read(self._page(integration), days, metrics), days, metrics)
         except ProviderError as error:
@@ -306,6 +320,31 @@ class Ingest:
         self._under_way.note((entry.organization_id, entry.day), days)
         if verdict.ask and not (state == "done" and entry.reason == NOT_YET):  # it was published before
             raise verdict.ask
+
+    def _sweep(
+        self,
+        integration: Integration,
+        metrics: list[Metric],
+        entry: Entry,
+        days: list[dt.date],
+        delivery: Delivery,
+        now: dt.datetime,
+    ) -> None:
+        """Read `days` again, now that the day itself has ended well.
+
+        In a call of its own: one that carried the day too would cost it when anything of four weeks cannot be read.
+        What fails here is told and not tried again, for the next Sunday reads three of the four.
+        """
+        outcome = self._ask(integration, metrics, days)
+        _require_lease(delivery)
+        with self._pool.connection() as connection:
+            ledger.close_gates(connection, integration.provider, outcome.gates, now)
+            if isinstance(outcome, ProviderError):
+                cause = {"reason": outcome.reason, "detail": outcome.detail}
+                delivery.log.warning("the weeks before were not read again", extra=cause)
+                return
+            ledger.record(connection, replace(entry, state="done"), integration.provider, outcome)
+        self._under_way.note((entry.organization_id, entry.day), set(days))
 
     def _provider(self, integration: Integration) -> Provider:
         try:

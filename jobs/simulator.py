@@ -73,7 +73,7 @@ class _Script:
         """Tell whether this script has an answer to the question."""
         return (
             self.page in (question.page.page_id, "*")
-            and (self.day is None or self.day in question.days)
+            and (self.day is None or self.day == question.days[-1])
             and bool(self.answers or self.then)
         )
 
@@ -149,9 +149,9 @@ class Simulator:
     def script(self, page: str, *answers: str, day: date | None = None, then: str | None = None) -> None:
         """Let the next calls for `page` ("*": any) be answered so; the newest script that still has one counts.
 
-        With `day` only calls count whose window covers it. After the last answer comes `then` for ever, or what
-        older scripts say. A scenario (`fail-2-then-ok`, `restated`) stands for several answers. Raises
-        ValueError for an unknown name.
+        With `day` only calls count whose window ends with it, as that of its own job does. After the last answer comes
+        `then` for ever, or what older scripts say. A scenario (`fail-2-then-ok`, `restated`) stands for several
+        answers. Raises ValueError for an unknown name.
         """
         names: list[str] = []
         for name in answers:

@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from jobs import ingest, integrations, ledger
-from jobs.ingest import Ingest, days_to_read, seconds_until_over, tidy
+from jobs.ingest import Ingest, days_to_read, days_to_sweep, seconds_until_over, tidy
 from jobs.providers.base import Answer, Gate, Metric, ProviderError, Reading
 from jobs.providers.facebook import FacebookProvider
 from jobs.simulator import Simulator
@@ -21,6 +21,7 @@ from redisq import Defer, Permanent, Retry, TimeLimitExceeded
 from tests.pages import DAY, FOLLOWS, NOW, VIEWS, Told, ToldProvider, World, a_world
 
 AGGREGATE = f"aggregate:org:{DAY}"
+SUNDAY, MONDAY = dt.date(2026, 3, 29), dt.date(2026, 3, 30)
 EXPIRED = ProviderError(
     "permanent", "token_expired", "Session has expired", code=190, subcode=463, needs_reconnect=True
 )
@@ -67,6 +68,15 @@ def test_a_recent_day_is_read_together_with_the_two_before_it() -> None:
     """Providers correct their numbers for two days, and one call can carry them all."""
     assert days_to_read(DAY, DAY + dt.timedelta(days=3)) == [dt.date(2026, 3, 5), dt.date(2026, 3, 6), DAY]
     assert days_to_read(DAY, DAY + dt.timedelta(days=4)) == [DAY]
+
+
+def test_once_a_week_the_days_of_four_weeks_are_read_again() -> None:
+    """Some numbers are corrected weeks later, and a day that nobody reads again keeps the wrong one for good."""
+    read, swept = days_to_read(SUNDAY, MONDAY), days_to_sweep(SUNDAY, MONDAY, 730)
+    assert [*swept, *read] == [SUNDAY - dt.timedelta(days=back) for back in range(27, -1, -1)]
+    assert days_to_sweep(SUNDAY, MONDAY, 8) == [dt.date(2026, 3, day) for day in (22, 23, 24, 25, 26)]
+    assert days_to_sweep(SUNDAY, SUNDAY + dt.timedelta(days=4), 730) == []
+    assert days_to_sweep(MONDAY, MONDAY + dt.timedelta(days=1), 730) == []
 
 
 def test_an_answer_is_tidied_before_it_is_stored() -> None:
@@ -187,6 +197,37 @@ def test_a_corrected_day_before_is_summed_up_again(world: World) -> None:
     assert values(world, day=yesterday) == {VIEWS: 7}
     assert AGGREGATE in world.ready()
     assert f"aggregate:org:{yesterday}" in world.ready()
+
+
+def test_a_number_that_is_corrected_weeks_later_restates_a_final_sum(world: World) -> None:
+    """Whoever has reported the sum must be able to see that it is another one now."""
+    world.provider.answers["page", DAY] = {VIEWS: 7}
+    world.ingest("org", "page")
+    world.now = world.provider.fetched_at = dt.datetime(2026, 3, 30, 13, tzinfo=dt.UTC)
+    world.aggregate("org")
+    world.redis.flushall()
+
+    world.provider.answers["page", DAY] = {VIEWS: 9}
+    world.ingest("org", "page", SUNDAY)
+    assert AGGREGATE in world.ready()
+    world.aggregate("org")
+
+    sums = "SELECT value, is_final, restated_after_final FROM org_metric_daily WHERE metric = %s"
+    assert world.fetch(sums, VIEWS) == [(9, True, True)]
+
+
+def test_a_sunday_does_not_depend_on_the_weeks_before_it(world: World) -> None:
+    """What cannot be read of them is told, and the day that was asked for is done."""
+    world.ingest("org", "page")
+    world.now = world.provider.fetched_at = dt.datetime(2026, 3, 30, 13, tzinfo=dt.UTC)
+    limited = ProviderError("rate_limited", "rate_limited", "slow down", gates=(Gate("page", "page", 60.0, 100, "h"),))
+    world.provider.answers |= {("page", SUNDAY): {VIEWS: 5}, ("page", DAY): limited}
+    world.ingest("org", "page", SUNDAY)
+    assert len(world.provider.asked) == 3
+    assert values(world, day=SUNDAY) == {VIEWS: 5}
+    found = integrations.find(world.db, "page")
+    assert found
+    assert found.blocked_for(world.now) == 60
 
 
 def test_the_aggregate_waits_for_the_last_page(world: World) -> None:
@@ -526,3 +567,18 @@ def test_a_real_answer_is_stored_once(graph: World, simulator: Simulator) -> Non
     graph.ingest("org", "graph")
     assert graph.snapshot(WRITTEN) == before
     assert len(simulator.log()) == 2
+
+
+def test_a_real_answer_of_four_weeks_brings_nothing_new(graph: World, simulator: Simulator) -> None:
+    """Over the night of 8 March, when the Pacific day has 23 hours: a day too far would restate every number."""
+    graph.ingest("org", "graph")
+    before = graph.snapshot(["page_metric_daily"])
+    graph.now = dt.datetime(2026, 3, 30, 13, tzinfo=dt.UTC)
+    simulator.set_clock(graph.now)
+    graph.ingest("org", "graph", SUNDAY)
+    assert [(call.days[0], call.days[-1]) for call in simulator.log()[1:]] == [
+        ("2026-03-27", "2026-03-29"),
+        ("2026-03-02", "2026-03-26"),
+    ]
+    graph.db.execute("DELETE FROM page_metric_daily WHERE day = %s", [SUNDAY])
+    assert graph.snapshot(["page_metric_daily"]) == before

@@ -16,8 +16,8 @@ from jobs.servers import PostgresServer
 from jobs.simulator import Simulator
 from jobs.vault import Vault
 
-# Read by itself, without the days before it, and planned before anybody looks for holes.
-DAY = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=20)
+# Read by itself, planned before anybody looks for holes, and not read again with a Sunday.
+DAY = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=40)
 READ = ("acme-1", "acme-2")
 REFUSED = "birch-1"  # its token has expired
 MOVED = "acme-3"  # to birch, after its day was planned
