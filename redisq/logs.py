@@ -17,6 +17,7 @@ from redisq.redaction import is_harmless, redact
 
 _RESERVED = frozenset(RESERVED_ATTRS)  # what every record has; the rest was given as `extra`
 _NOWHERE = "(unknown file)"  # as logging says it
+_TEXTLESS = frozenset([int, float, bool, type(None), datetime])
 _STANDARD = len(logging.LogRecord("", 0, _NOWHERE, 0, "", (), None).__dict__)  # of those, that a record begins with
 
 
@@ -109,7 +110,21 @@ class _JsonFormatter(OrjsonFormatter):
         log_data["time"] = datetime.fromtimestamp(record.created, tz=UTC)
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        """Redact every text. One look at all of them is enough for most lines, which have nothing to hide."""
-        if is_harmless(" ".join([text for text in log_data.values() if isinstance(text, str)])):
-            return log_data
-        return {name: redact(text) if isinstance(text, str) else text for name, text in log_data.items()}
+        """Redact every text, however deep. One look at all is enough for most lines, which have nothing to hide."""
+        try:
+            if is_harmless(" ".join([value for value in log_data.values() if type(value) not in _TEXTLESS])):
+                return log_data
+        except TypeError:
+            pass  # one is neither text nor textless
+        return {name: _redacted(value) for name, value in log_data.items()}
+
+
+def _redacted(value: Any) -> Any:
+    match value:
+        case str():
+            return redact(value)
+        case dict():
+            return {name: _redacted(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_redacted(part) for part in value]
+    return value

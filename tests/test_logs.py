@@ -17,7 +17,7 @@ import orjson
 import pytest
 from pythonjsonlogger.orjson import OrjsonFormatter
 
-from redisq import Delivery, Kind, Registry
+from redisq import Delivery, Kind, Registry, redaction
 from redisq.logs import TurnHandler, log_json, quick_record
 from redisq.queue import Claimed
 from redisq.slots import Failed, Run, Slots
@@ -170,6 +170,18 @@ def test_a_line_has_what_the_library_would_write(handler: TurnHandler) -> None:
     ):
         record = WORKER.makeRecord("redisq.worker", logging.INFO, "", 0, message, arguments, exc_info, None, extra)
         assert orjson.loads(handler.format(record)) == orjson.loads(said.format(record))
+
+
+def test_a_secret_is_found_however_deep_it_is(handler: TurnHandler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler may log an answer of a provider as it is; and half a character is no reason to lose its line."""
+    monkeypatch.setattr(redaction, "_secrets", ("hunter2-hunter2",))
+    fields = {"answer": {"texts": ["fine", "it is hunter2-hunter2"], "ok": True}, "half": "\ud800", "parts": ("a", 1)}
+    record = WORKER.makeRecord("redisq.worker", logging.INFO, "", 0, "password=hello", (), None, None, fields)
+    line = orjson.loads(handler.format(record))
+    assert line["answer"] == {"texts": ["fine", "it is ***"], "ok": True}
+    assert line["message"] == "password=***"
+    assert line["half"] == "\N{REPLACEMENT CHARACTER}"
+    assert line["parts"] == ["a", 1]
 
 
 def test_a_quick_record_is_what_the_logger_would_make() -> None:
