@@ -62,7 +62,7 @@ class Call:
 
 @dataclass(slots=True)
 class _Script:
-    """The answers to calls for a page (any: "*") that cover a day (any: None), one after the other, then `then`."""
+    """The answers to calls for a page (any: "*") up to a day (any: None), one after the other, then `then`."""
 
     page: str
     day: date | None
@@ -149,7 +149,7 @@ class Simulator:
     def script(self, page: str, *answers: str, day: date | None = None, then: str | None = None) -> None:
         """Let the next calls for `page` ("*": any) be answered so; the newest script that still has one counts.
 
-        With `day` only calls count whose window ends with it, as that of its own job does. After the last answer comes
+        With `day` only calls count whose window ends with it. After the last answer comes
         `then` for ever, or what older scripts say. A scenario (`fail-2-then-ok`, `restated`) stands for several
         answers. Raises ValueError for an unknown name.
         """
