@@ -109,7 +109,7 @@ def _servers(stack: ExitStack, folder: Path, days: list[dt.date]) -> dict[str, s
 def _spoil(simulator: Simulator, days: list[dt.date]) -> None:
     """Let some things go wrong: a server error that passes, a token that expired, a rate limit."""
     hiccup, expired, limited = (simulator.pages[number].page_id for number in (4, 9, 14))
-    simulator.script(hiccup, "fail-1-then-ok", day=days[3])
+    simulator.script(hiccup, "fail-1-then-ok", day=days[6])
     simulator.script(expired, then="token-463", day=days[5])
     simulator.script(limited, "limit-page", day=days[-1])
 

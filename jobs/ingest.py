@@ -21,8 +21,8 @@ from redisq import Defer, Delivery, Permanent, Retry
 
 # Of a date older than this the provider's numbers have settled: it is a backfill, read alone.
 RECENT_DAYS = 3
-# But once in a while they are corrected later. So once a week the days of four weeks are read again.
-SWEEP_DAYS, SWEEP_WEEKDAY = 28, 6  # up to a Sunday
+# But now and then they are corrected later, so once a week four weeks are read again: those that end with a Sunday.
+SWEEP_DAYS, SWEEP_WEEKDAY = 28, 6
 PENDING_WAIT = 3600.0  # seconds; most metrics are refreshed once a day, some several times
 KEY_WAIT = 300.0  # seconds in which an operator may put a missing key back
 CATALOG_AGE = dt.timedelta(seconds=10)  # in which a change of the catalog reaches every worker
@@ -43,15 +43,11 @@ def days_to_read(day: dt.date, today: dt.date) -> list[dt.date]:
     return [day - dt.timedelta(days=back) for back in range(lookback, -1, -1)]
 
 
-def days_to_sweep(day: dt.date, today: dt.date, max_age_days: int) -> list[dt.date]:
-    """Return the days before those that are read with a recent Sunday, oldest first; none for another day.
-
-    What is corrected later than that is not seen, nor is what the provider has forgotten.
-    """
+def days_to_sweep(day: dt.date, today: dt.date) -> list[dt.date]:
+    """Return the days of four weeks before those that are read with a recent Sunday, oldest first; else none."""
     if day.weekday() != SWEEP_WEEKDAY or (today - day).days > RECENT_DAYS:
         return []
-    days = [day - dt.timedelta(days=back) for back in range(SWEEP_DAYS - 1, LOOKBACK_DAYS, -1)]
-    return [each for each in days if (today - each).days <= max_age_days]
+    return [day - dt.timedelta(days=back) for back in range(SWEEP_DAYS - 1, LOOKBACK_DAYS, -1)]
 
 
 def tidy(answer: Answer, days: Iterable[dt.date], metrics: Iterable[Metric]) -> Answer:
@@ -214,7 +210,8 @@ class Ingest:
         """Read the page and store what it says; running it again changes nothing unless the numbers changed.
 
         Of the pages of one organization's day that are under way together the last one to end asks for all what is due:
-        before it the day waits for a page anyway. A worker that dies has not ended it, so that it runs again and asks.
+        before it the day waits for a page anyway, or for the end of a sweep. A worker that dies has not ended it, so
+        that it runs again and asks.
         """
         where = payload.organizationId, payload.day
         self._under_way.begin(where, payload.integrationId)
@@ -246,7 +243,9 @@ class Ingest:
         with self._pool.connection() as connection:
             verdict = self._judge(connection, integration, entry, outcome, now, delivery)
             self._settle(connection, integration, verdict, now)
-        if days := days_to_sweep(entry.day, today, self._max_age_days):
+            sweep = days_to_sweep(entry.day, today)
+            days = ledger.done_days(connection, entry.integration_id, entry.organization_id, sweep)
+        if days and not any(map(ledger.wait_of, outcome.gates)):
             self._sweep(integration, metrics, entry, days, delivery, now)
 
     def _metrics_of(self, connection: Connection[Any], provider: str, now: dt.datetime) -> list[Metric]:
@@ -330,19 +329,21 @@ class Ingest:
         delivery: Delivery,
         now: dt.datetime,
     ) -> None:
-        """Read `days` again, now that the day itself has ended well.
+        """Read `days`, which are done, again, now that the job's own is.
 
-        In a call of its own: one that carried the day too would cost it when anything of four weeks cannot be read.
-        What fails here is told and not tried again, for the next Sunday reads three of the four.
+        In a call of its own: one that carried that day too would cost it when anything of four weeks cannot be read.
+        What the provider refuses here is told and not tried again, for the next Sunday reads three of the four.
         """
         outcome = self._ask(integration, metrics, days)
-        _require_lease(delivery)
+        if not delivery.lease_holds():
+            return  # whoever has this job by now reads them too
         with self._pool.connection() as connection:
             ledger.close_gates(connection, integration.provider, outcome.gates, now)
             if isinstance(outcome, ProviderError):
                 cause = {"reason": outcome.reason, "detail": outcome.detail}
                 delivery.log.warning("the weeks before were not read again", extra=cause)
                 return
+            # The day's own row, which is done, is left as it is.
             ledger.record(connection, replace(entry, state="done"), integration.provider, outcome)
         self._under_way.note((entry.organization_id, entry.day), set(days))
 

@@ -254,6 +254,21 @@ def organization_of(connection: Connection[Any], integration_id: str, day: dt.da
 
 
 @fail_points
+def done_days(
+    connection: Connection[Any], integration_id: str, organization_id: str, days: Sequence[dt.date]
+) -> list[dt.date]:
+    """Return those of `days` that are done and the organization's, in order."""
+    if not days:
+        return []
+    rows = connection.execute(
+        "SELECT day FROM ingest_day_state"
+        " WHERE integration_id = %s AND organization_id = %s AND day = ANY(%s) AND state = 'done' ORDER BY day",
+        [integration_id, organization_id, list(days)],
+    )
+    return [day for (day,) in rows]
+
+
+@fail_points
 def metrics_of(connection: Connection[Any], provider: str) -> list[Metric]:
     """Return what to ask of a provider. A ratio is not asked, it is computed from its parts."""
     rows = connection.execute(
@@ -292,7 +307,7 @@ WITH incoming AS (
     SELECT * FROM json_to_recordset(%(readings)s) AS r (
         metric text, day date, status text, value numeric, breakdown jsonb, source_end_time timestamptz)
     -- Days before the page was connected are nobody's: they would come as numbers without a ledger row. Those before
-    -- it moved here are another organization's, and what a person gave up or skipped stays so.
+    -- it moved here are another organization's, and what was given up or skipped stays so.
     WHERE r.day = %(day)s OR EXISTS (
         SELECT FROM ingest_day_state s WHERE s.integration_id = %(page)s AND s.day = r.day
           AND s.organization_id = %(organization)s AND s.state IN ('done', 'expected', 'dead'))

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from jobs import ingest, integrations, ledger
+from jobs import ingest, integrations, ledger, payloads
 from jobs.ingest import Ingest, days_to_read, days_to_sweep, seconds_until_over, tidy
 from jobs.providers.base import Answer, Gate, Metric, ProviderError, Reading
 from jobs.providers.facebook import FacebookProvider
 from jobs.simulator import Simulator
 from jobs.vault import Vault
-from redisq import Defer, Permanent, Retry, TimeLimitExceeded
+from redisq import Defer, Delivery, Permanent, Retry, TimeLimitExceeded
 from tests.pages import DAY, FOLLOWS, NOW, VIEWS, Told, ToldProvider, World, a_world
 
 AGGREGATE = f"aggregate:org:{DAY}"
@@ -72,11 +72,10 @@ def test_a_recent_day_is_read_together_with_the_two_before_it() -> None:
 
 def test_once_a_week_the_days_of_four_weeks_are_read_again() -> None:
     """Some numbers are corrected weeks later, and a day that nobody reads again keeps the wrong one for good."""
-    read, swept = days_to_read(SUNDAY, MONDAY), days_to_sweep(SUNDAY, MONDAY, 730)
-    assert [*swept, *read] == [SUNDAY - dt.timedelta(days=back) for back in range(27, -1, -1)]
-    assert days_to_sweep(SUNDAY, MONDAY, 8) == [dt.date(2026, 3, day) for day in (22, 23, 24, 25, 26)]
-    assert days_to_sweep(SUNDAY, SUNDAY + dt.timedelta(days=4), 730) == []
-    assert days_to_sweep(MONDAY, MONDAY + dt.timedelta(days=1), 730) == []
+    four_weeks = [SUNDAY - dt.timedelta(days=back) for back in range(27, -1, -1)]
+    assert [*days_to_sweep(SUNDAY, MONDAY), *days_to_read(SUNDAY, MONDAY)] == four_weeks
+    assert days_to_sweep(SUNDAY, SUNDAY + dt.timedelta(days=4)) == []
+    assert days_to_sweep(MONDAY, MONDAY + dt.timedelta(days=1)) == []
 
 
 def test_an_answer_is_tidied_before_it_is_stored() -> None:
@@ -216,18 +215,58 @@ def test_a_number_that_is_corrected_weeks_later_restates_a_final_sum(world: Worl
     assert world.fetch(sums, VIEWS) == [(9, True, True)]
 
 
-def test_a_sunday_does_not_depend_on_the_weeks_before_it(world: World) -> None:
-    """What cannot be read of them is told, and the day that was asked for is done."""
+def a_monday_after(world: World) -> None:
+    """Let `DAY` be done, and be one of the days that the next ingest, of a Sunday, reads again."""
     world.ingest("org", "page")
     world.now = world.provider.fetched_at = dt.datetime(2026, 3, 30, 13, tzinfo=dt.UTC)
+    world.provider.asked.clear()
+
+
+def test_a_sunday_does_not_depend_on_the_weeks_before_it(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """What cannot be read of them is told, and the day that was asked for is done."""
+    a_monday_after(world)
     limited = ProviderError("rate_limited", "rate_limited", "slow down", gates=(Gate("page", "page", 60.0, 100, "h"),))
     world.provider.answers |= {("page", SUNDAY): {VIEWS: 5}, ("page", DAY): limited}
     world.ingest("org", "page", SUNDAY)
-    assert len(world.provider.asked) == 3
     assert values(world, day=SUNDAY) == {VIEWS: 5}
+    assert world.fetch("SELECT state FROM ingest_day_state WHERE day = %s", SUNDAY) == ["done"]
+    assert "the weeks before were not read again" in caplog.messages
     found = integrations.find(world.db, "page")
     assert found
     assert found.blocked_for(world.now) == 60
+
+
+def test_only_what_is_done_is_read_again(world: World) -> None:
+    """The rest has jobs or dead letters of its own, which a day that is done behind their back would belie."""
+    a_monday_after(world)
+    world.connect("other", "another")
+    for back, state in ((5, "expected"), (6, "dead"), (7, "skipped"), (8, "abandoned"), (9, "done")):
+        world.db.execute(
+            "INSERT INTO ingest_day_state (integration_id, day, organization_id, queue, state)"
+            " VALUES ('page', %s, %s, 'default', %s)",
+            [SUNDAY - dt.timedelta(days=back), "org" if state != "done" else "other", state],
+        )
+    world.ingest("org", "page", SUNDAY)
+    assert [days for _, days in world.provider.asked] == [tuple(days_to_read(SUNDAY, MONDAY)), (DAY,)]
+    assert world.fetch("SELECT count(*) FROM ingest_day_state WHERE state = 'done'") == [3]
+
+
+@pytest.mark.parametrize("why", ["near the limit", "nothing is done", "lease lost"])
+def test_the_weeks_before_are_left_alone(world: World, why: str) -> None:
+    """A provider that asks for a pause gets it, a page that is new has none, and who lost the lease stores nothing."""
+    a_monday_after(world)
+    world.provider.answers |= {("page", SUNDAY): {VIEWS: 5}, ("page", DAY): {VIEWS: 9}}
+    match why:
+        case "near the limit":
+            world.provider.gates = (Gate("app", "facebook", 0.0, 96.0, "x-app-usage"),)
+        case "nothing is done":
+            world.db.execute("DELETE FROM ingest_day_state")
+    payload = payloads.Ingest("org", "page", SUNDAY.isoformat())
+    job, leases = world.kinds["ingest"].job(payload), iter([True, why != "lease lost"])
+    world.ingests(payload, Delivery(job, 1, False, "worker-1", "token-1", (), lambda: next(leases)))
+    assert len(world.provider.asked) == (2 if why == "lease lost" else 1)
+    assert values(world, day=SUNDAY) == {VIEWS: 5}
+    assert values(world, day=DAY) == {}
 
 
 def test_the_aggregate_waits_for_the_last_page(world: World) -> None:
@@ -571,12 +610,14 @@ def test_a_real_answer_is_stored_once(graph: World, simulator: Simulator) -> Non
 
 def test_a_real_answer_of_four_weeks_brings_nothing_new(graph: World, simulator: Simulator) -> None:
     """Over the night of 8 March, when the Pacific day has 23 hours: a day too far would restate every number."""
-    graph.ingest("org", "graph")
-    before = graph.snapshot(["page_metric_daily"])
+    weeks = [dt.date(2026, 3, day) for day in (2, 7, 8, 9, 26)]
     graph.now = dt.datetime(2026, 3, 30, 13, tzinfo=dt.UTC)
     simulator.set_clock(graph.now)
+    for day in weeks:
+        graph.ingest("org", "graph", day)
+    before = graph.snapshot(["page_metric_daily"])
     graph.ingest("org", "graph", SUNDAY)
-    assert [(call.days[0], call.days[-1]) for call in simulator.log()[1:]] == [
+    assert [(call.days[0], call.days[-1]) for call in simulator.log()[-2:]] == [
         ("2026-03-27", "2026-03-29"),
         ("2026-03-02", "2026-03-26"),
     ]

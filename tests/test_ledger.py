@@ -150,7 +150,7 @@ def test_a_window_does_not_reach_days_that_nobody_planned(world: World) -> None:
 
 
 def test_a_window_does_not_reach_days_when_another_organization_had_the_page(world: World) -> None:
-    """They are in its reports, and what its successor's token reads is none of its business, nor its own of theirs."""
+    """They are in the other one's reports, and are not for this one's token to change."""
     failed, had = DAY - dt.timedelta(days=2), DAY - dt.timedelta(days=1)
     ledger.record(world.db, replace(DONE, day=failed, state="dead", reason="server"), "facebook")
     ledger.record(world.db, replace(DONE, day=had), "facebook", answer(value(VIEWS, 1, had)))

@@ -75,7 +75,7 @@ def test_every_daily_command_does_what_the_readme_says(acme: System) -> None:
     state = "SELECT state FROM ingest_day_state WHERE integration_id = 'acme-page-1' AND day = '2026-11-14'"
     eventually(lambda: acme.rows(state) == [("done",)], within=30)
     [numbers] = blocks("sql")
-    eventually(lambda: ("page_media_view", 1) in [(row[0], row[2]) for row in acme.rows(numbers)], within=30)
+    eventually(lambda: ("page_media_view", 1) in [(row[0], row[3]) for row in acme.rows(numbers)], within=30)
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
