@@ -173,7 +173,7 @@ def test_a_line_has_what_the_library_would_write(handler: TurnHandler) -> None:
 
 
 def test_a_secret_is_found_however_deep_it_is(handler: TurnHandler, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handler may log an answer of a provider as it is; and half a character is no reason to lose its line."""
+    """A handler may log a list of errors as it is; and half a character is no reason to lose its line."""
     monkeypatch.setattr(redaction, "_secrets", ("hunter2-hunter2",))
     fields = {"answer": {"texts": ["fine", "it is hunter2-hunter2"], "ok": True}, "half": "\ud800", "parts": ("a", 1)}
     record = WORKER.makeRecord("redisq.worker", logging.INFO, "", 0, "password=hello", (), None, None, fields)
