@@ -91,9 +91,9 @@ def _one_by_one(results: Results, scale: float) -> None:
 
 
 def _depth(results: Results, scale: float) -> None:
-    """As many jobs of a full queue as a short one has: of 64 slots more, for they run ten thousand in a tenth of a second.
+    """As many jobs of a full queue as a short one has, and often: the machine drifts for longer than they take.
 
-    And often: the machine drifts for longer than they take.
+    More for 64 slots, which run ten thousand in a tenth of a second.
     """
     for row, short in ((EIGHT, 10_000), (OURS.rows[-1], 40_000)):
         shallow = dataclasses.replace(row, jobs=short)
