@@ -337,15 +337,15 @@ class Ingest:
         outcome = self._ask(integration, metrics, days)
         if not delivery.lease_holds():
             return  # whoever has this job by now reads them too
+        done = replace(entry, state="done")  # as its row is, which is therefore left as it is
+        if isinstance(outcome, ProviderError):
+            cause = {"reason": outcome.reason, "detail": outcome.detail}
+            delivery.log.warning("the weeks before were not read again", extra=cause)
+            verdict = Verdict(done, gates=outcome.gates)
+        else:
+            verdict = Verdict(done, answer=outcome, gates=outcome.gates)
         with self._pool.connection() as connection:
-            ledger.close_gates(connection, integration.provider, outcome.gates, now)
-            if isinstance(outcome, ProviderError):
-                cause = {"reason": outcome.reason, "detail": outcome.detail}
-                delivery.log.warning("the weeks before were not read again", extra=cause)
-                return
-            # The day's own row, which is done, is left as it is.
-            ledger.record(connection, replace(entry, state="done"), integration.provider, outcome)
-        self._under_way.note((entry.organization_id, entry.day), set(days))
+            self._settle(connection, integration, verdict, now)
 
     def _provider(self, integration: Integration) -> Provider:
         try:
