@@ -181,7 +181,7 @@ class Queue:
         It is in, also when these are fewer than `replicas`. A new master may still be one of the others.
         """
         call = self._enqueue([(self._own(job).id, job.encode())], delay)
-        state, reached = scripts.run_and_wait(
+        answer, reached = scripts.run_and_wait(
             self._redis,
             call.script,
             call.keys,
@@ -190,7 +190,8 @@ class Queue:
             replicas=replicas,
             wait_ms=_ms(REPLICATION),
         )
-        return Enqueued(job.id, _text(state)), reached
+        [state] = call.read(answer)
+        return Enqueued(job.id, state), reached
 
     def enqueue_many(self, jobs: Iterable[Job], *, delay: float = 0.0) -> list[Enqueued]:
         """Put `jobs` in, in order, `BULK` at a time and fewer large ones; each batch goes in whole or not at all.
