@@ -116,7 +116,8 @@ class _JsonFormatter(OrjsonFormatter):
                 return log_data
         except TypeError:
             pass  # one is neither text nor textless
-        return {name: _redacted(value) for name, value in log_data.items()}
+        redacted: dict[str, Any] = _redacted(log_data)
+        return redacted
 
 
 def _redacted(value: Any) -> Any:
