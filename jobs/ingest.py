@@ -4,6 +4,7 @@ import datetime as dt
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
@@ -88,11 +89,20 @@ def skipped(entry: Entry, reason: str) -> Verdict:
     return Verdict(replace(entry, state="skipped", reason=reason))
 
 
+def still_dead(entry: Entry, reason: str) -> Verdict:
+    """End anew as dead what died before its page has been connected again: the one dead letter that says so stays."""
+    detail = "the page must be connected again"
+    return Verdict(_died(entry, reason, detail), Permanent(reason, detail))
+
+
 def out_of_range(entry: Entry, max_age_days: int) -> Verdict:
     """Give up a day that the provider has forgotten."""
     detail = f"{entry.day} is more than the {max_age_days} days ago that the provider keeps"
-    dead = replace(entry, state="dead", error_class="permanent", reason="out_of_range", detail=detail)
-    return Verdict(dead, Permanent("out_of_range", detail))
+    return Verdict(_died(entry, "out_of_range", detail), Permanent("out_of_range", detail))
+
+
+def _died(entry: Entry, reason: str, detail: str) -> Entry:
+    return replace(entry, state="dead", error_class="permanent", reason=reason, detail=detail)
 
 
 def put_off(entry: Entry, seconds: float, reason: str, detail: str, now: dt.datetime) -> Verdict:
@@ -261,6 +271,9 @@ class Ingest:
         """Return the verdict on a day that the provider must not be asked for, None when it may be."""
         moved = integration.organization_id != entry.organization_id
         if why_not := "moved" if moved else integration.why_not():
+            kept = ledger.kept(connection, entry.integration_id, entry.day)
+            if why_not == "refresh_needed" and kept and kept.state == "dead":
+                return still_dead(entry, integration.refresh_reason or why_not)
             return skipped(entry, why_not)
         if (now.date() - entry.day).days > self._max_age_days:
             return out_of_range(entry, self._max_age_days)
@@ -312,9 +325,12 @@ class Ingest:
         """Write the verdict, note the days that it is about, and tell the queue."""
         entry, answer = verdict.entry, verdict.answer
         ledger.close_gates(connection, integration.provider, verdict.gates, now)
-        if verdict.needs_reconnect and not integrations.set_refresh_needed(connection, integration, entry.reason or ""):
-            raise Defer(0.0, "token_changed", "the page was connected again while its old token was refused")
-        state = ledger.record(connection, entry, integration.provider, answer)
+        # Both or neither: the page that must be connected again, and the one dead letter that says so.
+        with connection.transaction() if verdict.needs_reconnect else nullcontext():
+            reason = entry.reason or ""
+            if verdict.needs_reconnect and not integrations.set_refresh_needed(connection, integration, reason):
+                raise Defer(0.0, "token_changed", "the page was connected again while its old token was refused")
+            state = ledger.record(connection, entry, integration.provider, answer)
         days = {entry.day} | {reading.day for reading in answer.readings} if answer else {entry.day}
         self._under_way.note((entry.organization_id, entry.day), days)
         if verdict.ask and not (state == "done" and entry.reason == NOT_YET):  # it was published before
@@ -386,6 +402,7 @@ def _owned(connection: Connection[Any], payload: payloads.Ingest) -> Integration
         raise Permanent("bad_payload", f"there is no integration {payload.integrationId}")
     if integration.organization_id == payload.organizationId:
         return integration
-    if ledger.organization_of(connection, integration.id, payload.day) == payload.organizationId:
+    kept = ledger.kept(connection, integration.id, payload.day)
+    if kept and kept.organization_id == payload.organizationId:
         return integration
     raise Permanent("bad_payload", f"integration {integration.id} is not of organization {payload.organizationId}")

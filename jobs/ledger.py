@@ -56,6 +56,14 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """For whom a day was planned, and what became of it."""
+
+    organization_id: str
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
 class Coverage:
     """One page's days, a character of `MARKS` for each: a year of thousands of pages is millions of cells."""
 
@@ -245,12 +253,13 @@ def _end(
 
 
 @fail_points
-def organization_of(connection: Connection[Any], integration_id: str, day: dt.date) -> str | None:
-    """Return the organization that the day was planned for, None when it was not."""
-    row = connection.execute(
-        "SELECT organization_id FROM ingest_day_state WHERE integration_id = %s AND day = %s", [integration_id, day]
-    ).fetchone()
-    return row[0] if row else None
+def kept(connection: Connection[Any], integration_id: str, day: dt.date) -> Kept | None:
+    """Return what the ledger knows of the day, None when it was never planned or read."""
+    with connection.cursor(row_factory=class_row(Kept)) as cursor:
+        return cursor.execute(
+            "SELECT organization_id, state FROM ingest_day_state WHERE integration_id = %s AND day = %s",
+            [integration_id, day],
+        ).fetchone()
 
 
 @fail_points

@@ -391,6 +391,34 @@ def test_one_dead_token_is_one_dead_letter(world: World) -> None:
     ]
 
 
+def test_the_dead_letter_of_a_page_that_must_be_connected_again_stays_one(world: World) -> None:
+    """Requeued too early, with all others or after a wiped Redis, it must not end in silence: nothing else tells."""
+    world.provider.answers["page", DAY] = EXPIRED
+    for _ in range(2):
+        with pytest.raises(Permanent, match="token_expired"):
+            world.ingest("org", "page")
+    assert len(world.provider.asked) == 1
+    assert world.states() == {"page": ("dead", "token_expired")}
+
+
+def test_a_page_does_not_wait_for_its_owner_without_a_dead_letter(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that dies between the two notes leaves neither, so that the next run is refused again and says so."""
+    world.provider.answers["page", DAY] = EXPIRED
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "record", _struck)
+        with pytest.raises(TimeLimitExceeded):
+            world.ingest("org", "page")
+    assert not refresh_needed(world)
+    with pytest.raises(Permanent, match="token_expired"):
+        world.ingest("org", "page")
+
+
+def _struck(*_arguments: object) -> None:
+    raise TimeLimitExceeded
+
+
 def test_a_fault_of_ours_does_not_ask_the_owner_to_reconnect(world: World) -> None:
     """The most expensive mistake of this trade: every customer connects again because of our bad parameter."""
     world.provider.answers["page", DAY] = ProviderError("permanent", "request", code=100)

@@ -386,8 +386,7 @@ class Operator(Story):
 class Day(Story):
     """A day of pages: planned, read, summed up and reconciled by two workers, on a database of its own."""
 
-    # Struck between the note that it must be connected again and the ledger's line, its job finds the note.
-    refused: ClassVar = (("dead", "token_expired"), ("skipped", "refresh_needed"))
+    refused: ClassVar = (("dead", "token_expired"),)
 
     def begin(self) -> None:
         self.connect()
@@ -548,7 +547,7 @@ STORIES: dict[str, type[Story]] = {
     **dict.fromkeys(
         (
             *("expect", "open_rows", "mark_dead", "forgotten_days", "open_days", "due_everywhere", "mark_settled"),
-            *("find", "organization_of", "metrics_of", "close_gates", "set_refresh_needed", "record", "due_days"),
+            *("find", "kept", "metrics_of", "close_gates", "set_refresh_needed", "record", "due_days"),
             *("done_days", "aggregate", "is_marked"),
         ),
         Day,
