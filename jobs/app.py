@@ -124,12 +124,12 @@ class Application:
         pool = open_pool(settings.database_url, size=min(self.settings.slots, CONNECTIONS) + 2)
         fan_in = FanIn(self.queue, kinds)
         plan = Plan(pool, self.queue, kinds, fan_in)
-        deadline = dt.timedelta(seconds=settings.aggregate_deadline)
+        deadline, max_age = dt.timedelta(seconds=settings.aggregate_deadline), settings.max_age_days
         return Handlers(
-            ingest=Ingest(pool, self.vault, self._providers, fan_in, _now, max_age_days=settings.max_age_days),
+            ingest=Ingest(pool, self.vault, self._providers, fan_in, _now, max_age_days=max_age),
             aggregate=Aggregate(pool, _now),
             plan=plan,
-            reconcile=Reconcile(pool, plan, fan_in, _now, deadline=deadline),
+            reconcile=Reconcile(pool, plan, fan_in, _now, deadline=deadline, max_age_days=max_age),
         )
 
     def _ingest(self, payload: payloads.Ingest, delivery: Delivery) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from psycopg import Connection
 from psycopg.rows import class_row
 
+from jobs import ledger
 from jobs.payloads import check_name
 from jobs.vault import Vault
 from redisq import fail_points
@@ -164,7 +165,7 @@ def disable(connection: Connection[Any], integration_id: str) -> bool:
 def reconnect(
     connection: Connection[Any], vault: Vault, integration_id: str, token: str, *, max_age_days: int = 730
 ) -> Reconnected | None:
-    """Store a fresh token, read the page again from now on, and expect the days that were skipped for want of one.
+    """Store a fresh token, read the page again from now on, and expect the days that were skipped meanwhile.
 
     The next reconcile enqueues those; older days than `max_age_days` stay skipped, the provider has forgotten them.
     None when there is no such page.
@@ -179,17 +180,12 @@ def reconnect(
         )
         if updated.rowcount == 0:
             return None
-        reopened = connection.execute(
-            "UPDATE ingest_day_state SET state = 'expected', reason = NULL, updated_at = now()"
-            " WHERE integration_id = %s AND state = 'skipped' AND reason = 'refresh_needed'"
-            " AND day >= current_date - %s::integer",
-            [integration_id, max_age_days],
-        )
+        reopened = ledger.reopen(connection, max_age_days=max_age_days, integration_id=integration_id)
         dead = connection.execute(
             "SELECT day, queue FROM ingest_day_state WHERE integration_id = %s AND state = 'dead' ORDER BY day DESC",
             [integration_id],
         )
-        return Reconnected(reopened.rowcount, tuple(dead.fetchall()))
+        return Reconnected(reopened, tuple(dead.fetchall()))
 
 
 @fail_points

@@ -134,6 +134,32 @@ def expect(
     return (row[0], row[1]) if row else (0, 0)
 
 
+_REOPEN = """
+WITH again AS (
+    SELECT s.integration_id, s.day
+    FROM ingest_day_state s JOIN integration i ON i.id = s.integration_id
+      JOIN organization o ON o.id = i.organization_id
+    WHERE s.state = 'skipped' AND s.reason IN ('refresh_needed', 'disabled', 'in_between_steps')
+      AND s.day >= current_date - %(days)s::integer AND s.organization_id = i.organization_id
+      AND i.deleted_at IS NULL AND o.deleted_at IS NULL
+      AND NOT i.disabled AND NOT i.in_between_steps AND NOT i.refresh_needed
+      AND (%(page)s::text IS NULL OR i.id = %(page)s)
+    ORDER BY s.integration_id, s.day FOR NO KEY UPDATE OF s  -- in the order of all who lock several rows
+)
+UPDATE ingest_day_state s SET state = 'expected', reason = NULL, updated_at = now()
+FROM again WHERE s.integration_id = again.integration_id AND s.day = again.day
+"""
+
+
+@fail_points
+def reopen(connection: Connection[Any], *, max_age_days: int, integration_id: str | None = None) -> int:
+    """Expect again what was skipped because its page could not be read, of pages that can be now; return how many.
+
+    Of one page or of all. What is older than `max_age_days` stays skipped, and what was of another organization.
+    """
+    return connection.execute(_REOPEN, {"days": max_age_days, "page": integration_id}).rowcount
+
+
 _FORGOTTEN = """
 SELECT d.day::date FROM generate_series(%(first)s::date, %(last)s::date, interval '1 day') AS d(day)
 -- A look by index for each organization. As a join, the planner of a young ledger would read all of it for each day,

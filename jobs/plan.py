@@ -104,12 +104,15 @@ class Plan:
 class Reconcile:
     """The handler of `reconcile`: the ledger outlives the queue, and this is how."""
 
-    def __init__(self, pool: Pool, plan: Plan, fan_in: FanIn, clock: Clock, *, deadline: dt.timedelta) -> None:
+    def __init__(
+        self, pool: Pool, plan: Plan, fan_in: FanIn, clock: Clock, *, deadline: dt.timedelta, max_age_days: int
+    ) -> None:
         self._pool = pool
         self._plan = plan
         self._fan_in = fan_in
         self._clock = clock
         self._deadline = deadline
+        self._max_age_days = max_age_days
 
     def __call__(self, _payload: payloads.Reconcile, delivery: Delivery) -> None:
         """Put back what the queue lost."""
@@ -131,11 +134,12 @@ class Reconcile:
     def reconcile(self) -> tuple[Planned, int]:
         """Enqueue what has not ended well of every day, and the aggregates that are due; return what was done.
 
-        An aggregate is due when its day changed and waits for no page, or was planned longer ago than the deadline:
+        A day that was skipped is among it once its page can be read again, however that came about. An aggregate is due when its day changed and waits for no page, or was planned longer ago than the deadline:
         then it says itself how incomplete it is.
         """
         now = self._clock()
         with self._pool.connection() as connection:
+            ledger.reopen(connection, max_age_days=self._max_age_days)
             days = ledger.open_days(connection)
         planned = sum((self._plan.enqueue_open(day) for day in days), Planned())
         created = 0

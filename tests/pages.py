@@ -89,7 +89,9 @@ class World:
         )
         self.aggregates = Aggregate(self.pool, self.clock)
         self.plans = Plan(self.pool, self.queue, self.kinds, self.fan_in)
-        self.reconciles = Reconcile(self.pool, self.plans, self.fan_in, self.clock, deadline=dt.timedelta(hours=12))
+        self.reconciles = Reconcile(
+            self.pool, self.plans, self.fan_in, self.clock, deadline=dt.timedelta(hours=12), max_age_days=730
+        )
         self.kinds |= {
             "ingest": Kind(
                 name="ingest",

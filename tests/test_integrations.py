@@ -108,8 +108,9 @@ def test_reconnect_brings_back_the_days_that_waited_for_it(db: Connection[Any]) 
 
     reconnected = integrations.reconnect(db, VAULT, "page", "EAAfresh")
 
-    assert reconnected == integrations.Reconnected(1, ((TODAY - dt.timedelta(days=2), "default"),))
-    assert db.execute("SELECT day FROM ingest_day_state WHERE state = 'expected'").fetchall() == [(TODAY,)]
+    assert reconnected == integrations.Reconnected(2, ((TODAY - dt.timedelta(days=2), "default"),))
+    expected = db.execute("SELECT day FROM ingest_day_state WHERE state = 'expected' ORDER BY day DESC").fetchall()
+    assert expected == [(TODAY,), (TODAY - dt.timedelta(days=1),)]
     found = integrations.find(db, "page")
     assert found
     assert (found.why_not(), found.refresh_reason) == (None, None)

@@ -163,6 +163,22 @@ def test_a_day_that_was_skipped_for_another_reason_comes_back_with_the_next_plan
     assert world.states() == {"page": ("expected", None)}
 
 
+@pytest.mark.parametrize("reason", ["refresh_needed", "disabled", "in_between_steps"])
+def test_reconcile_brings_back_what_was_skipped_of_a_page_that_can_be_read(world: World, reason: str) -> None:
+    """The plan of a day comes once, and a reconnect may commit while a plan or a job that saw the old page still writes:
+    whoever looks later must not find a day of a connected page that nobody will ever read."""
+    world.connect("org", "page", "waits")
+    world.plans.plan(DAY)
+    for page in ("page", "waits"):
+        world.db.execute(f"UPDATE integration SET {reason} = true WHERE id = %s".encode(), [page])
+        world.ingest("org", page)
+    world.redis.flushall()
+    world.db.execute(f"UPDATE integration SET {reason} = false WHERE id = 'page'".encode())
+    world.reconciles.reconcile()
+    assert world.states() == {"page": ("expected", None), "waits": ("skipped", reason)}
+    assert world.ready() == ingest_ids("page")
+
+
 def test_the_ledger_learns_of_a_job_that_died_without_a_word(world: World) -> None:
     """A crash or a timeout leaves no time to write; the organization's sum must not wait for it."""
     world.connect("org", "page")

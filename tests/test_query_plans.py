@@ -126,6 +126,13 @@ HOT = [
         "Asked after an ingest; the partial index holds only what is still to come, so it is empty when it matters.",
     ),
     Hot(
+        "reopen",
+        lambda db: ledger.reopen(db, max_age_days=730),
+        {"ingest_day_state_skipped"},
+        "Asked every five minutes of years of days: the partial index holds those of pages that cannot be read.",
+        reads=frozenset({"organization", "integration"}),
+    ),
+    Hot(
         "forgotten days",
         lambda db: ledger.forgotten_days(db, FIRST, LAST),
         {"ingest_day_state_of_organization"},
