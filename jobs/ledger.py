@@ -94,12 +94,17 @@ def _squeezed(sql: str) -> str:
 
 # -- planning --------------------------------------------------------------------------------------------------------
 
-_EXPECT = """
+# Of an integration i and its organization o.
+_READABLE = "i.deleted_at IS NULL AND o.deleted_at IS NULL AND NOT i.disabled AND NOT i.in_between_steps"
+_ELIGIBLE = f"""
+{_READABLE} AND EXISTS (SELECT FROM metric_catalog c WHERE c.provider = i.provider AND c.supported)
+"""
+
+_EXPECT = f"""
 WITH eligible AS (
     SELECT i.id, i.organization_id, i.refresh_needed
     FROM integration i JOIN organization o ON o.id = i.organization_id
-    WHERE i.deleted_at IS NULL AND o.deleted_at IS NULL AND NOT i.disabled AND NOT i.in_between_steps
-      AND EXISTS (SELECT FROM metric_catalog c WHERE c.provider = i.provider AND c.supported)
+    WHERE {_ELIGIBLE}
       AND (%(organization)s::text IS NULL OR i.organization_id = %(organization)s)
 ), expected AS (
     INSERT INTO ingest_day_state AS s (integration_id, day, organization_id, queue, state, reason)
@@ -134,15 +139,14 @@ def expect(
     return (row[0], row[1]) if row else (0, 0)
 
 
-_REOPEN = """
+_REOPEN = f"""
 WITH again AS (
     SELECT s.integration_id, s.day
     FROM ingest_day_state s JOIN integration i ON i.id = s.integration_id
       JOIN organization o ON o.id = i.organization_id
     WHERE s.state = 'skipped' AND s.reason IN ('refresh_needed', 'disabled', 'in_between_steps')
       AND s.day >= current_date - %(days)s::integer AND s.organization_id = i.organization_id
-      AND i.deleted_at IS NULL AND o.deleted_at IS NULL
-      AND NOT i.disabled AND NOT i.in_between_steps AND NOT i.refresh_needed
+      AND {_READABLE} AND NOT i.refresh_needed
       AND (%(page)s::text IS NULL OR i.id = %(page)s)
     ORDER BY s.integration_id, s.day FOR NO KEY UPDATE OF s  -- in the order of all who lock several rows
 )
@@ -160,23 +164,20 @@ def reopen(connection: Connection[Any], *, max_age_days: int, integration_id: st
     return connection.execute(_REOPEN, {"days": max_age_days, "page": integration_id}).rowcount
 
 
-_FORGOTTEN = """
+_FORGOTTEN = f"""
 SELECT d.day::date FROM generate_series(%(first)s::date, %(last)s::date, interval '1 day') AS d(day)
--- A look by index for each organization. As a join, the planner of a young ledger would read all of it for each day,
--- up to the recent ones, which lie at its end.
-WHERE NOT EXISTS (
-    SELECT FROM organization o CROSS JOIN LATERAL (
-        SELECT FROM ingest_day_state s WHERE s.organization_id = o.id AND s.day = d.day::date LIMIT 1
-    ) AS kept)
-AND EXISTS (
-    SELECT FROM integration i WHERE i.created_at < d.day + interval '1 day' AND i.deleted_at IS NULL AND NOT i.disabled)
+WHERE EXISTS (
+    SELECT FROM integration i JOIN organization o ON o.id = i.organization_id
+    WHERE {_ELIGIBLE} AND i.created_at < d.day + interval '1 day'
+      -- A look by key for each page. As NOT EXISTS, the planner would read all of the ledger into a hash table.
+      AND (SELECT true FROM ingest_day_state s WHERE s.integration_id = i.id AND s.day = d.day::date LIMIT 1) IS NULL)
 ORDER BY 1 DESC
 """
 
 
 @fail_points
 def forgotten_days(connection: Connection[Any], first: dt.date, last: dt.date) -> list[dt.date]:
-    """Return the days from `first` to `last` that had pages to read and were never planned, newest first."""
+    """Return the days from `first` to `last` that were never planned for some page that was there, newest first."""
     return [day for (day,) in connection.execute(_FORGOTTEN, {"first": first, "last": last})]
 
 
@@ -233,7 +234,7 @@ def mark_dead(connection: Connection[Any], row: Open, *, error_class: str, reaso
 def mark_abandoned(connection: Connection[Any], integration_id: str, day: dt.date) -> bool:
     """Note that a person gave this day up, before its dead letter is removed; False when it is not open.
 
-    The day stays visible as missing and no plan brings it back.
+    The day stays visible as abandoned and no plan brings it back.
     """
     return _end(connection, integration_id, day, "abandoned", ("expected", "dead"))
 

@@ -122,7 +122,7 @@ class Reconcile:
         delivery.log.info("reconciled", extra={"enqueued": planned.enqueued, "aggregates": aggregates})
 
     def plan_forgotten(self) -> list[dt.date]:
-        """Plan the recent days that have no row in the ledger, and return them."""
+        """Plan the recent days that the ledger does not have of every page, and return them."""
         today = self._clock().date()
         span = (today - dt.timedelta(days=OLDEST_HOLE), today - dt.timedelta(days=YOUNGEST_HOLE))
         with self._pool.connection() as connection:

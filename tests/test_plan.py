@@ -211,6 +211,28 @@ def test_promise_7_a_day_whose_slot_was_lost_with_the_queue_is_planned_by_the_le
     assert len(world.ready()) == 4
 
 
+def test_one_page_that_was_read_by_hand_does_not_hide_that_nobody_planned_the_day(world: World) -> None:
+    """Whoever sees the hole first fills it for one page or one organization; it is a hole of all the others too."""
+    world.connect("org", "page", "second")
+    world.connect("other", "elsewhere")
+    world.db.execute("UPDATE integration SET created_at = %s", [NOW - dt.timedelta(days=3)])
+    day = NOW.date() - dt.timedelta(days=2)
+    world.plans.plan(NOW.date() - dt.timedelta(days=3))
+    world.provider.answers["page", day] = {VIEWS: 1}
+    world.ingest("org", "page", day)
+    assert world.reconciles.plan_forgotten() == [day]
+    states = world.fetch("SELECT integration_id, state FROM ingest_day_state WHERE day = %s ORDER BY 1", day)
+    assert states == [("elsewhere", "expected"), ("page", "done"), ("second", "expected")]
+
+
+@pytest.mark.parametrize("reason", ["disabled", "in_between_steps"])
+def test_a_page_that_nobody_reads_has_no_forgotten_days(world: World, reason: str) -> None:
+    """Else every reconcile would plan them anew, and say each time that nobody had."""
+    world.connect("org", "page")
+    world.db.execute(f"UPDATE integration SET created_at = %s, {reason} = true".encode(), [NOW - dt.timedelta(days=5)])
+    assert world.reconciles.plan_forgotten() == []
+
+
 def test_reconcile_enqueues_an_aggregate_whose_job_was_lost(world: World) -> None:
     """The worker died between its commit and the enqueue."""
     world.connect("org", "page")

@@ -135,8 +135,8 @@ HOT = [
     Hot(
         "forgotten days",
         lambda db: ledger.forgotten_days(db, FIRST, LAST),
-        {"ingest_day_state_of_organization"},
-        "Asked every five minutes: a row of the day is found by its organization, and the first ends the search.",
+        {"ingest_day_state_pkey"},
+        "Asked every five minutes: a look by key for each page and day, and the first that is missing ends it.",
         reads=frozenset({"organization", "integration"}),
     ),
     Hot(
