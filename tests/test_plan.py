@@ -233,6 +233,18 @@ def test_a_page_that_nobody_reads_has_no_forgotten_days(world: World, reason: st
     assert world.reconciles.plan_forgotten() == []
 
 
+def test_a_sum_whose_job_lies_dead_is_marked_once(world: World) -> None:
+    """Every reconcile marks what may become final; while nobody takes the mark away, one says it."""
+    world.connect("org", "page")
+    world.provider.answers["page", DAY] = {VIEWS: 1}
+    world.ingest("org", "page")
+    world.aggregate("org")
+    world.db.execute("UPDATE org_metric_daily SET is_final = false")
+    for _ in range(2):
+        world.reconciles.reconcile()
+    assert world.fetch("SELECT organization_id, day, reason FROM aggregate_dirty") == [("org", DAY, "final")]
+
+
 def test_reconcile_enqueues_an_aggregate_whose_job_was_lost(world: World) -> None:
     """The worker died between its commit and the enqueue."""
     world.connect("org", "page")

@@ -154,7 +154,7 @@ HOT = [
     Hot(
         "mark settled",
         lambda db: ledger.mark_settled(db, LAST),
-        {"org_metric_daily_provisional"},
+        {"org_metric_daily_provisional", "aggregate_dirty_of"},
         "Asked every five minutes of years of sums, nearly all of which are final: the partial index holds the rest.",
     ),
     Hot(
