@@ -134,22 +134,29 @@ class Reconcile:
     def reconcile(self) -> tuple[Planned, int]:
         """Enqueue what has not ended well of every day, and the aggregates that are due; return what was done.
 
-        A day that was skipped is among it once its page can be read again, however that came about. An aggregate is due when its day changed and waits for no page, or was planned longer ago than the deadline:
+        A day that was skipped is among it once its page can be read again, however that came about.
+
+        An aggregate is due when its day changed and waits for no page, or was planned longer ago than the deadline:
         then it says itself how incomplete it is.
         """
         now = self._clock()
         with self._pool.connection() as connection:
             ledger.reopen(connection, max_age_days=self._max_age_days)
+            ledger.mark_settled(connection, settled_before(now))
+        # Before the days: a backfill of years is millions of them, and may take all the time that there is.
+        created = self._enqueue_sums(now)
+        with self._pool.connection() as connection:
             days = ledger.open_days(connection)
-        planned = sum((self._plan.enqueue_open(day) for day in days), Planned())
+        return sum((self._plan.enqueue_open(day) for day in days), Planned()), created
+
+    def _enqueue_sums(self, now: dt.datetime) -> int:
         created = 0
         with self._pool.connection() as connection:
-            ledger.mark_settled(connection, settled_before(now))
             for chunk in ledger.due_everywhere(connection, now - self._deadline, chunk=CHUNK):
                 for queue, group in groupby(sorted(chunk, key=lambda due: due[2]), key=lambda due: due[2]):
                     answers = self._fan_in.enqueue([(id, day) for id, day, _ in group], queue=queue)
                     created += sum(answer.created for answer in answers)
-        return planned, created
+        return created
 
 
 def _queue_of(row: Open) -> str:

@@ -11,8 +11,8 @@ import pytest
 from redis import Redis
 
 from jobs import integrations, ledger, payloads
-from jobs.plan import Planned
-from redisq import Enqueued, Failure, Job, Permanent
+from jobs.plan import Plan, Planned
+from redisq import Enqueued, Failure, Job, Permanent, TimeLimitExceeded
 from redisq.queue import Queue
 from tests.pages import DAY, NOW, VIEWS, World, a_delivery, a_world
 from tests.test_ingest import EXPIRED
@@ -165,8 +165,8 @@ def test_a_day_that_was_skipped_for_another_reason_comes_back_with_the_next_plan
 
 @pytest.mark.parametrize("reason", ["refresh_needed", "disabled", "in_between_steps"])
 def test_reconcile_brings_back_what_was_skipped_of_a_page_that_can_be_read(world: World, reason: str) -> None:
-    """The plan of a day comes once, and a reconnect may commit while a plan or a job that saw the old page still writes:
-    whoever looks later must not find a day of a connected page that nobody will ever read."""
+    """The plan of a day comes once, and a reconnect may commit while a plan or a job that saw the old page still
+    writes: whoever looks later must not find a day of a connected page that nobody will ever read."""
     world.connect("org", "page", "waits")
     world.plans.plan(DAY)
     for page in ("page", "waits"):
@@ -243,6 +243,24 @@ def test_a_sum_whose_job_lies_dead_is_marked_once(world: World) -> None:
     for _ in range(2):
         world.reconciles.reconcile()
     assert world.fetch("SELECT organization_id, day, reason FROM aggregate_dirty") == [("org", DAY, "final")]
+
+
+def test_sums_do_not_wait_for_the_walk_over_all_days(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Years of days that wait for a backfill take minutes; the time limit must not strike before a sum's turn."""
+    world.connect("org", "page", "second")
+    world.provider.answers["page", DAY] = {VIEWS: 1}
+    world.ingest("org", "page")
+    world.plans.plan(BEFORE)
+    world.redis.flushall()
+
+    def never_ends(_plan: Plan, day: dt.date) -> Planned:
+        assert day == BEFORE
+        raise TimeLimitExceeded
+
+    monkeypatch.setattr(Plan, "enqueue_open", never_ends)
+    with pytest.raises(TimeLimitExceeded):
+        world.reconciles.reconcile()
+    assert world.ready() == [f"aggregate:org:{DAY}"]
 
 
 def test_reconcile_enqueues_an_aggregate_whose_job_was_lost(world: World) -> None:
