@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
+import psycopg
 from psycopg import Connection
+from redis import RedisError
 
 from jobs import incidents, integrations, ledger, payloads
 from jobs.aggregate import LOOKBACK_DAYS, Clock, FanIn
@@ -229,8 +231,18 @@ class Ingest:
             self._read(payload, delivery)
         finally:
             if days := self._under_way.end(where, payload.integrationId):
-                with self._pool.connection() as connection:
-                    self._fan_in.enqueue_due(connection, where[0], sorted(days), queue=delivery.job.queue)
+                self._enqueue_sums(where[0], sorted(days), delivery)
+
+    def _enqueue_sums(self, organization_id: str, days: list[dt.date], delivery: Delivery) -> None:
+        """Enqueue the sums that are due of `days`. What becomes of the page's own day does not hang on it.
+
+        Their marks are stored, and reconcile enqueues what could not be enqueued now.
+        """
+        try:
+            with self._pool.connection() as connection:
+                self._fan_in.enqueue_due(connection, organization_id, days, queue=delivery.job.queue)
+        except (RedisError, psycopg.Error) as error:
+            delivery.log.warning("the sums wait for reconcile", extra={"cause": f"{type(error).__name__}: {error}"})
 
     def _read(self, payload: payloads.Ingest, delivery: Delivery) -> None:
         """Read the page and store what it says; raise what the queue is asked.

@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
 
+import psycopg
 import pytest
 from redis import Redis
+from redis.exceptions import OutOfMemoryError
 
 from jobs import ingest, integrations, ledger, payloads
 from jobs.ingest import Ingest, days_to_read, days_to_sweep, seconds_until_over, tidy
@@ -332,6 +334,25 @@ def test_a_page_that_its_time_limit_cuts_at_its_end_holds_nobody_back(
     world.ingest("org", "second")
     world.ingest("org", "page")
     assert world.ready() == [AGGREGATE]
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError("OOM command not allowed"), psycopg.OperationalError("gone")])
+def test_a_sum_that_cannot_be_enqueued_costs_the_page_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A full Redis takes acks but no new jobs: the day is done, and would end as a dead letter after three calls."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.fan_in, "enqueue_due", refuse)
+        world.ingest("org", "page")
+        world.provider.answers["second", DAY] = EXPIRED
+        with pytest.raises(Permanent, match="token_expired"):
+            world.ingest("org", "second")
+    assert world.ready() == []
+    assert world.reconciles.reconcile()[1] == 1
 
 
 def test_a_backfilled_page_is_summed_up_on_the_backfill_queue(world: World) -> None:
