@@ -261,6 +261,7 @@ class Ingest:
             metrics = self._metrics_of(connection, integration.provider, now)
         today = now.astimezone(self._provider(integration).day_zone).date()
         outcome = self._ask(integration, metrics, days_to_read(entry.day, today))
+        now = self._clock()  # a pause counts from the answer, for which a slow provider may have taken its time
         _require_lease(delivery)
         with self._pool.connection() as connection:
             verdict = self._judge(connection, integration, entry, outcome, now, delivery)
@@ -268,7 +269,7 @@ class Ingest:
             sweep = days_to_sweep(entry.day, today)
             days = ledger.done_days(connection, entry.integration_id, entry.organization_id, sweep)
         if days and not any(map(ledger.wait_of, outcome.gates)):
-            self._sweep(integration, metrics, entry, days, delivery, now)
+            self._sweep(integration, metrics, entry, days, delivery)
 
     def _metrics_of(self, connection: Connection[Any], provider: str, now: dt.datetime) -> list[Metric]:
         """Return what to ask of the provider: the same for every page, so it is not looked up for each."""
@@ -355,7 +356,6 @@ class Ingest:
         entry: Entry,
         days: list[dt.date],
         delivery: Delivery,
-        now: dt.datetime,
     ) -> None:
         """Read `days`, which are done, again, now that the job's own is.
 
@@ -373,7 +373,7 @@ class Ingest:
         else:
             verdict = Verdict(done, answer=outcome, gates=outcome.gates)
         with self._pool.connection() as connection:
-            self._settle(connection, integration, verdict, now)
+            self._settle(connection, integration, verdict, self._clock())
 
     def _provider(self, integration: Integration) -> Provider:
         try:

@@ -478,6 +478,14 @@ def test_a_rate_limit_holds_back_the_whole_app_and_costs_nothing(world: World) -
     assert world.states()["second"] == ("done", None)
 
 
+def test_a_pause_counts_from_the_answer(world: World) -> None:
+    """A provider that is near its limit answers slowly; a minute counted from the question is half over by then."""
+    world.provider.gates = (Gate("page", "page", 60.0, 100.0, "x-page-usage"),)
+    meanwhile(world, lambda: setattr(world, "now", NOW + dt.timedelta(seconds=45)))
+    world.ingest("org", "page")
+    assert world.fetch("SELECT blocked_until FROM provider_gate") == [NOW + dt.timedelta(seconds=105)]
+
+
 @pytest.mark.parametrize("gates", [(), (Gate("page", "page", 0.0, 10.0, "x-app-usage"),)])
 def test_a_rate_limit_without_a_time_waits_a_minute(world: World, gates: tuple[Gate, ...]) -> None:
     """Limits come without any header, or with one that says nothing; asking again at once is a hot loop."""
