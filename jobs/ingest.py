@@ -17,15 +17,19 @@ from jobs import incidents, integrations, ledger, payloads
 from jobs.aggregate import LOOKBACK_DAYS, Clock, FanIn
 from jobs.database import Pool
 from jobs.integrations import Integration
-from jobs.ledger import Entry
+from jobs.ledger import Entry, Kept
 from jobs.providers.base import Answer, Gate, Metric, Page, Provider, ProviderError
 from jobs.vault import Vault, VaultError
 from redisq import Defer, Delivery, Permanent, Retry
 
-# Of a date older than this the provider's numbers have settled: it is a backfill, read alone.
+# Of a date older than this the provider's numbers have settled: it is a backfill, read together with the days before it
+# that wait too, as many as one call can carry. Two years of a page are nine calls.
 RECENT_DAYS = 3
+WINDOW_DAYS = 90
 # But now and then they are corrected later, so once a week four weeks are read again: those that end with a Sunday.
 SWEEP_DAYS, SWEEP_WEEKDAY = 28, 6
+WINDOW_WAIT = 5.0  # seconds; most calls take less, and bring the days that wait for them
+WINDOW_LIMIT = dt.timedelta(minutes=2)  # in which a job has ended, or its time limit has ended it
 PENDING_WAIT = 3600.0  # seconds; most metrics are refreshed once a day, some several times
 KEY_WAIT = 300.0  # seconds in which an operator may put a missing key back
 CATALOG_AGE = dt.timedelta(seconds=10)  # in which a change of the catalog reaches every worker
@@ -40,15 +44,20 @@ Ask = Defer | Permanent | Retry
 # -- the pure core ---------------------------------------------------------------------------------------------------
 
 
-def days_to_read(day: dt.date, today: dt.date) -> list[dt.date]:
-    """Return `day`, and for a recent one the days before it that the provider may still correct, oldest first."""
-    lookback = LOOKBACK_DAYS if (today - day).days <= RECENT_DAYS else 0
-    return [day - dt.timedelta(days=back) for back in range(lookback, -1, -1)]
+def is_recent(day: dt.date, today: dt.date) -> bool:
+    """Tell whether the provider may still correct the numbers of `day`."""
+    return (today - day).days <= RECENT_DAYS
+
+
+def days_before(day: dt.date, today: dt.date) -> list[dt.date]:
+    """Return the days that one call can carry with `day`, oldest first: for a recent one those to be read once more."""
+    lookback = LOOKBACK_DAYS if is_recent(day, today) else WINDOW_DAYS - 1
+    return [day - dt.timedelta(days=back) for back in range(lookback, 0, -1)]
 
 
 def days_to_sweep(day: dt.date, today: dt.date) -> list[dt.date]:
     """Return the days of four weeks before those that are read with a recent Sunday, oldest first; else none."""
-    if day.weekday() != SWEEP_WEEKDAY or (today - day).days > RECENT_DAYS:
+    if day.weekday() != SWEEP_WEEKDAY or not is_recent(day, today):
         return []
     return [day - dt.timedelta(days=back) for back in range(SWEEP_DAYS - 1, LOOKBACK_DAYS, -1)]
 
@@ -118,6 +127,11 @@ def put_off(entry: Entry, seconds: float, reason: str, detail: str, now: dt.date
         next_attempt_at=now + dt.timedelta(seconds=seconds),
     )
     return Verdict(waiting, Defer(seconds, reason, detail))
+
+
+def was_read_since(kept: Kept, at: float) -> bool:
+    """Tell whether the day was answered after the moment `at` (seconds): by the call of a later one, or by its own."""
+    return kept.state == "done" and kept.last_success_at is not None and kept.last_success_at.timestamp() > at
 
 
 def answered(entry: Entry, answer: Answer, now: dt.datetime) -> Verdict:
@@ -196,6 +210,30 @@ class _UnderWay:
             return self._changed.pop(where, set())
 
 
+class _Windows:
+    """The past days that this worker reads now. The latest of a page brings those before it, which wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()  # guards the days of each page, and since when
+        self._days: defaultdict[str, dict[dt.date, dt.datetime]] = defaultdict(dict)
+
+    def begin(self, page: str, day: dt.date, now: dt.datetime) -> bool:
+        """Add `day`, or return False: a later one is being read, and its call carries this one."""
+        with self._lock:
+            for later, since in self._days[page].items():
+                if dt.timedelta() < later - day < dt.timedelta(days=WINDOW_DAYS) and now - since < WINDOW_LIMIT:
+                    return False
+            self._days[page][day] = now
+            return True
+
+    def end(self, page: str, day: dt.date) -> None:
+        """Take `day` out, if it is in."""
+        with self._lock:
+            self._days[page].pop(day, None)
+            if not self._days[page]:
+                del self._days[page]
+
+
 class Ingest:
     """The handler of `ingest`."""
 
@@ -216,6 +254,7 @@ class Ingest:
         self._clock = clock
         self._max_age_days = max_age_days
         self._under_way = _UnderWay()
+        self._windows = _Windows()
         self._catalog: dict[str, tuple[dt.datetime, list[Metric]]] = {}  # when, and what, by provider
 
     def __call__(self, payload: payloads.Ingest, delivery: Delivery) -> None:
@@ -230,6 +269,7 @@ class Ingest:
         try:
             self._read(payload, delivery)
         finally:
+            self._windows.end(payload.integrationId, payload.day)
             if days := self._under_way.end(where, payload.integrationId):
                 self._enqueue_sums(where[0], sorted(days), delivery)
 
@@ -253,23 +293,45 @@ class Ingest:
         entry = _blank(payload, delivery)
         with self._pool.connection() as connection:
             integration = _owned(connection, payload)
-            verdict = self._without_a_call(connection, integration, entry, now)
+            verdict = self._without_a_call(connection, integration, entry, now, delivery)
             if verdict:
                 _require_lease(delivery)
                 self._settle(connection, integration, verdict, now)
                 return
             metrics = self._metrics_of(connection, integration.provider, now)
-        today = now.astimezone(self._provider(integration).day_zone).date()
-        outcome = self._ask(integration, metrics, days_to_read(entry.day, today))
+            today = self._today(integration, now)
+            earlier = self._days_before(connection, entry, today, delivery)
+        outcome = self._ask(integration, metrics, [*earlier, entry.day])
+        if earlier and isinstance(outcome, ProviderError) and outcome.is_unreadable:
+            outcome = self._ask(integration, metrics, [entry.day])  # it may be one of the others that is
         now = self._clock()  # a pause counts from the answer, for which a slow provider may have taken its time
         _require_lease(delivery)
         with self._pool.connection() as connection:
             verdict = self._judge(connection, integration, entry, outcome, now, delivery)
             self._settle(connection, integration, verdict, now)
             sweep = days_to_sweep(entry.day, today)
-            days = ledger.done_days(connection, entry.integration_id, entry.organization_id, sweep)
+            days = ledger.days_that_are(connection, ["done"], entry.integration_id, entry.organization_id, sweep)
         if days and not any(map(ledger.wait_of, outcome.gates)):
             self._sweep(integration, metrics, entry, days, delivery)
+
+    def _today(self, integration: Integration, now: dt.datetime) -> dt.date:
+        return now.astimezone(self._provider(integration).day_zone).date()
+
+    def _days_before(
+        self, connection: Connection[Any], entry: Entry, today: dt.date, delivery: Delivery
+    ) -> list[dt.date]:
+        """Return the days to read together with the entry's, oldest first.
+
+        A recent day's may have been corrected. A past one's are those that wait or have failed, and none at a second
+        attempt, for which one of them may be the cause.
+        """
+        if is_recent(entry.day, today):
+            return days_before(entry.day, today)
+        if delivery.attempt > 1:
+            return []
+        kept_by_provider = [day for day in days_before(entry.day, today) if (today - day).days <= self._max_age_days]
+        page, organization = entry.integration_id, entry.organization_id
+        return ledger.days_that_are(connection, ["expected", "dead"], page, organization, kept_by_provider)
 
     def _metrics_of(self, connection: Connection[Any], provider: str, now: dt.datetime) -> list[Metric]:
         """Return what to ask of the provider: the same for every page, so it is not looked up for each."""
@@ -279,13 +341,19 @@ class Ingest:
         return known[1]
 
     def _without_a_call(
-        self, connection: Connection[Any], integration: Integration, entry: Entry, now: dt.datetime
+        self,
+        connection: Connection[Any],
+        integration: Integration,
+        entry: Entry,
+        now: dt.datetime,
+        delivery: Delivery,
     ) -> Verdict | None:
         """Return the verdict on a day that the provider must not be asked for, None when it may be."""
         moved = integration.organization_id != entry.organization_id
         if why_not := "moved" if moved else integration.why_not():
             kept = ledger.kept(connection, entry.integration_id, entry.day)
-            if why_not == "refresh_needed" and kept and kept.state == "dead":
+            # Also when a later day's call has mended the day: only the letter tells of the page.
+            if why_not == "refresh_needed" and kept and kept.state in ("dead", "done"):
                 return still_dead(entry, integration.refresh_reason or why_not)
             return skipped(entry, why_not)
         if (now.date() - entry.day).days > self._max_age_days:
@@ -293,9 +361,19 @@ class Ingest:
         provider = self._provider(integration)
         if wait := seconds_until_over(entry.day, provider, now):
             return put_off(entry, wait, NOT_YET, f"{entry.day} is not over in {provider.day_zone}", now)
+        today = self._today(integration, now)
+        # Not for yesterday, which no call of a later day has brought, nor for a Sunday, whose job sweeps.
+        if (today - entry.day).days > 1 and not days_to_sweep(entry.day, today):
+            kept = ledger.kept(connection, entry.integration_id, entry.day)
+            if kept and was_read_since(kept, delivery.job.enqueued_at):
+                return Verdict(replace(entry, state="done"))  # as its row is, which is therefore left as it is
         if wait := integration.blocked_for(now):
             wait = max(wait, ledger.SHORTEST_BLOCK)
             return put_off(entry, wait, "rate_limited", "the provider asked for a pause", now)
+        if not is_recent(entry.day, today) and not self._windows.begin(entry.integration_id, entry.day, now):
+            return put_off(
+                entry, WINDOW_WAIT, "later_day_first", "a later day is being read, and this one with it", now
+            )
         # Last: who takes the probe will call.
         if integration.incident and not incidents.take_probe(connection, integration.provider, now):
             return held_back(entry, f"{integration.provider} refuses every page: see `redisq doctor`", now)

@@ -57,10 +57,11 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """For whom a day was planned, and what became of it."""
+    """For whom a day was planned, what became of it, and when it was last read."""
 
     organization_id: str
     state: State
+    last_success_at: dt.datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,22 +285,23 @@ def kept(connection: Connection[Any], integration_id: str, day: dt.date) -> Kept
     """Return what the ledger knows of the day, None when it was never planned or read."""
     with connection.cursor(row_factory=class_row(Kept)) as cursor:
         return cursor.execute(
-            "SELECT organization_id, state FROM ingest_day_state WHERE integration_id = %s AND day = %s",
+            "SELECT organization_id, state, last_success_at FROM ingest_day_state"
+            " WHERE integration_id = %s AND day = %s",
             [integration_id, day],
         ).fetchone()
 
 
 @fail_points
-def done_days(
-    connection: Connection[Any], integration_id: str, organization_id: str, days: Sequence[dt.date]
+def days_that_are(
+    connection: Connection[Any], states: Sequence[State], page: str, organization_id: str, days: Sequence[dt.date]
 ) -> list[dt.date]:
-    """Return those of `days` that are done and the organization's, in order."""
+    """Return those of a page's `days` that are in one of `states` and the organization's, in order."""
     if not days:
         return []
     rows = connection.execute(
         "SELECT day FROM ingest_day_state"
-        " WHERE integration_id = %s AND organization_id = %s AND day = ANY(%s) AND state = 'done' ORDER BY day",
-        [integration_id, organization_id, list(days)],
+        " WHERE integration_id = %s AND organization_id = %s AND day = ANY(%s) AND state = ANY(%s) ORDER BY day",
+        [page, organization_id, list(days), list(states)],
     )
     return [day for (day,) in rows]
 

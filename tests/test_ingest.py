@@ -14,9 +14,10 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
 from jobs import ingest, integrations, ledger, payloads
-from jobs.ingest import Ingest, days_to_read, days_to_sweep, seconds_until_over, tidy
+from jobs.ingest import Ingest, days_before, days_to_sweep, seconds_until_over, tidy
 from jobs.providers.base import Answer, Gate, Metric, ProviderError, Reading
 from jobs.providers.facebook import FacebookProvider
+from jobs.providers.insights import Window
 from jobs.simulator import Simulator
 from jobs.vault import Vault
 from redisq import Defer, Delivery, Permanent, Retry, TimeLimitExceeded
@@ -68,14 +69,20 @@ def meanwhile(world: World, action: Callable[[], object]) -> None:
 
 def test_a_recent_day_is_read_together_with_the_two_before_it() -> None:
     """Providers correct their numbers for two days, and one call can carry them all."""
-    assert days_to_read(DAY, DAY + dt.timedelta(days=3)) == [dt.date(2026, 3, 5), dt.date(2026, 3, 6), DAY]
-    assert days_to_read(DAY, DAY + dt.timedelta(days=4)) == [DAY]
+    assert days_before(DAY, DAY + dt.timedelta(days=3)) == [dt.date(2026, 3, 5), dt.date(2026, 3, 6)]
+
+
+def test_a_call_for_a_past_day_can_carry_89_before_it() -> None:
+    """More than 90 days the Graph API refuses."""
+    before = days_before(DAY, DAY + dt.timedelta(days=4))
+    assert before == [DAY - dt.timedelta(days=back) for back in range(89, 0, -1)]
+    Window.of([*before, DAY])
 
 
 def test_once_a_week_the_days_of_four_weeks_are_read_again() -> None:
     """Some numbers are corrected weeks later, and a day that nobody reads again keeps the wrong one for good."""
     four_weeks = [SUNDAY - dt.timedelta(days=back) for back in range(27, -1, -1)]
-    assert [*days_to_sweep(SUNDAY, MONDAY), *days_to_read(SUNDAY, MONDAY)] == four_weeks
+    assert [*days_to_sweep(SUNDAY, MONDAY), *days_before(SUNDAY, MONDAY), SUNDAY] == four_weeks
     assert days_to_sweep(SUNDAY, SUNDAY + dt.timedelta(days=4)) == []
     assert days_to_sweep(MONDAY, MONDAY + dt.timedelta(days=1)) == []
 
@@ -249,7 +256,7 @@ def test_only_what_is_done_is_read_again(world: World) -> None:
             [SUNDAY - dt.timedelta(days=back), "org" if state != "done" else "other", state],
         )
     world.ingest("org", "page", SUNDAY)
-    assert [days for _, days in world.provider.asked] == [tuple(days_to_read(SUNDAY, MONDAY)), (DAY,)]
+    assert [days for _, days in world.provider.asked] == [(*days_before(SUNDAY, MONDAY), SUNDAY), (DAY,)]
     assert world.fetch("SELECT count(*) FROM ingest_day_state WHERE state = 'done'") == [3]
 
 
@@ -362,6 +369,124 @@ def test_a_backfilled_page_is_summed_up_on_the_backfill_queue(world: World) -> N
     assert world.ready() == []
 
 
+# -- the past
+
+LONG_AGO = 1_700_000_000.0  # when these jobs were enqueued: before the provider was asked for anything
+
+
+def wait_for_it(world: World, *days: dt.date) -> None:
+    """Let `days` be expected, as after a backfill was planned."""
+    for day in days:
+        world.plans.plan(day, queue="backfill", organization_id="org")
+    world.redis.flushall()
+
+
+def back(days: int) -> dt.date:
+    return DAY - dt.timedelta(days=days)
+
+
+def test_two_years_of_a_page_are_nine_calls(world: World) -> None:
+    """A page with few followers has a budget of a few calls a day: one for each day would take months."""
+    world.db.execute(
+        "INSERT INTO ingest_day_state (integration_id, day, organization_id, queue)"
+        " SELECT 'page', %s::date - n, 'org', 'backfill' FROM generate_series(0, 720) AS n",
+        [DAY],
+    )
+    for days in range(721):
+        world.ingest("org", "page", back(days), enqueued_at=LONG_AGO)
+    assert len(world.provider.asked) == 9
+    assert world.fetch("SELECT DISTINCT state FROM ingest_day_state WHERE integration_id = 'page'") == ["done"]
+
+
+def test_a_past_day_brings_those_before_it_that_wait(world: World) -> None:
+    """Their own jobs find them done, and end without a call. What is done, or nobody asked for, is not read again."""
+    wait_for_it(world, DAY, back(1), back(3), back(89), back(90))
+    world.provider.answers = {("page", back(days)): {VIEWS: days} for days in range(100)}
+    world.ingest("org", "page", back(3), attempt=2)
+    world.ingest("org", "page", queue="backfill")
+    assert [days for _, days in world.provider.asked] == [(back(3),), (back(89), back(1), DAY)]
+    assert values(world, day=back(89)) == {VIEWS: 89}
+    for days in (1, 89):
+        world.ingest("org", "page", back(days), enqueued_at=LONG_AGO)
+    assert len(world.provider.asked) == 2
+    waiting = world.fetch("SELECT day FROM ingest_day_state WHERE integration_id = 'page' AND state <> 'done'")
+    assert waiting == [back(90)]
+
+
+def test_a_past_day_that_is_asked_for_again_is_read_again(world: World) -> None:
+    """Whoever enqueues a day that is done wants its numbers anew."""
+    world.ingest("org", "page")
+    world.provider.answers["page", DAY] = {VIEWS: 7}
+    world.ingest("org", "page")
+    assert values(world) == {VIEWS: 7}
+
+
+def test_a_past_day_waits_while_a_later_one_is_read(world: World) -> None:
+    """A worker starts dozens of a page's days together, and the first call to be answered brings the others."""
+    wait_for_it(world, DAY, back(1), back(90))
+    waits: list[Defer] = []
+
+    def earlier() -> None:
+        with pytest.raises(Defer, match="later_day_first") as asked:
+            world.ingest("org", "page", back(1), enqueued_at=LONG_AGO)
+        waits.append(asked.value)
+        world.ingest("org", "second", back(1))
+        world.ingest("org", "page", back(90))
+
+    meanwhile(world, earlier)
+    world.ingest("org", "page")
+    assert [wait.after for wait in waits] == [5.0]
+    assert [days for page, days in world.provider.asked if page == "page"] == [(back(1), DAY), (back(90),)]
+
+
+def test_a_past_day_does_not_wait_for_one_that_its_time_limit_cut_off(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Struck just before it says that it has ended, it would hold back the days before it until they die of waiting."""
+    wait_for_it(world, DAY, back(1))
+
+    def cut(*_: object) -> None:
+        raise TimeLimitExceeded
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest._Windows, "end", cut)
+        with pytest.raises(TimeLimitExceeded):
+            world.ingest("org", "page", attempt=2)
+    with pytest.raises(Defer, match="later_day_first"):
+        world.ingest("org", "page", back(1))
+    world.now += dt.timedelta(minutes=2)
+    world.ingest("org", "page", back(1))
+
+
+def test_a_second_attempt_of_a_past_day_is_alone(world: World) -> None:
+    """What failed may be the size of the call, or the numbers of another day."""
+    wait_for_it(world, DAY, back(1))
+    world.provider.answers["page", back(1)] = SERVER
+    with pytest.raises(Retry):
+        world.ingest("org", "page")
+    world.ingest("org", "page", attempt=2)
+    assert world.states()["page"] == ("done", None)
+
+
+def test_a_day_that_cannot_be_read_costs_no_other_its_numbers(world: World) -> None:
+    """One bad cell of an exported file is one day's, not ninety's."""
+    wait_for_it(world, DAY, back(1))
+    world.provider.answers["page", DAY] = {VIEWS: 3}
+    world.provider.answers["page", back(1)] = ProviderError("permanent", "malformed", "line 7: 'x' is no number")
+    world.ingest("org", "page")
+    assert values(world) == {VIEWS: 3}
+    with pytest.raises(Permanent, match="malformed"):
+        world.ingest("org", "page", back(1))
+
+
+def test_a_past_day_brings_none_that_the_provider_has_forgotten(world: World) -> None:
+    """It would refuse the whole call."""
+    last = NOW.date() - dt.timedelta(days=730)
+    wait_for_it(world, last, last - dt.timedelta(days=1))
+    world.ingest("org", "page", last)
+    assert [days for _, days in world.provider.asked] == [(last,)]
+
+
 # -- refusals
 
 
@@ -420,6 +545,41 @@ def test_the_dead_letter_of_a_page_that_must_be_connected_again_stays_one(world:
             world.ingest("org", "page")
     assert len(world.provider.asked) == 1
     assert world.states() == {"page": ("dead", "token_expired")}
+
+
+def test_a_dead_letter_that_tells_of_a_page_stays_though_its_day_was_mended(world: World) -> None:
+    """The later day's answer came while this day's call, the first to be refused, was in the air."""
+    world.now = NOW.replace(day=10)
+    later = DAY + dt.timedelta(days=1)
+    world.provider.answers["page", DAY] = EXPIRED
+    with pytest.raises(Permanent, match="token_expired"):
+        world.ingest("org", "page")
+    world.db.execute("UPDATE integration SET refresh_needed = false")
+    world.provider.answers["page", DAY] = {VIEWS: 1}
+    world.ingest("org", "page", later)
+    world.db.execute("UPDATE integration SET refresh_needed = true, refresh_reason = 'token_expired'")
+    assert world.states()["page"] == ("done", "read_with_later_day")
+    with pytest.raises(Permanent, match="token_expired"):
+        world.ingest("org", "page", enqueued_at=LONG_AGO)
+    assert world.states()["page"] == ("done", "read_with_later_day")
+
+
+def test_a_recent_day_that_a_later_one_has_brought_is_not_read_again(world: World) -> None:
+    """Three days planned together are two calls too many; and what is refused now would lie dead beside a done day."""
+    world.now = NOW.replace(day=10)
+    wait_for_it(world, DAY, DAY + dt.timedelta(days=1))
+    world.ingest("org", "page", DAY + dt.timedelta(days=1))
+    world.ingest("org", "page", enqueued_at=LONG_AGO)
+    assert len(world.provider.asked) == 1
+
+
+def test_a_sundays_job_reads_its_day_though_a_later_one_has_brought_it(world: World) -> None:
+    """Nobody else reads the weeks before."""
+    world.now = dt.datetime(2026, 4, 1, 13, 0, tzinfo=dt.UTC)
+    wait_for_it(world, SUNDAY, MONDAY)
+    world.ingest("org", "page", MONDAY)
+    world.ingest("org", "page", SUNDAY, enqueued_at=LONG_AGO)
+    assert [days[-1] for _, days in world.provider.asked] == [MONDAY, SUNDAY]
 
 
 def test_a_page_does_not_wait_for_its_owner_without_a_dead_letter(

@@ -128,6 +128,11 @@ class ProviderError(Exception):
         self.gates = gates
         super().__init__(f"{error_class}/{reason}: {self.detail}".removesuffix(": "))
 
+    @property
+    def is_unreadable(self) -> bool:
+        """Tell whether there is an answer that nobody can read, however often it is asked for."""
+        return (self.error_class, self.reason) == ("permanent", "malformed")
+
 
 class Provider(Protocol):
     """Reads pages. One object serves all slots of a worker at the same time."""

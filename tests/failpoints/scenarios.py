@@ -548,7 +548,7 @@ STORIES: dict[str, type[Story]] = {
         (
             *("expect", "open_rows", "mark_dead", "forgotten_days", "open_days", "due_everywhere", "mark_settled"),
             *("find", "kept", "reopen", "metrics_of", "close_gates", "set_refresh_needed", "record", "due_days"),
-            *("done_days", "aggregate", "is_marked"),
+            *("days_that_are", "aggregate", "is_marked"),
         ),
         Day,
     ),
