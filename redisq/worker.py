@@ -401,8 +401,8 @@ class Worker:
     # -- beginning a run -------------------------------------------------------------------------------------------
 
     def _startable(self, runs: list[Run]) -> list[Run]:
-        if runs and not self._pulse.holds(runs[0].epoch):
-            # We slept on the answer: what is still ours goes back, the rest was reaped.
+        if runs and (self._stops or not self._pulse.holds(runs[0].epoch)):
+            # We drain, or slept on the answer: what is still ours goes back, the rest was reaped.
             for run in runs:
                 del self._held[run.claimed.token]
             self._sweep_at = 0.0

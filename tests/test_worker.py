@@ -701,6 +701,24 @@ def test_a_claim_that_was_answered_after_the_lease_starts_nothing(
     assert not census(redis)["jobs"]
 
 
+def test_a_claim_that_is_answered_when_the_worker_drains_starts_nothing(
+    redis: Redis, redis_server: RedisServer, queue: Queue, stage: Stage
+) -> None:
+    """A busy worker has a claim in the air nearly always; each deploy would last as long as one more job."""
+    queue.enqueue(job("effect", 1))
+    load(redis)
+    with Proxy(redis_server.port) as proxy:
+        claim = proxy.lose(scripts.claim, reply=b"effect:1", how="hold")
+        with at_work(application(stage), proxy.url) as work:
+            eventually(lambda: claim.fired == 1, within=5)
+            work.worker.stop()
+            claim.release.set()
+            assert work.finish() == 0
+    assert stage.runs() == []
+    assert queue.where(["effect:1"]) == ["ready"]
+    assert_conserved(redis)
+
+
 def test_a_full_redis_is_drained_without_spinning(redis: Redis, redis_url: str, queue: Queue, stage: Stage) -> None:
     """BLMOVE is refused then; the script that pops first is not. An idle worker does not ask all the time either."""
     queue.enqueue_many([job("effect", n) for n in range(50)])
