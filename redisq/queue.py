@@ -8,7 +8,7 @@
    | with a delay   | |                           |  | beyond their limit
    |        promote | | requeue                   |  |
    |                | |                           v  v
-   '-----------> DELAYED <--- fail, defer, reap - DEAD -----> (gone)
+   '-----------> DELAYED <------ fail, defer ---- DEAD -----> (gone)
                                                       remove
 ```
 
@@ -43,7 +43,6 @@ BULK = 500  # jobs in one script: about 5 ms of the server's time
 BULK_BYTES = 2**20  # of envelopes, after which a script takes no more: large ones must not hold up the server either
 REAP = 100  # jobs moved by one reap or promote: about 1 ms
 EVERY_GHOST = "*"
-SUSPECTS_APART = 1.0  # seconds between jobs that were in two crashes together
 REPLICATION = 1.0  # seconds that an enqueue waits for replicas: less than a client waits for an answer
 _RUN = re.compile(rb"\S+ (\d+) (\d+) (\d+) \d+")  # the record that `prelude.lua` describes
 _NUMBER = re.compile(rb"\d{1,14}")
@@ -327,9 +326,9 @@ class Queue:
         worker has moved since, so that nothing was taken.
         """
         k = self.keys
-        keys = (k.workers, k.processing(worker), k.ready, k.runs, k.errors, k.dead, k.dead_index, k.totals, k.delayed)
+        keys = (k.workers, k.processing(worker), k.ready, k.runs, k.errors, k.dead, k.dead_index, k.totals)
         line = b"A" + CRASH.record(worker=worker)
-        args = (worker, beat, crashes, line, CRASHES.record(), REAP, _ms(SUSPECTS_APART), k.bell)
+        args = (worker, beat, crashes, line, CRASHES.record(), REAP)
         answer = scripts.reap(self._redis, keys, args)
         return tuple(answer) if answer else None
 

@@ -35,6 +35,10 @@ SWEEP = 5.0  # seconds between looks for ghosts
 RETURN = 35.0
 LEVELS = {"done": logging.INFO, "dead": logging.ERROR}  # of the line that tells where a job went; else a warning
 PARK_LIMIT = 24 * 3600.0  # seconds until such a job is dead
+# A job that was in so many crashes runs beside no other such one: together once more, the one that is the cause would
+# take the others to the dead letters. They come back so many seconds apart.
+SUSPECT, APART = 2, 1.0
+IS_SUSPECT = Failure("defer", "suspect", "it was in two crashes, and another such job runs on this worker")
 
 log = logging.getLogger("redisq.worker")
 
@@ -407,7 +411,21 @@ class Worker:
                 del self._held[run.claimed.token]
             self._sweep_at = 0.0
             return []
+        suspects = [run for run in runs if run.claimed.crashes >= SUSPECT]
+        if suspects:
+            self._keep_apart(suspects)
+            return [run for run in runs if run.outcome is None]
         return runs
+
+    def _keep_apart(self, suspects: list[Run]) -> None:
+        """Put these off but for one, and that one too while another runs."""
+        running = any(
+            run.claimed.crashes >= SUSPECT and run.outcome is None and run not in suspects
+            for run in self._held.values()
+        )
+        for place, run in enumerate(suspects if running else suspects[1:], 1):
+            run.outcome = Deferred(IS_SUSPECT, place * APART)
+            self._unsettled.append(run)
 
     def _holds(self, run: Run) -> bool:
         """Return whether `run` still owns its job; safe in every thread."""

@@ -67,7 +67,6 @@ KEEP: Mapping[str, Step] = {
     "workers": lambda queue, _: queue.workers(),
     "processing_lists": lambda queue, _: queue.processing_lists(),
     "reap": lambda queue, _: queue.reap("gone", "", crashes=3),
-    "reap_suspect": lambda queue, _: queue.reap("suspect", "", crashes=3),
     "reap_dead": lambda queue, _: queue.reap("gone", "", crashes=1),
 }
 STEPS: Mapping[str, Mapping[str, Step]] = {
@@ -138,11 +137,11 @@ def staged(admin: Redis) -> None:
     """Put a job into every state and a worker's run into every condition, and have Redis know no script."""
     admin.flushall()
     queue, k = Queue(admin, "default"), Queue(admin, "default").keys
-    queue.enqueue_many([_job(id) for id in ("gone", "suspect", "held", "dead", "ready")])
-    for worker, id in (("gone", "gone"), ("suspect", "suspect"), ("w", "held"), ("w", "dead")):
+    queue.enqueue_many([_job(id) for id in ("gone", "held", "dead", "ready")])
+    for worker, id in (("gone", "gone"), ("w", "held"), ("w", "dead")):
         queue.send([queue.claim(worker, 1)])
         token = "t.1" if id == "held" else "t.2"
-        admin.hset(k.runs, id, f"{token} 1 0 {1 if id == 'suspect' else 0} 0")
+        admin.hset(k.runs, id, f"{token} 1 0 0 0")
     queue.send([queue.bury("w", Claimed("dead", "t.2", b"", 0, 0), FAILURE)])
     queue.enqueue(_job("delayed"), delay=60.0)
     queue.enqueue(_job("due"), delay=1.0)

@@ -37,10 +37,7 @@ def queue(redis: Redis) -> Queue:
 
 HELD = Claimed("a", "t", job("a").encode(), 0, 0)
 BUSY = Failure("defer", "rate_limited")
-# Worker "w", which is gone, runs "a", which has been in a crash before.
-RUNNING = State(
-    processing={"w": ("a",)}, runs={"a": Run("t", deliveries=2, crashes=1)}, jobs=frozenset("a"), workers={"w": 7}
-)
+RUNNING = State(processing={"w": ("a",)}, runs={"a": Run("t", deliveries=1)}, jobs=frozenset("a"), workers={"w": 7})
 
 
 def _enqueue(queue: Queue) -> object:
@@ -55,11 +52,7 @@ def _defer(queue: Queue) -> object:
     return queue.send([queue.defer("w", HELD, BUSY, limit=60, delay=1.0)])
 
 
-def _reap(queue: Queue) -> object:
-    return queue.reap("w", "7", crashes=3)
-
-
-RINGERS = pytest.mark.parametrize("move", [_enqueue, _fail, _defer, _reap])
+RINGERS = pytest.mark.parametrize("move", [_enqueue, _fail, _defer])
 
 
 @contextmanager

@@ -505,17 +505,6 @@ def test_a_job_that_never_started_is_charged_no_crash(redis: Redis, queue: Queue
     assert read(redis) == State(ready=("a",), jobs=frozenset("a"))
 
 
-def test_jobs_that_crashed_together_twice_come_back_one_by_one(redis: Redis, queue: Queue) -> None:
-    """One of them is the cause. Run together once more, it would take the innocent ones to the dead letters."""
-    once = {id: Run("t", deliveries=1) for id in "ab"}
-    twice = {id: Run("t", deliveries=2, crashes=1) for id in "cde"}
-    put(redis, State(processing={"w": tuple("abcde")}, runs=once | twice, jobs=frozenset("abcde"), workers={"w": 7}))
-    assert queue.reap("w", "7", crashes=3) == (5, 0, 0)
-    after = read(redis)
-    assert set(after.ready) == {"a", "b"}
-    assert {id: round(seconds) for id, seconds in after.delayed.items()} == {"e": 3, "d": 2, "c": 1}
-
-
 def test_reap_twice_finds_nothing(redis: Redis, queue: Queue) -> None:
     """Two reapers are harmless: a second crash is not counted."""
     put(redis, GONE)

@@ -266,6 +266,31 @@ def test_a_job_that_began_before_a_pause_does_not_end_it(redis_url: str, queue: 
         assert crew.turns.paused
 
 
+def test_jobs_that_were_in_two_crashes_run_one_at_a_time(redis: Redis, redis_url: str, queue: Queue) -> None:
+    """One of them is the cause. Together once more, it would take the innocent ones to the dead letters, however long
+    they run and however many jobs wait before them."""
+    begun, go_on = SimpleQueue[str](), threading.Event()
+
+    def handler(task: Task, _delivery: Delivery) -> None:
+        begun.put(task.key)
+        go_on.wait(20)
+
+    queue.enqueue_many([job("hold", n) for n in range(5)])
+    redis.hset(queue.keys.runs, mapping={f"hold:{n}": "- 2 0 2 0" for n in range(3)})
+    with kept(redis_url), at_work(kinds(hold=handler), redis_url, slots=8):
+        running = {begun.get(timeout=5) for _ in range(3)}
+        assert running > {"3", "4"}
+        put_off = [f"hold:{n}" for n in range(3) if str(n) not in running]
+        for id in put_off:  # and put off again when its time has come
+            eventually(lambda id=id: (found := queue.explain(id)) and found.deliveries > 3, within=10)
+        assert begun.empty()
+        found = queue.explain(put_off[0])
+        assert found
+        assert (found.errors[-1]["reason"], found.attempts, found.crashes) == ("suspect", 0, 2)
+        go_on.set()
+        eventually(lambda: queue.where([f"hold:{n}" for n in range(5)]) == [None] * 5, within=10)
+
+
 def test_an_unforeseen_error_is_transient_and_keeps_its_traceback(redis_url: str, queue: Queue) -> None:
     """Whoever reads the dead letter must find the line of code."""
     registry = Registry([kind("fail", raising(KeyError("colour")), attempts=1)])
