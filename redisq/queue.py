@@ -42,9 +42,9 @@ from redisq.topology import home
 BULK = 500  # jobs in one script: about 5 ms of the server's time
 BULK_BYTES = 2**20  # of envelopes, after which a script takes no more: large ones must not hold up the server either
 REAP = 100  # jobs moved by one reap or promote: about 1 ms
-EVERY_GHOST = "*"
 REPLICATION = 1.0  # seconds that an enqueue waits for replicas: less than a client waits for an answer
 _RUN = re.compile(rb"\S+ (\d+) (\d+) (\d+) \d+")  # the record that `prelude.lua` describes
+_TOKEN = re.compile(rb"\S+")
 _NUMBER = re.compile(rb"\d{1,14}")
 
 R = TypeVar("R")
@@ -284,16 +284,18 @@ class Queue:
         return Call(scripts.bury, self._down(worker), args, _text)
 
     def release(self, worker: str, held: Iterable[tuple[str, str]]) -> Call[int]:
-        """Give back pairs of id and token, unharmed; the token `EVERY_GHOST` stands for whatever a lost claim set."""
+        """Give back pairs of id and token, unharmed."""
         k = self.keys
         args = [value for pair in held for value in pair]
         return Call(scripts.release, (k.processing(worker), k.runs, k.ready), args, int)
 
     @fail_points
-    def processing(self, worker: str) -> list[str]:
-        """Return the ids in a worker's processing list."""
-        [key] = wire(self.keys.processing(worker))
-        return _texts(self._redis.lrange(key, 0, -1))
+    def processing(self, worker: str) -> list[tuple[str, str]]:
+        """Return id and token of each job in a worker's processing list; one that was never started has token "-"."""
+        key, runs = wire(self.keys.processing(worker), self.keys.runs)
+        ids = self._redis.lrange(key, 0, -1)
+        records = self._redis.hmget(runs, ids) if ids else []
+        return [(_text(id), _token(record)) for id, record in zip(ids, records, strict=True)]
 
     def heartbeat(self, worker: str, info: Mapping[str, Argument]) -> bool:
         """Renew the worker's lease; False when it had none: at the first beat, or because it was reaped."""
@@ -500,6 +502,12 @@ def _text(value: Any) -> str:
 
 def _texts(values: Iterable[Any]) -> list[str]:
     return [_text(value) for value in values]
+
+
+def _token(record: Any) -> str:
+    # As `token_of` in `prelude.lua` has it.
+    found = _TOKEN.match(record or b"")
+    return _text(found[0]) if found else "-"
 
 
 def _words(value: Any) -> list[str]:

@@ -24,7 +24,7 @@ from redisq.job import Registry, context
 from redisq.lease import Pulse
 from redisq.logs import quick_record
 from redisq.outage import Outage, Patience
-from redisq.queue import EVERY_GHOST, Call, Claimed, Failure, Queue
+from redisq.queue import Call, Claimed, Failure, Queue
 from redisq.server import COMMAND_TIMEOUT, describe, require_fit
 from redisq.slots import Deferred, Done, Doomed, Failed, Paused, Run, Slots, Task, Turn
 
@@ -390,9 +390,9 @@ class Worker:
         self._sweep_at = now + SWEEP
         held = {run.claimed.id for run in self._held.values()}
         try:
-            ghosts = [id for id in self._queue.processing(self.id) if id not in held]
+            ghosts = [(id, token) for id, token in self._queue.processing(self.id) if id not in held]
             if ghosts:
-                self._queue.send([self._queue.release(self.id, [(id, EVERY_GHOST) for id in ghosts])])
+                self._queue.send([self._queue.release(self.id, ghosts)])
         except RedisError as error:
             self.outage.failed("look for ghosts", error)
             if not isinstance(error, ResponseError):
@@ -574,8 +574,8 @@ class Worker:
         self._held.clear()
         self._pulse.stop()
         try:
-            held = set(self._queue.processing(self.id)) - {id for id, _ in left}
-            back = left + [(id, EVERY_GHOST) for id in held]
+            ids = {id for id, _ in left}
+            back = left + [(id, token) for id, token in self._queue.processing(self.id) if id not in ids]
             released = self._queue.send([self._queue.release(self.id, back)])[0] if back else 0
             self._queue.retire(self.id)
         except RedisError as error:

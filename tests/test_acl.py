@@ -14,7 +14,7 @@ from redis.exceptions import AuthenticationError, ResponseError
 
 from jobs.servers import RedisServer
 from redisq import Failure, Job, Queue, Settings, connect
-from redisq.queue import EVERY_GHOST, Claimed
+from redisq.queue import Claimed
 from redisq.server import inspect_server, require_fit
 from tests.redis_users import ACL, USERS, acl_with_passwords, as_user, guarded_redis, password_of
 
@@ -82,7 +82,7 @@ STEPS: Mapping[str, Mapping[str, Step]] = {
         "defer": lambda queue, _: queue.send([queue.defer("w", HELD, FAILURE, limit=60.0, delay=1.0)]),
         "bury": lambda queue, _: queue.send([queue.bury("w", HELD, FAILURE)]),
         "processing": lambda queue, _: queue.processing("w"),
-        "release": lambda queue, _: queue.send([queue.release("w", [("held", EVERY_GHOST)])]),
+        "release": lambda queue, _: queue.send([queue.release("w", [("held", "t.1")])]),
         "retire": lambda queue, _: queue.retire("idle"),
     },
     "scheduler": {
@@ -186,7 +186,7 @@ def test_jobs_end_together_where_lrange_is_forbidden(admin: Redis, client_of: Ca
     [claimed] = queue.send([queue.claim("w", 3)])
     admin.execute_command("ACL", "SETUSER", "worker", "-lrange")
     assert queue.send([queue.ack("w", [(run.id, run.token) for run in claimed[:2]])]) == [[True, True]]
-    assert Queue(admin, "default").processing("w") == ["c"]
+    assert Queue(admin, "default").processing("w") == [("c", claimed[2].token)]
 
 
 @pytest.mark.parametrize("user", USERS)

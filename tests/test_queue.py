@@ -11,7 +11,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from redisq import BadJob, Failure, Job, Queue, Settings, connect
 from redisq.job import MAX_BYTES
-from redisq.queue import BULK, EVERY_GHOST, REAP, Claimed
+from redisq.queue import BULK, REAP, Claimed
 from tests.queue_state import KEYS, Run, State, job, put, read
 
 BOOM = Failure("transient", "boom", "it went boom")
@@ -349,18 +349,32 @@ def test_release_gives_back_at_no_cost_and_first_in_line(redis: Redis, queue: Qu
     )
 
 
-@pytest.mark.parametrize("run", [Run(), Run("token-of-a-lost-reply", deliveries=1)])
-def test_release_of_a_ghost_needs_no_token(redis: Redis, queue: Queue, run: Run) -> None:
+@pytest.mark.parametrize("run", [None, Run(), Run("token-of-a-lost-reply", deliveries=1)])
+def test_a_ghost_goes_back_with_the_token_that_its_lost_claim_set(redis: Redis, queue: Queue, run: Run | None) -> None:
     """A claim whose reply was lost left an id, and perhaps a token that nobody has seen."""
-    put(redis, RUNNING.but(runs={"a": run}))
-    assert queue.send([queue.release("w", [("a", EVERY_GHOST)])]) == [1]
-    assert read(redis) == RUNNING.but(ready=("a", "b"), processing={}, runs={"a": Run(deliveries=run.deliveries)})
+    put(redis, RUNNING.but(runs={"a": run} if run else {}))
+    assert queue.send([queue.release("w", queue.processing("w"))]) == [1]
+    deliveries = run.deliveries if run else 0
+    assert read(redis) == RUNNING.but(ready=("a", "b"), processing={}, runs={"a": Run(deliveries=deliveries)})
+
+
+def test_a_release_of_ghosts_that_comes_late_takes_nothing_from_the_delivery_that_followed(
+    redis: Redis, queue: Queue
+) -> None:
+    """Given up by its sender, and run by Redis when the job has gone back, and come again, by another call."""
+    put(redis, RUNNING)
+    late = queue.release("w", queue.processing("w"))
+    queue.send([late])
+    queue.send([queue.claim("w", 1)])
+    before = read(redis)
+    assert queue.send([late]) == [0]
+    assert read(redis) == before
 
 
 def test_release_of_a_ghost_takes_nothing_from_others(redis: Redis, queue: Queue) -> None:
     """Only the worker's own list is swept: the same id may run elsewhere by now."""
     put(redis, RUNNING)
-    assert queue.send([queue.release("other", [("a", EVERY_GHOST), ("b", EVERY_GHOST)])]) == [0]
+    assert queue.send([queue.release("other", [("a", "t"), ("b", "-")])]) == [0]
     assert read(redis) == RUNNING
 
 
@@ -743,7 +757,7 @@ def test_promise_6_what_cannot_be_read_is_buried_with_its_bytes(redis: Redis, fo
         redis.hset(KEYS.jobs, FOREIGN, envelope)
     [claimed] = foreign.send([foreign.claim("w", 1)])[0]
     assert claimed.envelope == envelope
-    assert foreign.processing("w") == [claimed.id]
+    assert foreign.processing("w") == [(claimed.id, claimed.token)]
     assert foreign.send([foreign.bury("w", claimed, Failure("unreadable", "bad_envelope"))]) == ["dead"]
     [letter] = foreign.dead_letters()
     assert (letter.id, letter.job, letter.envelope) == (claimed.id, None, envelope)
@@ -856,7 +870,7 @@ FREEING: dict[str, Callable[[Queue], object]] = {
     **{name: lambda queue, exit=exit: exit(queue, held("p")) for name, exit in EXITS.items()},
     "claim": lambda queue: queue.send([queue.claim("w", 1)])[0],
     "claim of a moved job": lambda queue: queue.send([queue.claim("w", 0, ["p"])])[0],
-    "release of a ghost": lambda queue: queue.send([queue.release("w", [("p", EVERY_GHOST)])])[0],
+    "release of a ghost": lambda queue: queue.send([queue.release("w", queue.processing("w"))])[0],
     "promote": lambda queue: queue.promote()[0],
     "reap": lambda queue: queue.reap("w", "7", crashes=3),
     "reap, last": lambda queue: queue.reap("w", "7", crashes=1),

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from redis import Redis
 
 from redisq import Failure, Queue, scripts
-from redisq.queue import EVERY_GHOST, Claimed
+from redisq.queue import Claimed
 from redisq.scripts import Script
 from tests.queue_state import KEYS, Run, State, job, put, read
 
@@ -241,13 +241,14 @@ class Machine(RuleBasedStateMachine):
         """Between two claims of its own, a worker returns what it does not hold."""
         tokens = {run.token for holder, run in self.given if holder == worker}
         rung = {id for holder, id in self.rung if holder == worker}
-        ids = self.queue.processing(worker)
-        assert ids == self.model.processing.get(worker, [])[::-1]
-        ghosts = [id for id in ids if self.model.runs.get(id, Run()).token not in tokens and id not in rung]
-        for id in ghosts:
-            assert self.model.leave(worker, id, self.model.runs.get(id, Run()).token)
+        found = self.queue.processing(worker)
+        ids = self.model.processing.get(worker, [])[::-1]
+        assert found == [(id, self.model.runs.get(id, Run()).token) for id in ids]
+        ghosts = [(id, token) for id, token in found if token not in tokens and id not in rung]
+        for id, token in ghosts:
+            assert self.model.leave(worker, id, token)
             self.model.ready.insert(0, id)
-        moved = self.queue.send([self.queue.release(worker, [(id, EVERY_GHOST) for id in reversed(ghosts)])])[0]
+        moved = self.queue.send([self.queue.release(worker, ghosts[::-1])])[0]
         assert moved == len(ghosts)
 
     # -- time and the loss of workers ------------------------------------------------------------------------------

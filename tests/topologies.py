@@ -325,7 +325,7 @@ def sent_once(url: str, node: Node, queue_name: str = "default") -> None:
             queue.await_ready("worker-1", 0.1)
         awake.join()
         taken = eventually(lambda: queue.processing("worker-1"), within=PATIENCE)
-        assert taken == ["effect:once-0"]
+        assert taken == [("effect:once-0", "-")]
         assert queue.counts()["ready"] == 2
 
 
