@@ -152,9 +152,19 @@ class _JobLog(logging.LoggerAdapter[logging.Logger]):
         return msg, {**kwargs, "extra": {**(self.extra or {}), **kwargs.get("extra", {})}}
 
 
-@cache  # so that a time limit does not strike while the lock of all loggers is being taken, which then stays taken
+@cache
 def _log_of(kind: str) -> logging.Logger:
     return logging.getLogger(f"redisq.job.{kind}")
+
+
+def make_logs(kinds: Iterable[str]) -> None:
+    """Make the loggers of handlers, and have them know their levels, before the first handler runs.
+
+    Both happen under the lock of all loggers, which stays taken for good when a time limit strikes as it is taken.
+    """
+    for kind in kinds:
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
+            _log_of(kind).isEnabledFor(level)
 
 
 class Delivery(NamedTuple):

@@ -20,7 +20,7 @@ from redisq.errors import (
     TimeLimitExceeded,
     UnknownKind,
 )
-from redisq.job import Delivery, Job, Kind, Registry
+from redisq.job import Delivery, Job, Kind, Registry, make_logs
 from redisq.queue import Claimed, Failure
 
 FRAMES = 12  # of a traceback that are kept, the innermost
@@ -138,6 +138,7 @@ class Slots:
         self._inbox: SimpleQueue[Task] = SimpleQueue()
         self._registry, self._queue, self._worker = registry, queue, worker
         self._holds, self._report, self._turn = holds, report, turn
+        make_logs(registry)
         for number in range(count):
             threading.Thread(target=self._work, name=f"slot-{number}", daemon=True).start()
 

@@ -20,7 +20,7 @@ from pythonjsonlogger.orjson import OrjsonFormatter
 from redisq import Delivery, Kind, Registry, redaction
 from redisq.logs import TurnHandler, log_json, quick_record
 from redisq.queue import Claimed
-from redisq.slots import Failed, Run, Slots
+from redisq.slots import Done, Failed, Run, Slots
 from tests.waiting import eventually
 
 
@@ -151,6 +151,22 @@ def test_a_time_limit_that_strikes_in_the_middle_of_a_line_leaves_the_log_to_oth
                 assert slots.interrupt(run, time.monotonic())
             assert {ended.get(timeout=5).outcome.__class__ for _ in runs} == {Failed}
         handler.setStream(sys.stderr)
+
+
+@pytest.mark.usefixtures("handler")
+def test_a_handler_that_logs_needs_no_lock_of_all_loggers() -> None:
+    """A time limit that struck while it is taken would leave it so: the claim loop stops at its next new line."""
+
+    def talk(_nothing: Nothing, delivery: Delivery) -> None:
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
+            delivery.log.log(level, "still here")
+
+    ended: SimpleQueue[Run] = SimpleQueue()
+    kind = Kind(name="nobody-has-logged", payload=Nothing, handler=talk)
+    slots = Slots(1, Registry([kind]), "default", "worker", lambda _run: True, ended.put, lambda: None)
+    with logging._lock:  # type: ignore[attr-defined]  # has no public name
+        slots.add(Run(Claimed("x:1", "token", kind.job(Nothing()).encode(), 0, 0), 0.0, 1))
+        assert isinstance(ended.get(timeout=5).outcome, Done)
 
 
 def test_a_line_has_what_the_library_would_write(handler: TurnHandler) -> None:
