@@ -90,11 +90,11 @@ class TurnHandler(logging.StreamHandler[Any]):
         if not self._waiting:
             return
         with self._writing:
-            lines, self._waiting = self._waiting, []
             # The disk of the log may be full, or its reader gone: there is nowhere left to say it.
             with suppress(OSError):
-                self.stream.write("\n".join([*lines, ""]))
+                self.stream.write("\n".join([*self._waiting, ""]))
                 self.stream.flush()
+            self._waiting.clear()  # last: what a time limit cuts off here is told once more and not lost
 
 
 class _JsonFormatter(OrjsonFormatter):

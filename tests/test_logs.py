@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import os
 import select
@@ -17,7 +18,7 @@ import orjson
 import pytest
 from pythonjsonlogger.orjson import OrjsonFormatter
 
-from redisq import Delivery, Kind, Registry, redaction
+from redisq import Delivery, Kind, Registry, TimeLimitExceeded, redaction
 from redisq.logs import TurnHandler, log_json, quick_record
 from redisq.queue import Claimed
 from redisq.slots import Done, Failed, Run, Slots
@@ -101,6 +102,22 @@ def test_a_full_disk_stops_nobody_and_the_log_goes_on_when_there_is_room(handler
         assert lines(out)[-1] == "there is room"
         handler.setStream(sys.stderr)
     os.close(out)
+
+
+def test_lines_are_not_lost_when_a_time_limit_strikes_their_writer(handler: TurnHandler, written: int) -> None:
+    """A handler's own line writes what the claim loop has told of other jobs."""
+
+    class Struck(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise TimeLimitExceeded
+
+    WORKER.info("job done")
+    stream, handler.stream = handler.stream, Struck()
+    with pytest.raises(TimeLimitExceeded):
+        JOB.info("still here")
+    handler.stream = stream
+    handler.flush()
+    assert lines(written) == ["job done", "still here"]
 
 
 def test_a_turn_with_nothing_to_tell_waits_for_nobody(handler: TurnHandler) -> None:
