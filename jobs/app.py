@@ -19,7 +19,7 @@ from jobs.providers.csvfiles import CsvProvider
 from jobs.providers.facebook import FacebookProvider
 from jobs.settings import JobSettings
 from jobs.vault import Vault, VaultError
-from redisq import Backoff, BadSettings, Delivery, Kind, Queue, Registry, Settings, connect
+from redisq import Backoff, BadSettings, Delivery, Kind, Permanent, Queue, Registry, Retry, Settings, connect
 
 BACKFILL = "backfill"
 
@@ -61,7 +61,8 @@ class Application:
                     handler=self._reconcile,
                     key=_all,
                     time_limit=600.0,
-                    # It is never given up: every later slot would find its dead letter and put nothing in.
+                    # It is given up only when it takes its worker down again and again: every later slot would find
+                    # its dead letter and put nothing in.
                     attempts=1_000_000,
                     backoff=Backoff(cap=300.0),
                     defer_limit=366 * 86400.0,
@@ -145,8 +146,11 @@ class Application:
             self._handlers.plan(payload, delivery)
 
     def _reconcile(self, payload: payloads.Reconcile, delivery: Delivery) -> None:
-        with database_errors():
-            self._handlers.reconcile(payload, delivery)
+        try:
+            with database_errors():
+                self._handlers.reconcile(payload, delivery)
+        except Permanent as error:
+            raise Retry(error.reason, error.detail) from error
 
 
 def _page_day(payload: payloads.Ingest) -> str:

@@ -6,13 +6,16 @@ import datetime as dt
 import gc
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 
+import psycopg
 import pytest
 from redis import Redis
 
 from jobs import integrations, ledger, payloads
+from jobs.app import Application
 from jobs.plan import Plan, Planned
-from redisq import Enqueued, Failure, Job, Permanent, TimeLimitExceeded
+from redisq import Enqueued, Failure, Job, Permanent, Retry, TimeLimitExceeded
 from redisq.queue import Queue
 from tests.pages import DAY, NOW, VIEWS, World, a_delivery, a_world
 from tests.test_ingest import EXPIRED
@@ -261,6 +264,19 @@ def test_sums_do_not_wait_for_the_walk_over_all_days(world: World, monkeypatch: 
     with pytest.raises(TimeLimitExceeded):
         world.reconciles.reconcile()
     assert world.ready() == [f"aggregate:org:{DAY}"]
+
+
+def test_reconcile_is_not_given_up_for_what_the_database_refuses() -> None:
+    """One row that it cannot write would end what brings all others back, until somebody requeues a dead letter."""
+
+    def refuse(*_: object) -> None:
+        raise psycopg.errors.NumericValueOutOfRange("integer out of range")
+
+    application = Application({})
+    vars(application)["_handlers"] = SimpleNamespace(reconcile=refuse)
+    kind = application.registry["reconcile"]
+    with pytest.raises(Retry, match="database_refused"):
+        kind.handler(payloads.Reconcile(), a_delivery(kind.job(payloads.Reconcile())))
 
 
 def test_reconcile_enqueues_an_aggregate_whose_job_was_lost(world: World) -> None:
