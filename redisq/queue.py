@@ -77,7 +77,7 @@ class Claimed(NamedTuple):
 class Failure:
     """Why a run ended badly, or was put off. Texts are redacted when they are stored."""
 
-    error_class: str  # transient, permanent, defer, timeout, crash, or one of `Worker`'s own
+    error_class: str  # transient, permanent, defer, timeout, crash, parked or unreadable
     reason: str
     detail: str = ""
     traceback: str = ""

@@ -220,12 +220,12 @@ class Scheduler:
             try:
                 wait = self._tick()
             except RedisError as error:
-                self._outage.failed("scheduler", error)
+                self._outage.failed("tick", error)
                 self.connected = False
                 self._bell.hang_up()  # what has broken our connection may be unknown to the bell's
                 self._stop.wait(RETRY)
             else:
-                self._outage.worked("scheduler")
+                self._outage.worked("tick")
                 self.connected = True
                 self._listen(min(wait, TURN))
             self.ticked = time.monotonic()
