@@ -22,7 +22,7 @@ DROPIN := $(DESTDIR)$(UNITDIR)/redisq-worker@.service.d
 help:
 	@echo "make demo         twenty synthetic pages, fourteen days, through a private Redis and PostgreSQL"
 	@echo "make test         every test this machine can run but chaos and fail points; test-quick leaves out the slow ones"
-	@echo "make check        lint, types and every test; units for the systemd units alone"
+	@echo "make check        lint, types and make test; units for the systemd units alone"
 	@echo "make bench        redisq beside its peers, written to docs/; bench-quick: redisq and bare loops, in half a minute"
 	@echo "make failpoints   a strike at every point around a call to a server, as CI does it"
 	@echo "make test-chaos   five seeds of chaos, as CI runs them"
