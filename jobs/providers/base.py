@@ -85,12 +85,11 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One reading for every asked metric and day, the moment of asking (UTC), and what it cost."""
+    """One reading for every asked metric and day, and the moment of asking (UTC)."""
 
     readings: tuple[Reading, ...]
     fetched_at: datetime
     gates: tuple[Gate, ...] = ()
-    calls: int = 0
 
 
 class ProviderError(Exception):

@@ -75,7 +75,7 @@ class FacebookProvider:
             )
         except UnusableBody as error:
             raise conversation.error(Failure("transient", "malformed", str(error), http_status=200)) from None
-        return Answer(readings, now, merged(conversation.gates), conversation.calls)
+        return Answer(readings, now, merged(conversation.gates))
 
     def close(self) -> None:
         """Close the connections; a read that is waiting goes on at once."""
@@ -114,10 +114,9 @@ class FacebookProvider:
 
 
 class _Conversation:
-    """One read of one page: the calls it makes and the gates it meets."""
+    """One read of one page, and the gates it meets."""
 
     def __init__(self, graph: Graph, page: Page, window: Window, confirm: Callable[[], None]) -> None:
-        self.calls = 0
         self.gates: list[Gate] = []
         self._graph = graph
         self._page = page
@@ -161,7 +160,6 @@ class _Conversation:
         )
 
     def _call(self, names: list[str]) -> Document | Failure:
-        self.calls += 1
         exchange = self._graph.get(
             f"{quote(self._page.page_id, safe='')}/insights",
             {
