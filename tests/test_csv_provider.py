@@ -113,7 +113,6 @@ def test_page_id_never_leads_out_of_the_directory(tmp_path: Path, page_id: str) 
     assert error_of(CsvProvider(tmp_path / "files"), page_id).reason == "object_not_found"
 
 
-def test_day_zone_is_utc_unless_given(tmp_path: Path) -> None:
-    """The planner asks the provider when a day ends."""
+def test_days_are_those_of_utc(tmp_path: Path) -> None:
+    """When a day is over is asked of the provider."""
     assert CsvProvider(tmp_path).day_zone == ZoneInfo("UTC")
-    assert CsvProvider(tmp_path, day_zone=ZoneInfo("Asia/Bangkok")).day_zone.key == "Asia/Bangkok"

@@ -7,9 +7,9 @@ The file of a page is `<page id>.csv` in one directory, UTF-8, with a header lin
     2026-03-07,page_views_total,1204
     2026-03-07,page_follows,88.5
 
-`date` is ISO 8601, `value` a plain decimal number. A row that is absent, or whose value is empty, is a day without
-data. Of two rows for one date and metric the later counts, so a correction can be appended. Write a new file
-beside the old one and rename it, or a job may read half of it.
+`date` is ISO 8601 and a day of UTC, `value` a plain decimal number. A row that is absent, or whose value is empty, is
+a day without data. Of two rows for one date and metric the later counts, so a correction can be appended. Write a new
+file beside the old one and rename it, or a job may read half of it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,9 @@ class CsvProvider:
     """Reads pages from the files of a directory, anew for each read."""
 
     name = "csv"
+    day_zone = ZoneInfo("UTC")
 
-    def __init__(self, directory: Path, *, day_zone: ZoneInfo | None = None) -> None:
-        """`day_zone` is where the days of the files begin and end; UTC when not given."""
-        self.day_zone = day_zone or ZoneInfo("UTC")
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def read(self, page: Page, days: Sequence[date], metrics: Sequence[Metric]) -> Answer:
