@@ -17,7 +17,6 @@ from jobs.providers.graph import Graph
 from jobs.providers.insights import DAY_ZONE, Buckets, Window, reading, series
 from jobs.providers.usage import gates, merged
 
-BASE_URL = "https://graph.facebook.com"
 VERSION = "v25.0"
 
 _SENDABLE = re.compile(r"[\x21-\x7e]+")
@@ -32,7 +31,7 @@ class FacebookProvider:
     def __init__(
         self,
         *,
-        base_url: str = BASE_URL,
+        base_url: str,
         version: str = VERSION,
         app_secret: str | None = None,
         total_deadline: float = 30.0,
