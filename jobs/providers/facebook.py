@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from functools import partial
-from threading import Event, Lock
+from threading import Lock
+from time import sleep
 from urllib.parse import quote
 
 from jobs.providers.base import Answer, Gate, Metric, Page, ProviderError, Reading
@@ -52,7 +53,6 @@ class FacebookProvider:
         self._confirm_after = confirm_after
         self._clock = clock
         self._refusals = _Refusals()
-        self._closed = Event()
 
     def read(self, page: Page, days: Sequence[date], metrics: Sequence[Metric]) -> Answer:
         """Return one reading for each metric and day, in that order.
@@ -62,7 +62,7 @@ class FacebookProvider:
         """
         window, now = Window.of(days), self._clock()
         names = list(dict.fromkeys(m.name for m in metrics if any(map(m.covers, window.days))))
-        conversation = _Conversation(self._graph, page, window, self._confirm)
+        conversation = _Conversation(self._graph, page, window, self._confirm_after)
         try:
             found = self._collect(conversation, self._refusals.without(names, now.date()), now.date())
             readings = tuple(
@@ -77,12 +77,8 @@ class FacebookProvider:
         return Answer(readings, now, merged(conversation.gates))
 
     def close(self) -> None:
-        """Close the connections; a read that is waiting goes on at once."""
-        self._closed.set()
+        """Close the connections."""
         self._graph.close()
-
-    def _confirm(self) -> None:
-        self._closed.wait(self._confirm_after)
 
     def _collect(self, conversation: _Conversation, names: list[str], today: date) -> dict[str, Buckets]:
         """Return the buckets of every metric that the API accepts; it refuses a call for one bad name in it.
@@ -115,12 +111,12 @@ class FacebookProvider:
 class _Conversation:
     """One read of one page, and the gates it meets."""
 
-    def __init__(self, graph: Graph, page: Page, window: Window, confirm: Callable[[], None]) -> None:
+    def __init__(self, graph: Graph, page: Page, window: Window, confirm_after: float) -> None:
         self.gates: list[Gate] = []
         self._graph = graph
         self._page = page
         self._window = window
-        self._confirm = confirm
+        self._confirm_after = confirm_after
         if not _SENDABLE.fullmatch(page.token):
             detail = "the stored token is empty or holds characters that no token has"
             raise ProviderError("permanent", "token_invalid", detail, needs_reconnect=True)
@@ -133,7 +129,7 @@ class _Conversation:
         outcome = self._call(names)
         if isinstance(outcome, Failure) and outcome.reason == "object_not_found":
             # Seen for pages that are there: throttling, or a replica that lags behind.
-            self._confirm()
+            sleep(self._confirm_after)
             outcome = self._call(names)
         if isinstance(outcome, dict):
             found = series(outcome["data"], self._page.page_id)
