@@ -41,6 +41,24 @@ def test_rows_become_readings_and_gaps_stay_gaps(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("rows", "status"),
+    [
+        ("", "pending"),
+        ("2026-03-06,views,1\n2026-03-05,views,1\n", "pending"),
+        ("2026-03-08,views,1\n2026-03-06,views,1\n", "no_data"),
+        ("2026-03-07,follows,1\n", "no_data"),
+        ("2026-03-07,views,\n", "no_data"),
+    ],
+    ids=["no row at all", "ends the day before", "goes on", "has another metric", "says so"],
+)
+def test_day_that_the_file_does_not_reach_is_pending(tmp_path: Path, rows: str, status: str) -> None:
+    """Exports come late too; as a day without data it would be done, and its numbers never asked for again."""
+    provider = written(tmp_path, f"date,metric,value\n{rows}")
+    (reading,) = provider.read(page(), [DAY], [VIEWS]).readings
+    assert (reading.status, reading.value) == (status, None)
+
+
 def test_spreadsheet_habits_are_understood(tmp_path: Path) -> None:
     """A byte order mark, CRLF, further columns, another order and blanks are what exports look like."""
     provider = written(tmp_path, b"\xef\xbb\xbfvalue,note,metric,date\r\n 9007199254740993 ,x,views,2026-03-07\r\n")

@@ -7,9 +7,10 @@ The file of a page is `<page id>.csv` in one directory, UTF-8, with a header lin
     2026-03-07,page_views_total,1204
     2026-03-07,page_follows,88.5
 
-`date` is ISO 8601 and a day of UTC, `value` a plain decimal number. A row that is absent, or whose value is empty, is
-a day without data. Of two rows for one date and metric the later counts, so a correction can be appended. Write a new
-file beside the old one and rename it, or a job may read half of it.
+`date` is ISO 8601 and a day of UTC, `value` a plain decimal number, empty for a day without data. An absent row says
+the same up to the newest date in the file, whatever its metric: so write all rows of a day at once. Later days are not
+exported yet, and are asked for again. Of two rows for one date and metric the later counts, so a correction can be
+appended. Write a new file beside the old one and rename it, or a job may read half of it.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class CsvProvider:
         """
         now = datetime.now(UTC)
         wanted = {(day, metric.name) for metric in metrics for day in days}
-        cells = self._cells(self._file(page.page_id), wanted)
-        readings = tuple(_reading(metric, day, cells) for metric in metrics for day in sorted(set(days)))
+        cells, newest = self._cells(self._file(page.page_id), wanted)
+        readings = tuple(_reading(metric, day, cells, newest) for metric in metrics for day in sorted(set(days)))
         return Answer(readings, now)
 
     def close(self) -> None:
@@ -59,11 +60,15 @@ class CsvProvider:
             raise ProviderError("permanent", "object_not_found", f"{page_id!r} cannot name a file")
         return self._directory / f"{page_id}.csv"
 
-    def _cells(self, file: Path, wanted: set[tuple[date, str]]) -> Cells:
+    def _cells(self, file: Path, wanted: set[tuple[date, str]]) -> tuple[Cells, date]:
+        """Return what the file has of `wanted`, and its newest date: `date.min` when it has no row."""
         cells: Cells = {}
+        newest = date.min
         try:
             for line, row in _rows(file):
-                cell = (_date(file, line, row["date"]), row["metric"].strip())
+                day = _date(file, line, row["date"])
+                newest = max(newest, day)
+                cell = (day, row["metric"].strip())
                 if cell in wanted:
                     cells[cell] = _value(file, line, row["value"])
         except FileNotFoundError:
@@ -73,7 +78,7 @@ class CsvProvider:
             raise ProviderError("permanent", "object_not_found", f"there is no {file.name}") from None
         except OSError as error:
             raise ProviderError("transient", "unreadable", f"{file.name}: {error.strerror}") from None
-        return cells
+        return cells, newest
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -90,9 +95,11 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
             raise _malformed(file, reader.line_num + 1, f"not CSV in UTF-8: {error}") from None
 
 
-def _reading(metric: Metric, day: date, cells: Cells) -> Reading:
+def _reading(metric: Metric, day: date, cells: Cells, newest: date) -> Reading:
     if not metric.covers(day):
         return Reading(metric.name, day, "unsupported")
+    if day > newest:
+        return Reading(metric.name, day, "pending")
     value = cells.get((day, metric.name))
     return Reading(metric.name, day, "no_data" if value is None else "value", value)
 
