@@ -137,6 +137,26 @@ def test_unknown_code_is_judged_by_status_and_keeps_its_code(status: int, error_
     assert not failure.needs_reconnect
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "fault"),
+    [
+        (400, error_body(3), "app"),
+        (400, error_body(100, message="API calls from the server require an appsecret_proof argument"), "app"),
+        (400, error_body(100), "unclear"),
+        (400, error_body(100, message="(#100) The value must be a valid insights metric"), "unclear"),
+        (400, error_body(987654), "unclear"),
+        (404, b"<html>no such route</html>", "unclear"),
+        (400, error_body(803), "page"),
+        (400, error_body(100, 33), "page"),
+        (400, error_body(190, 463), "page"),
+        (403, error_body(10), "page"),
+    ],
+)
+def test_a_refusal_is_the_pages_own_only_when_it_says_so(status: int, body: bytes, fault: str) -> None:
+    """A page is given up at its first call for a fault of its own: for one of ours, thousands would be."""
+    assert judge(status, body).fault == fault
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>490 190</html>", b"{", b"[]", b'{"error":"190"}', b"\xff", b"[" * 9999])
 @pytest.mark.parametrize(
     ("status", "error_class", "reason"),

@@ -789,6 +789,7 @@ def graph(world: World, simulator: Simulator) -> Iterator[World]:
         ("error-3", Defer, ("expected", "defer", "app"), 1, False),
         ("error-101", Defer, ("expected", "defer", "app"), 1, False),
         ("error-2500", Defer, ("expected", "defer", "request"), 1, False),
+        ("error-987654", Defer, ("expected", "defer", "unclassified"), 1, False),
         ("error-100-33", Permanent, ("dead", "permanent", "object_not_found"), 2, False),
         ("error-803", Permanent, ("dead", "permanent", "request"), 1, False),
     ],

@@ -22,6 +22,7 @@ _PERMISSION = frozenset({10, *range(200, 300)})
 _APP = frozenset({3, 12, 101})  # no such right, no such version any more, no such app
 _REQUEST = frozenset({100, 803, 2500, 3001})
 _NO_SUCH_OBJECT = 803  # as a request it can be wrong for one page alone
+_UNCLEAR = frozenset({"request", "invalid_metric", "unclassified"})  # the last: a proxy's page, a code of next year
 _TOKEN_REASONS = {
     458: "token_app_removed",
     459: "token_checkpoint",
@@ -62,8 +63,8 @@ class Failure:
         """Tell whether the refusal is about the page, about our app, or may be either."""
         if self.reason == "app":
             return "app"
-        is_request = self.reason in ("request", "invalid_metric") and self.code != _NO_SUCH_OBJECT
-        return "unclear" if is_request else "page"
+        is_unclear = self.reason in _UNCLEAR and self.code != _NO_SUCH_OBJECT
+        return "unclear" if is_unclear else "page"
 
 
 def classify(
