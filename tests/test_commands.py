@@ -2,6 +2,8 @@
 
 import datetime as dt
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,17 @@ import psycopg
 import pytest
 from redis import Redis
 
+from jobs import ledger
 from jobs.app import application
+from jobs.ledger import Entry
 from jobs.program import PROGRAM
+from jobs.providers.base import Answer, Reading
 from jobs.vault import Vault
 from redisq import Job, Queue
 from tests.many_pages import many_pages
 from tests.program import NOWHERE, Shell, bury, ingest
 from tests.roles import as_services
+from tests.waiting import eventually
 
 TOKEN = "EAAB-canary-token"
 TODAY = dt.datetime.now(dt.UTC).date()
@@ -242,6 +248,37 @@ def test_removed_dead_letter_is_abandoned_in_the_ledger(
     assert states(rows) == {day.isoformat(): "abandoned"}
     backfill = shell.json("backfill", "--org", "acme", "--from", day.isoformat(), "--to", day.isoformat())
     assert backfill["enqueued"] == 0
+
+
+def test_removing_dead_letters_and_a_run_that_heals_their_days_take_turns(
+    shell: Shell, rows: psycopg.Connection[Any], redis: Redis, database: str
+) -> None:
+    """Letters come newest first, the days of a window oldest first: the database would end one of the two."""
+    add(shell)
+    first, second, last = (TODAY - dt.timedelta(days=back) for back in (7, 6, 5))
+    for day in (first, second):
+        write_day(rows, day, "dead")
+        bury(redis, ingest(date=day.isoformat()))
+    numbers = tuple(Reading("page_media_view", day, "value", Decimal(1)) for day in (first, second, last))
+    entry = Entry(integration_id="fb-1", organization_id="acme", day=last, queue="default", run_id="run", state="done")
+
+    def read_later_day() -> None:
+        with psycopg.connect(database, autocommit=True) as connection:
+            ledger.record(connection, entry, "facebook", Answer(numbers, dt.datetime.now(dt.UTC)))
+
+    def waiting(transactions: int) -> bool:
+        return rows.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchall() == [(transactions,)]
+
+    with ThreadPoolExecutor(2) as threads, psycopg.connect(database) as holder:
+        holder.execute("SELECT FROM ingest_day_state WHERE day = %s FOR UPDATE", [second])
+        removed = threads.submit(shell.run, "dlq", "remove", "--all", "--yes")
+        eventually(lambda: waiting(1), within=30)
+        healed = threads.submit(read_later_day)
+        eventually(lambda: waiting(2), within=30)
+        holder.rollback()
+        healed.result(30)
+        assert removed.result(30).returncode == 0
+    assert states(rows) == {first.isoformat(): "abandoned", second.isoformat(): "abandoned", last.isoformat(): "done"}
 
 
 def test_dead_letter_with_a_bad_payload_can_be_removed(shell: Shell, redis: Redis) -> None:

@@ -48,10 +48,11 @@ def _complaint(connection: Connection[Any], job: Job) -> str | None:
 
 def abandon(jobs: Sequence[Job]) -> None:
     """Note in the ledger that an operator gives up these days, so that no plan brings them back."""
-    given_up = [found for job in jobs if job.kind == "ingest" and (found := _day_of(job))]
+    given_up = sorted(found for job in jobs if job.kind == "ingest" and (found := _day_of(job)))
     if not given_up:
         return
     # A pipeline: a page of dead letters is one round trip, and there may be tens of thousands of them.
+    # Sorted: they come newest first, and a run heals its window oldest first, so each could wait for the other.
     with connected(JobSettings.from_environment()) as connection, connection.transaction(), connection.pipeline():
         for integration_id, day in given_up:
             ledger.mark_abandoned(connection, integration_id, day)
