@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from redis import Redis
-from redis.exceptions import ResponseError
 
-from redisq.server import Finding
+from redisq.server import Finding, read_config
 
 Facts = Mapping[str, Any]
 Verdict = tuple[Literal["ok", "warning"], str]
@@ -18,12 +17,8 @@ def inspect_durability(client: "Redis", healing: str) -> list[Finding]:
     `healing` says in half a sentence what brings lost jobs back.
     """
     info: dict[str, Any] = client.info()
-    config: dict[Any, Any] = {}
-    try:
-        for pattern in ("*append*", "min-replicas-*", "save"):  # several at once only since 7.0
-            config |= client.config_get(pattern)
-    except ResponseError:
-        config = {}  # not permitted, or renamed: the lines then say what to ask
+    # Without an answer the lines say what to ask.
+    config = read_config(client, "*append*", "min-replicas-*", "save")
     return losses(info, config, healing)
 
 

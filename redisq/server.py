@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from redisq.config import Settings
@@ -56,7 +56,26 @@ class Finding:
 def inspect_server(client: "Redis") -> list[Finding]:
     """Return what is right and wrong with this Redis. Raise `redis.RedisError` when it does not answer."""
     info: dict[str, Any] = client.info()
-    return [_version(info), _eviction(info), *_memory(info), _persistence(info), _role(info), _clock(client)]
+    config = read_config(client, "save", "stop-writes-on-bgsave-error", "min-replicas-to-write")
+    return [
+        _version(info),
+        _eviction(info),
+        *_memory(info),
+        _persistence(info, config),
+        _role(info, config),
+        _clock(client),
+    ]
+
+
+def read_config(client: "Redis", *patterns: str) -> dict[Any, Any]:
+    """Return the settings that CONFIG GET shows for `patterns`; none where it is not permitted, or renamed."""
+    config: dict[Any, Any] = {}
+    try:
+        for pattern in patterns:  # several at once only since 7.0
+            config |= client.config_get(pattern)
+    except ResponseError:
+        return {}
+    return config
 
 
 @fail_points
@@ -93,21 +112,33 @@ def _memory(info: dict[str, Any]) -> list[Finding]:
     return [Finding(level, "memory", f"{used / 2**20:.0f} of {limit / 2**20:.0f} MiB used")]
 
 
-def _persistence(info: dict[str, Any]) -> Finding:
+def _persistence(info: dict[str, Any], config: dict[Any, Any]) -> Finding:
+    saved = info.get("rdb_last_bgsave_status", "ok") == "ok"
+    # A setting that may not be read counts as Redis comes with it. Without `save` a failed snapshot stops nothing.
+    if not saved and config.get("stop-writes-on-bgsave-error") != "no" and config.get("save") != "":
+        text = "the last snapshot failed, so that Redis refuses every write: see its log and its disk"
+        return Finding("failed", "persistence", text)
     if not info.get("aof_enabled"):
         return Finding(
             "warning", "persistence", "AOF is off: a crash of Redis loses what was queued; set appendonly yes"
         )
     if info.get("aof_last_write_status") != "ok":
         return Finding("failed", "persistence", "the last write to the AOF failed: see the log of Redis and its disk")
+    if not saved:
+        return Finding("warning", "persistence", "AOF is on, but the last snapshot failed: see the log of Redis")
     return Finding("ok", "persistence", "AOF is on")
 
 
-def _role(info: dict[str, Any]) -> Finding:
+def _role(info: dict[str, Any], config: dict[Any, Any]) -> Finding:
     if info.get("role") != "master":
         return Finding(
             "failed", "role", "this Redis is a replica and refuses writes: point REDISQ_REDIS_URL at its master"
         )
+    # INFO counts good replicas only while both settings are in force.
+    good = info.get("min_slaves_good_slaves")
+    if good is not None and good < int(config.get("min-replicas-to-write", 1)):
+        text = f"{good} replicas are in sync, min-replicas-to-write asks for more: Redis refuses every write"
+        return Finding("failed", "role", text)
     return Finding("ok", "role", f"master with {info.get('connected_slaves', 0)} replicas")
 
 

@@ -1,4 +1,4 @@
-"""What `redisq doctor` says that a crash, a power cut and a failover of the Redis at hand can lose."""
+"""What `redisq doctor` says of the Redis at hand: whether it takes writes, and what it can lose of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from redis.exceptions import NoPermissionError
 from jobs.servers import RedisServer, private_redis
 from redisq import Settings, connect
 from redisq.durability import inspect_durability
+from redisq.server import inspect_server
 from tests.program import NOWHERE, Shell
-from tests.refusals import admin, forbidding
+from tests.refusals import OUTAGES, admin, forbidding
 from tests.waiting import eventually
 
 HEALED = "; it heals"
@@ -38,6 +39,40 @@ def said(server: RedisServer) -> dict[str, tuple[str, str]]:
     found = inspect_durability(connect(Settings(redis_url=server.url)), HEALED.removeprefix("; "))
     assert [each.subject for each in found] == SUBJECTS
     return {each.subject: (each.level, each.text) for each in found}
+
+
+def levels(server: RedisServer) -> dict[str, str]:
+    """Return the level of each finding by its subject."""
+    return {each.subject: each.level for each in inspect_server(connect(Settings(redis_url=server.url)))}
+
+
+@pytest.mark.parametrize(("refusal", "subject"), [("misconf", "persistence"), ("noreplicas", "role")])
+def test_a_redis_that_refuses_every_write_has_failed(refusal: str, subject: str, start: Start) -> None:
+    """It answers every look, so that only a check tells why nothing moves; also one that may not read settings."""
+    server = start()
+    assert levels(server)[subject] == "ok"
+    with OUTAGES[refusal].strike(server):
+        assert levels(server)[subject] == "failed"
+        with forbidding("config").strike(server):
+            assert levels(server)[subject] == "failed"
+    assert levels(server)[subject] == "ok"
+
+
+def test_a_failed_snapshot_that_stops_no_write_is_a_warning(start: Start) -> None:
+    """Nothing is refused, yet a disk that cannot take a snapshot will not take the next rewrite of the AOF."""
+    server = start("--stop-writes-on-bgsave-error", "no")
+    with OUTAGES["misconf"].strike(server):
+        assert levels(server)["persistence"] == "warning"
+
+
+def test_one_replica_is_too_few_where_two_are_asked_for(start: Start) -> None:
+    """Redis compares with the setting, and not with none at all."""
+    master = start("--min-replicas-to-write", "2")
+    start("--replicaof", "127.0.0.1", str(master.port))
+    eventually(lambda: admin(master).info("replication")["min_slaves_good_slaves"] == 1, within=30)
+    assert levels(master)["role"] == "failed"
+    admin(master).config_set("min-replicas-to-write", "1")
+    assert levels(master)["role"] == "ok"
 
 
 @pytest.mark.parametrize(
