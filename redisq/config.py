@@ -57,6 +57,11 @@ class Settings:
         """The address of Redis without its password, to be shown."""
         return without_password(self.redis_url)
 
+    @property
+    def has_sentinels(self) -> bool:
+        """Whether sentinels tell which server is the master."""
+        return urlsplit(self.redis_url).scheme.endswith("+sentinel")
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
         """Read the environment; raise `BadSettings` naming the variable that cannot be used.

@@ -11,12 +11,13 @@ Facts = Mapping[str, Any]
 Verdict = tuple[Literal["ok", "warning"], str]
 
 
-def inspect_durability(client: "Redis", healing: str) -> list[Finding]:
+def inspect_durability(client: "Redis", healing: str, *, sentinels: bool = False) -> list[Finding]:
     """Return what a crash, a power cut and a failover of this Redis can lose. Raise `redis.RedisError` when it is away.
 
-    `healing` says in half a sentence what brings lost jobs back.
+    `healing` says in half a sentence what brings lost jobs back; `sentinels`, whether they tell which server is the
+    master, which INFO does not.
     """
-    info: dict[str, Any] = client.info()
+    info: dict[str, Any] = client.info() | {"sentinels": sentinels}
     # Without an answer the lines say what to ask.
     config = read_config(client, "*append*", "min-replicas-*", "save")
     return losses(info, config, healing)
@@ -78,7 +79,8 @@ def _without_aof(info: Facts, config: Facts) -> Verdict:
 def _failover(info: Facts, config: Facts) -> Verdict:
     if info.get("role") != "master":
         return "warning", "cannot be told by a replica: ask its master"
-    if not info.get("connected_slaves"):
+    # Nor is one connected to a master that is cut off, in whose place the sentinels put a replica.
+    if not info.get("connected_slaves") and not info.get("sentinels"):
         until = "its slots are" if info.get("cluster_enabled") else "Redis is"
         return "ok", f"loses nothing, for no replica is connected to take over; {until} down until this node is back"
     # INFO counts good replicas only while both settings are in force.

@@ -208,6 +208,17 @@ def test_the_command_line_finds_the_master_and_shows_no_password(calm: Watched) 
     assert not [secret for secret in (PASSWORD, SENTINEL_PASSWORD, "wr0ng-sentinel") if secret in shown]
 
 
+def test_a_master_without_a_replica_may_be_the_one_that_is_cut_off(service: Watched) -> None:
+    """It looks the same from there, and what it acknowledges until it hears of the new master is lost."""
+    for node in service.nodes[1:]:
+        node.kill()
+    eventually(lambda: not service.nodes[0].run("ROLE")[2], within=30)
+    findings = Shell({"REDISQ_REDIS_URL": service.url}).json("doctor")["findings"]
+    [(level, text)] = [(each["level"], each["text"]) for each in findings if each["subject"] == "a failover"]
+    assert level == "warning"
+    assert text.startswith("loses what the old master acknowledged while cut off from its replicas: set min-replicas")
+
+
 def test_the_credential_is_the_password_of_the_data_nodes(calm: Watched, tmp_path: Path) -> None:
     """One secret file, whatever stands before Redis."""
     (tmp_path / "redis-password").write_text(PASSWORD)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import click
 from redis import Redis
@@ -27,7 +28,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     application: Mapping[str, Check] = load(session.parts.checks)
     checks = {
         "redis": lambda: _on_each_server(session, inspect_server),
-        "durability": lambda: _on_each_server(session, lambda redis: inspect_durability(redis, session.parts.healing)),
+        "durability": lambda: _on_each_server(session, partial(_durability, session)),
         "schedules": lambda: _schedules(session),
         **application,
     }
@@ -60,6 +61,10 @@ def _on_each_server(session: Session, inspect: Callable[[Redis], list[Finding]])
         for queue in queues
         for finding in inspect(queue.redis)
     ]
+
+
+def _durability(session: Session, redis: Redis) -> list[Finding]:
+    return inspect_durability(redis, session.parts.healing, sentinels=session.settings.has_sentinels)
 
 
 def _schedules(session: Session) -> list[Finding]:
