@@ -384,6 +384,38 @@ def test_status_warns_of_a_queue_that_nobody_serves(redis: Redis, shell: Shell) 
     assert "no worker serves queue backfill" in shell.run("status").stderr
 
 
+@pytest.mark.parametrize("state", ["ready", "processing", "delayed"])
+@pytest.mark.parametrize("info", [b'{"lease": 15.0}', b"garbage"])
+def test_status_warns_of_a_queue_whose_workers_are_all_dead(
+    state: str, info: bytes, redis: Redis, shell: Shell
+) -> None:
+    """When the scheduler died with them nobody takes out their entries, which must not pass for workers."""
+    queue = Queue(redis, "default")
+    queue.enqueue(ingest(), delay=3600 if state == "delayed" else 0)
+    if state == "processing":
+        queue.send([queue.claim("worker-1", 1)])
+    _beat(redis, "worker-1", ago=200, info=info)
+    ran = shell.run("status")
+    assert "no worker serves queue default, the last beat came 3m 2" in ran.stderr
+    assert "systemctl restart redisq-worker@default" in ran.stderr
+    assert shell.json("status")["workers"][0]["lapsed"] is True
+
+
+def test_a_worker_serves_its_queue_until_its_own_lease_is_over(redis: Redis, shell: Shell) -> None:
+    """Whoever restarts a worker that lives costs its jobs a run; and a queue without jobs needs no worker."""
+    Queue(redis, "default").enqueue(ingest())
+    _beat(redis, "worker-1", ago=200, info=b'{"lease": 600}')
+    assert shell.run("status").stderr == ""
+    redis.flushall()
+    _beat(redis, "worker-1", ago=200, info=b'{"lease": 15}')
+    assert shell.run("status").stderr == ""
+
+
+def _beat(redis: Redis, worker: str, *, ago: float, info: bytes) -> None:
+    queue = Queue(redis, "default")
+    redis.hset(queue.keys.workers, worker, b"%d %s" % ((queue.now() - ago) * 1000, info))
+
+
 def test_status_tells_of_a_worker_that_pauses(redis: Redis, shell: Shell) -> None:
     """A queue that stands still beside a healthy worker would puzzle whoever is called at night."""
     Queue(redis, "default").heartbeat("worker-1", {"host": "box", "paused": "database_away"})

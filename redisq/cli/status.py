@@ -7,7 +7,7 @@ import click
 from redisq.cli.outcome import Exit, Failed
 from redisq.cli.output import JSON_OPTION, age, clean, compact, moment, say, show_document, show_fields, show_table
 from redisq.cli.session import QUEUE_OPTION, Session
-from redisq.queue import Explained, Queue
+from redisq.queue import Explained, Queue, WorkerEntry
 
 Row = dict[str, Any]
 
@@ -24,7 +24,7 @@ def status(session: Session, job_id: str | None, queue_name: str | None, as_json
         _explain(queues, job_id, as_json)
         return
     rows = [_counts(queue) for queue in queues]
-    workers = [worker for queue in queues for worker in _workers(queue)]
+    workers = [worker for queue in queues for worker in _workers(queue, session.settings.lease)]
     if as_json:
         show_document({"queues": rows, "workers": workers})
         return
@@ -38,8 +38,7 @@ def status(session: Session, job_id: str | None, queue_name: str | None, as_json
         if worker["paused"]:
             say(f"redisq: {worker['worker']} claims nothing: {clean(worker['paused'])}")
     for row in rows:
-        if row["ready"] and not any(worker["queue"] == row["queue"] for worker in workers):
-            say(f"redisq: no worker serves queue {row['queue']}: systemctl start redisq-worker@{row['queue']}")
+        _say_unserved(row, [worker for worker in workers if worker["queue"] == row["queue"]])
 
 
 def _counts(queue: Queue) -> Row:
@@ -54,21 +53,34 @@ def _counts(queue: Queue) -> Row:
     }
 
 
-def _workers(queue: Queue) -> list[Row]:
+def _workers(queue: Queue, lease: float) -> list[Row]:
     now = queue.now()
-    return [
-        {
-            "queue": queue.name,
-            "worker": worker.id,
-            "host": worker.info.get("host"),
-            "pid": worker.info.get("pid"),
-            "slots": worker.info.get("slots"),
-            "beatAge": round(max(0.0, now - float(worker.beat or 0) / 1000), 1),  # seconds
-            "lease": worker.info.get("lease"),
-            "paused": worker.info.get("paused") or None,
-        }
-        for worker in queue.workers()
-    ]
+    return [_worker(queue, entry, now, lease) for entry in queue.workers()]
+
+
+def _worker(queue: Queue, entry: WorkerEntry, now: float, lease: float) -> Row:
+    silent = max(0.0, now - float(entry.beat or 0) / 1000)
+    return {
+        "queue": queue.name,
+        "worker": entry.id,
+        "host": entry.info.get("host"),
+        "pid": entry.info.get("pid"),
+        "slots": entry.info.get("slots"),
+        "beatAge": round(silent, 1),  # seconds
+        "lease": entry.info.get("lease"),
+        "lapsed": silent > max(entry.lease, lease),  # the longer one, as a reaper has it
+        "paused": entry.info.get("paused") or None,
+    }
+
+
+def _say_unserved(row: Row, workers: list[Row]) -> None:
+    """Say when nobody runs a queue's jobs: the entry of a dead worker stays as long as there is nobody to reap it."""
+    unfinished = row["ready"] + row["processing"] + row["delayed"]
+    if not unfinished or not all(worker["lapsed"] for worker in workers):
+        return
+    last = min((worker["beatAge"] for worker in workers), default=None)
+    since = "" if last is None else f", the last beat came {age(last)} ago"
+    say(f"redisq: no worker serves queue {row['queue']}{since}: systemctl restart redisq-worker@{row['queue']}")
 
 
 def _explain(queues: list[Queue], job_id: str, as_json: bool) -> None:
