@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner, Result
 from redis import Redis
 
+import jobs.program
 from redisq import Failure, Job, Queue
 from tests.redis_users import as_user
 
@@ -33,6 +35,10 @@ class Shell:
         return subprocess.run(
             [PROGRAM, *args], env=self.all(), input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
+
+    def run_here(self, *args: str) -> Result:
+        """Run `redisq ARGS` in this process, in which a test can have something happen meanwhile."""
+        return CliRunner().invoke(jobs.program.PROGRAM, args, env=self.all(), prog_name="redisq")
 
     def json(self, *args: str) -> Any:
         """Run `redisq ARGS --json` and return the one document that it prints."""

@@ -12,6 +12,7 @@ import orjson
 import pytest
 from redis import Redis
 
+from jobs.commands import hooks
 from jobs.program import PROGRAM
 from redisq import Failure, Job, Queue
 from redisq.cli import EXIT_CODES
@@ -286,11 +287,28 @@ def test_requeue_all_takes_those_of_a_reason(redis: Redis, shell: Shell) -> None
     assert [letter.id for letter in Queue(redis, "default").dead_letters()] == ["ingest:other:2026-03-08"]
 
 
-def _lay_down(redis: Redis, job: Job, reason: str) -> None:
+def _lay_down(redis: Redis, job: Job, reason: str, at_ms: float = 1) -> None:
     keys = Queue(redis, job.queue).keys
     redis.hset(keys.jobs, job.id, job.encode())
     redis.hset(keys.dead, job.id, Failure("permanent", reason).record())
-    redis.zadd(keys.dead_index, {job.id: 1})
+    redis.zadd(keys.dead_index, {job.id: at_ms})
+
+
+def test_all_are_those_that_were_dead_at_the_start(redis: Redis, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those from before the clock was set back, whose time is still to come; what comes meanwhile nobody meant."""
+    queue = Queue(redis, "default")
+    _lay_down(redis, ingest("old"), "server")
+    _lay_down(redis, ingest("ahead"), "server", at_ms=(queue.now() + 3600) * 1000)
+
+    def told(_jobs: object) -> None:
+        asked = queue.now()
+        eventually(lambda: queue.now() >= asked + 0.001, within=5)  # a letter has its time in milliseconds
+        bury(redis, ingest("late"))
+
+    monkeypatch.setattr(hooks, "abandon", told)
+    ran = shell.run_here("dlq", "remove", "--all", "--yes")
+    assert (ran.exit_code, ran.output) == (0, "removed 2\n")
+    assert [letter.id for letter in queue.dead_letters()] == [ingest("late").id]
 
 
 def test_letter_without_a_job_is_reported_not_lost(redis: Redis, shell: Shell) -> None:

@@ -188,8 +188,11 @@ def _settle_all(queue: Queue, settle: Settle, outcome: _Outcome, chosen: Callabl
     """Settle what was dead when we began: a job that dies again meanwhile is not taken twice."""
     begun, kept = queue.now(), 0
     while page := queue.dead_letters(start=kept, count=PAGE):
+        now = queue.now()
+        # A time that is still to come is from before the clock of Redis was set back.
+        found = [each for each in page if not begun < each.at <= now and chosen(each)]
         # What is settled leaves the index, and the letters behind it move up.
-        kept += len(page) - outcome.settle(settle, queue, [each for each in page if each.at <= begun and chosen(each)])
+        kept += len(page) - outcome.settle(settle, queue, found)
 
 
 def _report(ctx: click.Context, done: str, outcome: _Outcome, as_json: bool) -> None:
