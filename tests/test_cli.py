@@ -276,6 +276,27 @@ def test_requeue_answers_for_each_id(redis: Redis, shell: Shell) -> None:
     assert (counts["ready"], counts["dead"]) == (2, 0)
 
 
+def test_a_letter_that_is_gone_meanwhile_is_not_found(
+    redis: Redis, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever named it must not read a success that was somebody else's; `--all` means whatever there is."""
+    bury(redis, ingest("fb-1"), ingest("fb-2"))
+    monkeypatch.setattr(hooks, "abandon", lambda jobs: Queue(redis, "default").remove([job.id for job in jobs]))
+    named = shell.run_here("dlq", "remove", ingest("fb-1").id)
+    assert (named.exit_code, "no dead letter ingest:fb-1:2026-03-08" in named.output) == (5, True)
+    assert shell.run_here("dlq", "remove", "--all", "--yes").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["requeue"], ["remove", "--yes"]])
+def test_a_filter_that_fits_no_letter_finds_nothing(command: list[str], redis: Redis, shell: Shell) -> None:
+    """A mistyped reason must not look like success; "every one" is done when there is none."""
+    bury(redis, Job("plan:2026-03-08", "plan", {"date": "2026-03-08"}), reason="server")
+    ran = shell.run("dlq", *command, "--all", "--class", "permanent", "--reason", "sever")
+    assert (ran.returncode, ran.stderr) == (5, "redisq: no dead letter of class permanent and reason sever\n")
+    assert Queue(redis, "default").counts()["dead"] == 1
+    assert [shell.run("dlq", *command, "--all").returncode for _ in range(2)] == [0, 0]
+
+
 def test_requeue_all_takes_those_of_a_reason(redis: Redis, shell: Shell) -> None:
     """After a cause is mended exactly its victims run again, on every queue and beyond one page."""
     mended = [ingest(f"fb-{i}", queue=queue) for i in range(600) for queue in ("default", "backfill")]

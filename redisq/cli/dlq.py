@@ -98,7 +98,8 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
 def requeue(ctx: click.Context, /, as_json: bool, **selection: Any) -> None:
     """Run the jobs of dead letters again, their attempts forgiven.
 
-    Ends with 5 when there is no such dead letter, with 6 when only some could be settled.
+    Ends with 5 when there is no such dead letter, with 6 when only some could be settled. --all by itself ends with 0
+    when there is none.
     """
     outcome = _settle(ctx.obj, _requeue, **selection)
     _report(ctx, "requeued", outcome, as_json)
@@ -113,7 +114,8 @@ def requeue(ctx: click.Context, /, as_json: bool, **selection: Any) -> None:
 def remove(ctx: click.Context, /, as_json: bool, yes: bool, **selection: Any) -> None:
     """Give up the jobs of dead letters for good.
 
-    Ends with 5 when there is no such dead letter, with 6 when only some could be settled.
+    Ends with 5 when there is no such dead letter, with 6 when only some could be settled. --all by itself ends with 0
+    when there is none.
     """
     if selection["every"] and not yes:
         click.confirm("Delete these dead letters for good?", abort=True, err=True)
@@ -139,12 +141,12 @@ class _Outcome:
     unknown: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)  # dead, but without a job that could run
 
-    def settle(self, settle: Settle, queue: Queue, letters: Sequence[DeadLetter]) -> int:
-        """Settle `letters` and return how many are dead no more."""
+    def settle(self, settle: Settle, queue: Queue, letters: Sequence[DeadLetter]) -> list[int]:
+        """Settle `letters` and return the answer for each."""
         answers = settle(queue, letters) if letters else []
         self.settled += answers.count(1)
         self.broken += [letter.id for letter, answer in zip(letters, answers, strict=True) if answer == -1]
-        return len(answers) - answers.count(-1)
+        return answers
 
 
 def _settle(
@@ -166,6 +168,9 @@ def _settle(
     if every:
         for queue in queues:
             _settle_all(queue, settle, outcome, lambda each: _is_one(each, error_class, reason))
+        sought = [f"{name} {clean(value)}" for name, value in (("class", error_class), ("reason", reason)) if value]
+        if sought and outcome == _Outcome():
+            raise Failed(f"no dead letter of {' and '.join(sought)}", Exit.NOT_FOUND)
     else:
         _settle_named(queues, settle, outcome, dict.fromkeys(ids))
     return outcome
@@ -178,9 +183,8 @@ def _is_one(letter: DeadLetter, error_class: str | None, reason: str | None) -> 
 def _settle_named(queues: Sequence[Queue], settle: Settle, outcome: _Outcome, ids: Iterable[str]) -> None:
     for id in ids:
         found = [(queue, letter) for queue in queues if (letter := queue.dead_letter(id))]
-        for queue, letter in found:
-            outcome.settle(settle, queue, [letter])
-        if not found:
+        answers = [answer for queue, letter in found for answer in outcome.settle(settle, queue, [letter])]
+        if not any(answers):  # there was none, or somebody settled it since
             outcome.unknown.append(id)
 
 
@@ -192,7 +196,8 @@ def _settle_all(queue: Queue, settle: Settle, outcome: _Outcome, chosen: Callabl
         # A time that is still to come is from before the clock of Redis was set back.
         found = [each for each in page if not begun < each.at <= now and chosen(each)]
         # What is settled leaves the index, and the letters behind it move up.
-        kept += len(page) - outcome.settle(settle, queue, found)
+        answers = outcome.settle(settle, queue, found)
+        kept += len(page) - len(answers) + answers.count(-1)
 
 
 def _report(ctx: click.Context, done: str, outcome: _Outcome, as_json: bool) -> None:
