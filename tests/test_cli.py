@@ -304,7 +304,7 @@ def test_requeue_all_takes_those_of_a_reason(redis: Redis, shell: Shell) -> None
     for job in mended:
         _lay_down(redis, job, "token_expired")
     answer = shell.json("dlq", "requeue", "--all", "--reason", "token_expired")
-    assert answer == {"requeued": 1200, "notFound": [], "notRunnable": []}
+    assert answer == {"requeued": 1200, "notFound": [], "notRunnable": [], "live": []}
     assert [letter.id for letter in Queue(redis, "default").dead_letters()] == ["ingest:other:2026-03-08"]
 
 

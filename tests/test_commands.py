@@ -1,7 +1,7 @@
 """What an operator sees of the pages and their days: the application's commands, run as the real program."""
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +13,7 @@ from redis import Redis
 
 from jobs import ledger
 from jobs.app import application
+from jobs.commands import hooks
 from jobs.ledger import Entry
 from jobs.program import PROGRAM
 from jobs.providers.base import Answer, Reading
@@ -279,6 +280,31 @@ def test_removing_dead_letters_and_a_run_that_heals_their_days_take_turns(
         healed.result(30)
         assert removed.result(30).returncode == 0
     assert states(rows) == {first.isoformat(): "abandoned", second.isoformat(): "abandoned", last.isoformat(): "done"}
+
+
+@pytest.mark.parametrize("which", [["--all", "--yes"], [ingest().id]])
+def test_a_letter_that_is_requeued_during_its_removal_is_told(
+    which: list[str],
+    shell: Shell,
+    rows: psycopg.Connection[Any],
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its job will run although its day is marked as given up, which nobody would look for."""
+    add(shell)
+    write_day(rows, dt.date(2026, 3, 8), "dead")
+    bury(redis, ingest())
+    queue, abandon = Queue(redis, "default"), hooks.abandon
+
+    def meanwhile(jobs: Sequence[Job]) -> None:
+        abandon(jobs)
+        queue.requeue([job.id for job in jobs])
+
+    monkeypatch.setattr(hooks, "abandon", meanwhile)
+    ran = shell.run_here("dlq", "remove", *which)
+    assert ran.exit_code == 6
+    assert f"{ingest().id} was requeued meanwhile, yet counts as given up until it has run" in ran.output
+    assert (queue.where([ingest().id]), states(rows)) == (["ready"], {"2026-03-08": "abandoned"})
 
 
 def test_dead_letter_with_a_bad_payload_can_be_removed(shell: Shell, redis: Redis) -> None:

@@ -25,9 +25,10 @@ from redisq.cli.status import error_line
 from redisq.queue import DeadLetter, Queue
 
 PAGE = 500  # letters that are read, or moved, at a time
+LIVE = -2  # somebody requeued it after the application was told that it is given up
 
 Row = dict[str, Any]
-Settle = Callable[[Queue, Sequence[DeadLetter]], list[int]]  # for each: 1 done, 0 not dead any more, -1 not possible
+Settle = Callable[[Queue, Sequence[DeadLetter]], list[int]]  # for each: 1 done, 0 not dead any more, -1 no job, LIVE
 
 
 @click.group(epilog="Example: redisq dlq list")
@@ -114,8 +115,8 @@ def requeue(ctx: click.Context, /, as_json: bool, **selection: Any) -> None:
 def remove(ctx: click.Context, /, as_json: bool, yes: bool, **selection: Any) -> None:
     """Give up the jobs of dead letters for good.
 
-    Ends with 5 when there is no such dead letter, with 6 when only some could be settled. --all by itself ends with 0
-    when there is none.
+    Ends with 5 when there is no such dead letter, with 6 when only some could be settled or somebody requeued one
+    meanwhile. --all by itself ends with 0 when there is none.
     """
     if selection["every"] and not yes:
         click.confirm("Delete these dead letters for good?", abort=True, err=True)
@@ -124,13 +125,20 @@ def remove(ctx: click.Context, /, as_json: bool, yes: bool, **selection: Any) ->
     def settle(queue: Queue, letters: Sequence[DeadLetter]) -> list[int]:
         # Told first: a letter that is gone while the application still waits for its job would come back.
         load(session.parts.before_removal)([letter.job for letter in letters if letter.job])
-        return [int(removed) for removed in queue.remove([letter.id for letter in letters])]
+        return _remove(queue, [letter.id for letter in letters])
 
     _report(ctx, "removed", _settle(session, settle, **selection), as_json)
 
 
 def _requeue(queue: Queue, letters: Sequence[DeadLetter]) -> list[int]:
     return queue.requeue([letter.id for letter in letters])
+
+
+def _remove(queue: Queue, ids: Sequence[str]) -> list[int]:
+    answers = {id: int(removed) for id, removed in zip(ids, queue.remove(ids), strict=True)}
+    missed = [id for id, answer in answers.items() if not answer]
+    answers |= {id: LIVE for id, state in zip(missed, queue.where(missed), strict=True) if state}
+    return list(answers.values())
 
 
 @dataclass(slots=True)
@@ -140,13 +148,19 @@ class _Outcome:
     settled: int = 0
     unknown: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)  # dead, but without a job that could run
+    live: list[str] = field(default_factory=list)  # as `LIVE` says
 
     def settle(self, settle: Settle, queue: Queue, letters: Sequence[DeadLetter]) -> list[int]:
         """Settle `letters` and return the answer for each."""
         answers = settle(queue, letters) if letters else []
         self.settled += answers.count(1)
-        self.broken += [letter.id for letter, answer in zip(letters, answers, strict=True) if answer == -1]
+        self.broken += _with(-1, letters, answers)
+        self.live += _with(LIVE, letters, answers)
         return answers
+
+
+def _with(sought: int, letters: Sequence[DeadLetter], answers: Sequence[int]) -> list[str]:
+    return [letter.id for letter, answer in zip(letters, answers, strict=True) if answer == sought]
 
 
 def _settle(
@@ -202,15 +216,18 @@ def _settle_all(queue: Queue, settle: Settle, outcome: _Outcome, chosen: Callabl
 
 def _report(ctx: click.Context, done: str, outcome: _Outcome, as_json: bool) -> None:
     if as_json:
-        show_document({done: outcome.settled, "notFound": outcome.unknown, "notRunnable": outcome.broken})
+        lists = {"notFound": outcome.unknown, "notRunnable": outcome.broken, "live": outcome.live}
+        show_document({done: outcome.settled, **lists})
     say(f"{done} {outcome.settled}")
     for id in outcome.unknown:
         say(f"redisq: no dead letter {clean(id)}")
     for id in outcome.broken:
         say(f"redisq: {clean(id)} has no job that could run; `redisq dlq remove` gives it up")
-    if outcome.unknown or outcome.broken:
+    for id in outcome.live:
+        say(f"redisq: {clean(id)} was requeued meanwhile, yet counts as given up until it has run: see `redisq status`")
+    if outcome.unknown or outcome.broken or outcome.live:
         nothing = Exit.NOT_FOUND if outcome.unknown else Exit.FAILED
-        ctx.exit(Exit.PARTIAL if outcome.settled else nothing)
+        ctx.exit(Exit.PARTIAL if outcome.settled or outcome.live else nothing)
 
 
 def _page(queues: Sequence[Queue], sizes: Sequence[int], offset: int, limit: int) -> Iterator[tuple[Queue, DeadLetter]]:
