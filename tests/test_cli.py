@@ -213,12 +213,13 @@ def test_enqueue_without_database_says_that_nothing_was_checked(shell: Shell) ->
         ("ingest --org acme --integration fb-\x1b1 --date 2026-03-08", "integrationId 'fb-\\x1b1' is not"),
         ("plan --date 2999-01-01", "2999-01-01 has not begun anywhere on earth"),
         ("aggregate --org acme", "Missing option '--date'"),
-        ("reconcile --queue a/b", "queue 'a/b' is not usable"),
+        ("reconcile --queue a/b", "'a/b' is not one of 'default', 'backfill'"),
+        ("reconcile --queue nightly", "'nightly' is not one of 'default', 'backfill'"),
         ("nonsense", "No such command 'nonsense'"),
     ],
 )
 def test_bad_value_fails_at_the_command_line(redis: Redis, shell: Shell, line: str, sentence: str) -> None:
-    """A bad organization, integration or date is found where it was typed, never in a worker."""
+    """A bad organization, date or queue is found where it was typed, never in a worker, or by nobody at all."""
     ran = shell.run("enqueue", *line.split())
     assert ran.returncode == 2
     assert sentence in ran.stderr

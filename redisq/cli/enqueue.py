@@ -52,7 +52,12 @@ def _command(session: Session, kind: Kind[Any]) -> click.Command:
         _run(ctx, kind, values, queue=queue_name, delay=delay, replicas=replicas, as_json=as_json)
 
     common: list[click.Parameter] = [
-        click.Option(["--queue", "queue_name"], metavar="QUEUE", help=f"Instead of {kind.queue}."),
+        click.Option(
+            ["--queue", "queue_name"],
+            type=click.Choice(session.registry.queues),
+            metavar="QUEUE",
+            help=f"Instead of {kind.queue}.",
+        ),
         click.Option(["--delay"], type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Run it later."),
         click.Option(
             ["--wait", "replicas"],
