@@ -511,6 +511,17 @@ def test_status_of_an_unknown_job_says_where_it_looked(shell: Shell) -> None:
     assert "is in no state on default, backfill: it is done, or never was" in ran.stderr
 
 
+def test_a_queue_that_no_kind_uses_is_read_and_named(redis: Redis, shell: Shell) -> None:
+    """An earlier release may have left jobs there; whoever mistyped a name must not take it for an empty queue."""
+    bury(redis, ingest(queue="retired"))
+    status, listed = (shell.run(*line, "--queue", "retired", "--json") for line in (["status"], ["dlq", "list"]))
+    assert json.loads(status.stdout)["queues"][0]["dead"] == 1
+    assert json.loads(listed.stdout)["total"] == 1
+    for ran in (status, listed):
+        assert (ran.returncode, ran.stderr) == (0, "redisq: no kind uses queue retired; there is default, backfill\n")
+    assert shell.run("status", "--queue", "backfill").stderr == ""
+
+
 # -- schedules and checks --------------------------------------------------------------------------------------------
 
 

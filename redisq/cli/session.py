@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
 from redisq.cli.loading import load
 from redisq.cli.outcome import Exit, Failed
-from redisq.cli.output import clean
+from redisq.cli.output import clean, say
 from redisq.cli.program import Parts, Program
 from redisq.config import Settings
 from redisq.errors import BadJob, BadSettings, RedisqError, UnknownKind
@@ -63,8 +63,15 @@ class Session:
         return Queue(self.redis, name, self.settings.prefix)
 
     def queues(self, only: str | None) -> list[Queue]:
-        """Return the queue `only`, or all of the application."""
-        return [self.queue(name) for name in ([only] if only else self.parts.queues)]
+        """Return the queue `only`, or all of the application.
+
+        One that no kind uses may still hold jobs of an earlier release; whoever mistyped a name is told of it.
+        """
+        names = self.parts.queues
+        queues = [self.queue(name) for name in ([only] if only else names)]
+        if only and only not in names:
+            say(f"redisq: no kind uses queue {only}; there is {', '.join(names)}")
+        return queues
 
     @contextmanager
     def one_line(self) -> Iterator[None]:
