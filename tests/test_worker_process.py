@@ -172,7 +172,7 @@ def test_a_worker_frozen_for_longer_than_its_lease_cannot_ack(redis_url: str, qu
         [zombie] = crew.workers(1)
         queue.enqueue(job("wait", 1))
         eventually(lambda: stage.runs() == ["wait:1"], within=5)
-        zombie.signal(signal.SIGSTOP)
+        zombie.freeze()
         [other] = crew.workers(1)
         eventually(lambda: stage.runs() == ["wait:1"] * 2, within=REAPED)
         zombie.signal(signal.SIGCONT)
@@ -199,7 +199,7 @@ def test_a_claim_that_is_read_after_the_lease_lapsed_starts_nothing(
         held = proxy.lose(scripts.claim, reply=b"effect:1", how="hold")
         queue.enqueue(job("effect", 1))
         eventually(lambda: held.fired, within=5)
-        zombie.signal(signal.SIGSTOP)
+        zombie.freeze()
         held.release.set()  # the answer waits in the socket
         other = others.scheduler()
         eventually(lambda: queue.where(["effect:1"]) == ["ready"], within=REAPED)
@@ -418,7 +418,7 @@ def test_the_watchdog_is_fed_through_an_outage_and_not_by_a_frozen_worker(server
         eventually(lambda: any(text.startswith("STATUS=waiting for redis") for text in systemd.told()), within=8)
         systemd.forget()
         eventually(lambda: systemd.told().count("WATCHDOG=1") >= 3, within=5)
-        worker.signal(signal.SIGSTOP)
+        worker.freeze()
         systemd.forget()
         _hold(1.2)
         assert systemd.told() == []
