@@ -23,9 +23,10 @@ from jobs.vault import Vault, VaultError
 from redisq import Defer, Delivery, Permanent, Retry
 
 # Of a date older than this the provider's numbers have settled: it is a backfill, read together with the days before it
-# that wait too, as many as one call can carry. Two years of a page are nine calls.
+# that wait too, as many as one call can carry: Facebook's takes 90 times 24 hours, and one day a year has 25. Two years
+# of a page are nine calls.
 RECENT_DAYS = 3
-WINDOW_DAYS = 90
+WINDOW_DAYS = 89
 # But now and then they are corrected later, so once a week four weeks are read again: those that end with a Sunday.
 SWEEP_DAYS, SWEEP_WEEKDAY = 28, 6
 WINDOW_WAIT = 5.0  # seconds; most calls take less, and bring the days that wait for them
@@ -302,8 +303,8 @@ class Ingest:
             today = self._today(integration, now)
             earlier = self._days_before(connection, entry, today, delivery)
         outcome = self._ask(integration, metrics, [*earlier, entry.day])
-        if earlier and isinstance(outcome, ProviderError) and outcome.is_unreadable:
-            outcome = self._ask(integration, metrics, [entry.day])  # it may be one of the others that is
+        if earlier and isinstance(outcome, ProviderError) and outcome.may_be_of_one_day:
+            outcome = self._ask(integration, metrics, [entry.day])
         now = self._clock()  # a pause counts from the answer, for which a slow provider may have taken its time
         _require_lease(delivery)
         with self._pool.connection() as connection:

@@ -141,7 +141,7 @@ class SimulatedGraph:
         first, last = (moment.astimezone(DAY_ZONE) for moment in (since, until - timedelta(seconds=1)))
         if last < first:
             raise Refused(error_reply(100, message="(#100) since must be before until"))
-        if (last.date() - first.date()).days >= MAX_SPAN:
+        if until - since > MAX_SPAN:
             text = "(#100) There cannot be more than 90 days (7776000 s) between since and until"
             raise Refused(error_reply(100, message=text))
         return first.date(), last.date()

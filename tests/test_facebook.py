@@ -147,11 +147,11 @@ def test_window_of_days_costs_one_call(simulator: Simulator, provider: FacebookP
     assert answer.fetched_at == NOW
 
 
-@pytest.mark.parametrize("days", [[], [DAY - timedelta(90), DAY]])
+@pytest.mark.parametrize("days", [[], [DAY - timedelta(90), DAY], [date(2025, 11, 24) - timedelta(89), date(2025, 11, 24)]])
 def test_window_out_of_bounds_is_refused_without_a_call(
     simulator: Simulator, provider: FacebookProvider, page: Page, days: list[date]
 ) -> None:
-    """The API refuses more than 90 days; that is the caller's mistake."""
+    """The API refuses more than 90 days of 24 hours, and one in November has 25; that is the caller's mistake."""
     with pytest.raises(ValueError, match="1 to 90 days"):
         provider.read(page, days, METRICS)
     assert simulator.log() == []

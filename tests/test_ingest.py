@@ -72,11 +72,12 @@ def test_a_recent_day_is_read_together_with_the_two_before_it() -> None:
     assert days_before(DAY, DAY + dt.timedelta(days=3)) == [dt.date(2026, 3, 5), dt.date(2026, 3, 6)]
 
 
-def test_a_call_for_a_past_day_can_carry_89_before_it() -> None:
-    """More than 90 days the Graph API refuses."""
-    before = days_before(DAY, DAY + dt.timedelta(days=4))
-    assert before == [DAY - dt.timedelta(days=back) for back in range(89, 0, -1)]
-    Window.of([*before, DAY])
+def test_a_call_for_a_past_day_can_carry_88_before_it() -> None:
+    """The Graph API refuses more than 90 times 24 hours, and in autumn one day has 25."""
+    for day in (DAY, dt.date(2026, 11, 1), dt.date(2026, 11, 24), dt.date(2027, 1, 28)):
+        before = days_before(day, day + dt.timedelta(days=4))
+        assert before == [day - dt.timedelta(days=back) for back in range(88, 0, -1)]
+        Window.of([*before, day])
 
 
 def test_once_a_week_the_days_of_four_weeks_are_read_again() -> None:
@@ -400,17 +401,17 @@ def test_two_years_of_a_page_are_nine_calls(world: World) -> None:
 
 def test_a_past_day_brings_those_before_it_that_wait(world: World) -> None:
     """Their own jobs find them done, and end without a call. What is done, or nobody asked for, is not read again."""
-    wait_for_it(world, DAY, back(1), back(3), back(89), back(90))
+    wait_for_it(world, DAY, back(1), back(3), back(88), back(89))
     world.provider.answers = {("page", back(days)): {VIEWS: days} for days in range(100)}
     world.ingest("org", "page", back(3), attempt=2)
     world.ingest("org", "page", queue="backfill")
-    assert [days for _, days in world.provider.asked] == [(back(3),), (back(89), back(1), DAY)]
-    assert values(world, day=back(89)) == {VIEWS: 89}
-    for days in (1, 89):
+    assert [days for _, days in world.provider.asked] == [(back(3),), (back(88), back(1), DAY)]
+    assert values(world, day=back(88)) == {VIEWS: 88}
+    for days in (1, 88):
         world.ingest("org", "page", back(days), enqueued_at=LONG_AGO)
     assert len(world.provider.asked) == 2
     waiting = world.fetch("SELECT day FROM ingest_day_state WHERE integration_id = 'page' AND state <> 'done'")
-    assert waiting == [back(90)]
+    assert waiting == [back(89)]
 
 
 def test_a_past_day_that_is_asked_for_again_is_read_again(world: World) -> None:
@@ -423,7 +424,7 @@ def test_a_past_day_that_is_asked_for_again_is_read_again(world: World) -> None:
 
 def test_a_past_day_waits_while_a_later_one_is_read(world: World) -> None:
     """A worker starts dozens of a page's days together, and the first call to be answered brings the others."""
-    wait_for_it(world, DAY, back(1), back(90))
+    wait_for_it(world, DAY, back(1), back(89))
     waits: list[Defer] = []
 
     def earlier() -> None:
@@ -431,12 +432,12 @@ def test_a_past_day_waits_while_a_later_one_is_read(world: World) -> None:
             world.ingest("org", "page", back(1), enqueued_at=LONG_AGO)
         waits.append(asked.value)
         world.ingest("org", "second", back(1))
-        world.ingest("org", "page", back(90))
+        world.ingest("org", "page", back(89))
 
     meanwhile(world, earlier)
     world.ingest("org", "page")
     assert [wait.after for wait in waits] == [5.0]
-    assert [days for page, days in world.provider.asked if page == "page"] == [(back(1), DAY), (back(90),)]
+    assert [days for page, days in world.provider.asked if page == "page"] == [(back(1), DAY), (back(89),)]
 
 
 def test_a_past_day_does_not_wait_for_one_that_its_time_limit_cut_off(
@@ -468,14 +469,21 @@ def test_a_second_attempt_of_a_past_day_is_alone(world: World) -> None:
     assert world.states()["page"] == ("done", None)
 
 
-def test_a_day_that_cannot_be_read_costs_no_other_its_numbers(world: World) -> None:
-    """One bad cell of an exported file is one day's, not ninety's."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProviderError("permanent", "malformed", "line 7: 'x' is no number"),
+        ProviderError("permanent", "request", "(#100) There cannot be more than …", code=100, fault="unclear"),
+    ],
+)
+def test_a_day_that_is_refused_costs_no_other_its_numbers(world: World, error: ProviderError) -> None:
+    """One bad cell of an exported file, or what the provider has forgotten, is one day's fault and not ninety's."""
     wait_for_it(world, DAY, back(1))
     world.provider.answers["page", DAY] = {VIEWS: 3}
-    world.provider.answers["page", back(1)] = ProviderError("permanent", "malformed", "line 7: 'x' is no number")
+    world.provider.answers["page", back(1)] = error
     world.ingest("org", "page")
     assert values(world) == {VIEWS: 3}
-    with pytest.raises(Permanent, match="malformed"):
+    with pytest.raises((Permanent, Defer), match=error.reason):
         world.ingest("org", "page", back(1))
 
 

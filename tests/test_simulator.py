@@ -84,9 +84,11 @@ def test_bad_parameter_refuses_the_whole_call(
 
 
 def test_ninety_days_are_allowed(simulator: Simulator, client: PoolManager) -> None:
-    """The limit is a limit, not less."""
+    """The limit is a limit, not less; and it counts seconds, so that the hour of the autumn is one too many."""
     (element,) = insights(client, simulator, **METRIC, since="2025-12-01", until="2026-03-01")["data"]
     assert len(element["values"]) == 90
+    autumn = {"since": "2025-08-27", "until": "2025-11-25"}
+    assert code_of(insights(client, simulator, **METRIC, **autumn)) == (100, None)
 
 
 @pytest.mark.parametrize(("token", "code"), [("", 2500), ("unknown", 190), ("user", 190)])

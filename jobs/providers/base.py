@@ -128,9 +128,9 @@ class ProviderError(Exception):
         super().__init__(f"{error_class}/{reason}: {self.detail}".removesuffix(": "))
 
     @property
-    def is_unreadable(self) -> bool:
-        """Tell whether there is an answer that nobody can read, however often it is asked for."""
-        return (self.error_class, self.reason) == ("permanent", "malformed")
+    def may_be_of_one_day(self) -> bool:
+        """Tell whether fewer days may be had though these are refused for good: it is not the page that is at fault."""
+        return self.error_class == "permanent" and (self.reason == "malformed" or self.fault == "unclear")
 
 
 class Provider(Protocol):

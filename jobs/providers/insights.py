@@ -19,7 +19,7 @@ from jobs.providers.base import Reading, printable
 from jobs.providers.classify import UnusableBody
 
 DAY_ZONE = ZoneInfo("America/Los_Angeles")
-MAX_SPAN = 90
+MAX_SPAN = timedelta(days=90)  # in seconds: with the one of 25 hours among them, 90 days are too many
 
 _PUBLISHED_WITHIN = timedelta(hours=24)
 _MAX_DIGITS = 30
@@ -37,10 +37,10 @@ class Window:
     @classmethod
     def of(cls, days: Iterable[date]) -> Window:
         """Return the window of `days`. Raises ValueError for no day, or more than one request may span."""
-        ordered = tuple(sorted(set(days)))
-        if not ordered or (ordered[-1] - ordered[0]).days >= MAX_SPAN:
-            raise ValueError(f"a request covers 1 to {MAX_SPAN} days, not {len(ordered)} from {ordered[:1]}")
-        return cls(ordered)
+        window = cls(tuple(sorted(set(days))))
+        if not window.days or window.until - window.since > MAX_SPAN.total_seconds():
+            raise ValueError(f"a request covers 1 to 90 days of 24 hours, not {len(window.days)} from {window.days[:1]}")
+        return window
 
     @property
     def since(self) -> int:
