@@ -31,6 +31,7 @@ WINDOW_DAYS = 89
 SWEEP_DAYS, SWEEP_WEEKDAY = 28, 6
 WINDOW_WAIT = 5.0  # seconds; most calls take less, and bring the days that wait for them
 WINDOW_LIMIT = dt.timedelta(minutes=2)  # in which a job has ended, or its time limit has ended it
+WINDOW_PAUSE = dt.timedelta(minutes=10)  # in which a page's days are read alone after a call for several has failed
 PENDING_WAIT = 3600.0  # seconds; most metrics are refreshed once a day, some several times
 KEY_WAIT = 300.0  # seconds in which an operator may put a missing key back
 CATALOG_AGE = dt.timedelta(seconds=10)  # in which a change of the catalog reaches every worker
@@ -217,9 +218,12 @@ class _Windows:
     def __init__(self) -> None:
         self._lock = Lock()  # guards the days of each page, and since when
         self._days: defaultdict[str, dict[dt.date, dt.datetime]] = defaultdict(dict)
+        self._alone: dict[str, dt.datetime] = {}  # until when a page's days are read one by one
 
     def begin(self, page: str, day: dt.date, now: dt.datetime) -> bool:
         """Add `day`, or return False: a later one is being read, and its call carries this one."""
+        if self.are_alone(page, now):
+            return True
         with self._lock:
             for later, since in self._days[page].items():
                 if dt.timedelta() < later - day < dt.timedelta(days=WINDOW_DAYS) and now - since < WINDOW_LIMIT:
@@ -233,6 +237,14 @@ class _Windows:
             self._days[page].pop(day, None)
             if not self._days[page]:
                 del self._days[page]
+
+    def give_up(self, page: str, now: dt.datetime) -> None:
+        """Note that a call for several days of the page failed: one of them, or their number, may be why."""
+        self._alone[page] = now + WINDOW_PAUSE
+
+    def are_alone(self, page: str, now: dt.datetime) -> bool:
+        """Tell whether the days of the page are read one by one for now."""
+        return self._alone.get(page, now) > now
 
 
 class Ingest:
@@ -301,10 +313,12 @@ class Ingest:
                 return
             metrics = self._metrics_of(connection, integration.provider, now)
             today = self._today(integration, now)
-            earlier = self._days_before(connection, entry, today, delivery)
+            earlier = self._days_before(connection, entry, today, now, delivery)
         outcome = self._ask(integration, metrics, [*earlier, entry.day])
-        if earlier and isinstance(outcome, ProviderError) and outcome.may_be_of_one_day:
-            outcome = self._ask(integration, metrics, [entry.day])
+        if earlier and isinstance(outcome, ProviderError):
+            self._windows.give_up(entry.integration_id, now)
+            if outcome.may_be_of_one_day:
+                outcome = self._ask(integration, metrics, [entry.day])
         now = self._clock()  # a pause counts from the answer, for which a slow provider may have taken its time
         _require_lease(delivery)
         with self._pool.connection() as connection:
@@ -319,16 +333,16 @@ class Ingest:
         return now.astimezone(self._provider(integration).day_zone).date()
 
     def _days_before(
-        self, connection: Connection[Any], entry: Entry, today: dt.date, delivery: Delivery
+        self, connection: Connection[Any], entry: Entry, today: dt.date, now: dt.datetime, delivery: Delivery
     ) -> list[dt.date]:
         """Return the days to read together with the entry's, oldest first.
 
-        A recent day's may have been corrected. A past one's are those that wait or have failed, and none at a second
-        attempt, for which one of them may be the cause.
+        A recent day's may have been corrected. A past one's are those that wait or have failed, and none once such a
+        call has failed, for which one of them may be the cause.
         """
         if is_recent(entry.day, today):
             return days_before(entry.day, today)
-        if delivery.attempt > 1:
+        if delivery.attempt > 1 or self._windows.are_alone(entry.integration_id, now):
             return []
         kept_by_provider = [day for day in days_before(entry.day, today) if (today - day).days <= self._max_age_days]
         page, organization = entry.integration_id, entry.organization_id
@@ -371,7 +385,8 @@ class Ingest:
         if wait := integration.blocked_for(now):
             wait = max(wait, ledger.SHORTEST_BLOCK)
             return put_off(entry, wait, "rate_limited", "the provider asked for a pause", now)
-        if not is_recent(entry.day, today) and not self._windows.begin(entry.integration_id, entry.day, now):
+        is_first = delivery.attempt == 1  # else it is read alone, and nobody need wait for it
+        if is_first and not is_recent(entry.day, today) and not self._windows.begin(entry.integration_id, entry.day, now):
             return put_off(
                 entry, WINDOW_WAIT, "later_day_first", "a later day is being read, and this one with it", now
             )

@@ -452,7 +452,7 @@ def test_a_past_day_does_not_wait_for_one_that_its_time_limit_cut_off(
     with monkeypatch.context() as patch:
         patch.setattr(ingest._Windows, "end", cut)
         with pytest.raises(TimeLimitExceeded):
-            world.ingest("org", "page", attempt=2)
+            world.ingest("org", "page")
     with pytest.raises(Defer, match="later_day_first"):
         world.ingest("org", "page", back(1))
     world.now += dt.timedelta(minutes=2)
@@ -467,6 +467,21 @@ def test_a_second_attempt_of_a_past_day_is_alone(world: World) -> None:
         world.ingest("org", "page")
     world.ingest("org", "page", attempt=2)
     assert world.states()["page"] == ("done", None)
+
+
+def test_after_a_failed_call_for_several_days_each_is_read_alone_for_a_while(world: World) -> None:
+    """Else each of them would begin with such a call, and lose an attempt to another day's fault."""
+    wait_for_it(world, DAY, back(1), back(2), back(3))
+    world.provider.answers["page", back(3)] = SERVER
+    with pytest.raises(Retry):
+        world.ingest("org", "page")
+    meanwhile(world, lambda: world.ingest("org", "page", back(1)))
+    world.ingest("org", "page", attempt=2)
+    world.now += dt.timedelta(minutes=10)
+    world.provider.answers["page", back(3)] = {VIEWS: 1}
+    world.ingest("org", "page", back(2))
+    asked = [days for page, days in world.provider.asked if page == "page"]
+    assert asked == [(back(3), back(2), back(1), DAY), (DAY,), (back(1),), (back(3), back(2))]
 
 
 @pytest.mark.parametrize(
