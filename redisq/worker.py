@@ -38,6 +38,7 @@ PARK_LIMIT = 24 * 3600.0  # seconds until such a job is dead
 # A job that was in so many crashes runs beside no other such one: together once more, the one that is the cause would
 # take the others to the dead letters. They come back so many seconds apart.
 SUSPECT, APART = 2, 1.0
+FOR_EVER = 100 * 365 * 86400.0
 IS_SUSPECT = Failure("defer", "suspect", "it was in two crashes, and another such job runs on this worker")
 
 log = logging.getLogger("redisq.worker")
@@ -482,6 +483,8 @@ class Worker:
                 return self._queue.fail(self.id, run.claimed, failure, attempts=kind.attempts, delay=delay)
             case Deferred(failure, after):
                 limit = run.kind.defer_limit if run.kind else PARK_LIMIT
+                if failure is IS_SUSPECT:
+                    limit = FOR_EVER  # it waits for others, and its kind is not known
                 return self._queue.defer(self.id, run.claimed, failure, limit=limit, delay=after)
             case Doomed(failure):
                 return self._queue.bury(self.id, run.claimed, failure)
