@@ -366,9 +366,7 @@ class Ingest:
         """Return the verdict on a day that the provider must not be asked for, None when it may be."""
         moved = integration.organization_id != entry.organization_id
         if why_not := "moved" if moved else integration.why_not():
-            kept = ledger.kept(connection, entry.integration_id, entry.day)
-            # Also when a later day's call has mended the day: only the letter tells of the page.
-            if why_not == "refresh_needed" and kept and kept.state in ("dead", "done"):
+            if why_not == "refresh_needed" and self._has_the_letter(connection, entry):
                 return still_dead(entry, integration.refresh_reason or why_not)
             return skipped(entry, why_not)
         if (now.date() - entry.day).days > self._max_age_days:
@@ -394,6 +392,16 @@ class Ingest:
         if integration.incident and not incidents.take_probe(connection, integration.provider, now):
             return held_back(entry, f"{integration.provider} refuses every page: see `redisq doctor`", now)
         return None
+
+    def _has_the_letter(self, connection: Connection[Any], entry: Entry) -> bool:
+        """Tell whether the dead letter that says that the page must be connected again is, or may be, this job's.
+
+        It may when a later day's call has mended the day meanwhile, and no other day of the page is dead.
+        """
+        kept = ledger.kept(connection, entry.integration_id, entry.day)
+        if kept and kept.state == "done":
+            return not ledger.has_dead_day(connection, entry.integration_id)
+        return kept is not None and kept.state == "dead"
 
     def _ask(self, integration: Integration, metrics: list[Metric], days: list[dt.date]) -> Answer | ProviderError:
         provider = self._provider(integration)

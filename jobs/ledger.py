@@ -291,6 +291,14 @@ def kept(connection: Connection[Any], integration_id: str, day: dt.date) -> Kept
         ).fetchone()
 
 
+def has_dead_day(connection: Connection[Any], integration_id: str) -> bool:
+    """Tell whether a day of the page is dead."""
+    found = connection.execute(
+        "SELECT 1 FROM ingest_day_state WHERE integration_id = %s AND state = 'dead' LIMIT 1", [integration_id]
+    )
+    return found.fetchone() is not None
+
+
 @fail_points
 def days_that_are(
     connection: Connection[Any], states: Sequence[State], page: str, organization_id: str, days: Sequence[dt.date]

@@ -587,6 +587,17 @@ def test_a_dead_letter_that_tells_of_a_page_stays_though_its_day_was_mended(worl
     assert world.states()["page"] == ("done", "read_with_later_day")
 
 
+def test_days_that_a_later_one_has_brought_are_no_dead_letters_of_their_page(world: World) -> None:
+    """Dozens of their jobs may still wait when the page is refused: one letter tells of it, not one for each."""
+    wait_for_it(world, DAY, back(1), back(2), back(89))
+    world.ingest("org", "page")
+    world.provider.answers["page", back(89)] = EXPIRED
+    with pytest.raises(Permanent, match="token_expired"):
+        world.ingest("org", "page", back(89))
+    for days in (1, 2):
+        world.ingest("org", "page", back(days), enqueued_at=LONG_AGO)
+
+
 def test_a_recent_day_that_a_later_one_has_brought_is_not_read_again(world: World) -> None:
     """Three days planned together are two calls too many; and what is refused now would lie dead beside a done day."""
     world.now = NOW.replace(day=10)
