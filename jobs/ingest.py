@@ -384,7 +384,11 @@ class Ingest:
             wait = max(wait, ledger.SHORTEST_BLOCK)
             return put_off(entry, wait, "rate_limited", "the provider asked for a pause", now)
         is_first = delivery.attempt == 1  # else it is read alone, and nobody need wait for it
-        if is_first and not is_recent(entry.day, today) and not self._windows.begin(entry.integration_id, entry.day, now):
+        if (
+            is_first
+            and not is_recent(entry.day, today)
+            and not self._windows.begin(entry.integration_id, entry.day, now)
+        ):
             return put_off(
                 entry, WINDOW_WAIT, "later_day_first", "a later day is being read, and this one with it", now
             )

@@ -174,8 +174,9 @@ def reconnect(
         raise ValueError("the token is empty")
     with connection.transaction():
         updated = connection.execute(
-            "UPDATE integration SET token = %s, refresh_needed = false, refresh_reason = NULL, disabled = false,"
-            " updated_at = now() WHERE id = %s AND deleted_at IS NULL",
+            "UPDATE integration SET token = %s, refresh_needed = false, refresh_reason = NULL,"
+            " read_since = CASE WHEN disabled THEN now() ELSE read_since END, disabled = false, updated_at = now()"
+            " WHERE id = %s AND deleted_at IS NULL",
             [vault.encrypt(token.strip()), integration_id],
         )
         if updated.rowcount == 0:

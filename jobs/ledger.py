@@ -4,7 +4,7 @@ import datetime as dt
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 
 import orjson
 from psycopg import Connection
@@ -101,11 +101,14 @@ _ELIGIBLE = f"""
 {_READABLE} AND EXISTS (SELECT FROM metric_catalog c WHERE c.provider = i.provider AND c.supported)
 """
 
-_EXPECT = f"""
+# And on a day, of which it was read at least the end.
+_ELIGIBLE_THEN = f"{_ELIGIBLE} AND i.read_since < %(day)s::date + interval '1 day'"
+
+_EXPECT = """
 WITH eligible AS (
     SELECT i.id, i.organization_id, i.refresh_needed
     FROM integration i JOIN organization o ON o.id = i.organization_id
-    WHERE {_ELIGIBLE}
+    WHERE {eligible}
       AND (%(organization)s::text IS NULL OR i.organization_id = %(organization)s)
 ), expected AS (
     INSERT INTO ingest_day_state AS s (integration_id, day, organization_id, queue, state, reason)
@@ -136,7 +139,20 @@ def expect(
     Rows that are there stay as they are, on the queue they are on, but for skipped ones whose reason is gone. Each
     organization's day is marked, so that its aggregate comes at the deadline even when no page ever answers.
     """
-    row = connection.execute(_EXPECT, {"day": day, "queue": queue, "organization": organization_id}).fetchone()
+    return _expect(connection, _ELIGIBLE, day, queue, organization_id)
+
+
+@fail_points
+def expect_forgotten(connection: Connection[Any], day: dt.date) -> tuple[int, int]:
+    """Write, as `expect` does for the queue "default", the rows of the pages that were read on `day`."""
+    return _expect(connection, _ELIGIBLE_THEN, day, "default", None)
+
+
+def _expect(
+    connection: Connection[Any], eligible: LiteralString, day: dt.date, queue: str, organization_id: str | None
+) -> tuple[int, int]:
+    sql = _EXPECT.format(eligible=eligible)
+    row = connection.execute(sql, {"day": day, "queue": queue, "organization": organization_id}).fetchone()
     return (row[0], row[1]) if row else (0, 0)
 
 
@@ -169,7 +185,7 @@ _FORGOTTEN = f"""
 SELECT d.day::date FROM generate_series(%(first)s::date, %(last)s::date, interval '1 day') AS d(day)
 WHERE EXISTS (
     SELECT FROM integration i JOIN organization o ON o.id = i.organization_id
-    WHERE {_ELIGIBLE} AND i.created_at < d.day + interval '1 day'
+    WHERE {_ELIGIBLE_THEN.replace("%(day)s", "d.day")}
       -- A look by key for each page. As NOT EXISTS, the planner would read all of the ledger into a hash table.
       AND (SELECT true FROM ingest_day_state s WHERE s.integration_id = i.id AND s.day = d.day::date LIMIT 1) IS NULL)
 ORDER BY 1 DESC
@@ -178,7 +194,7 @@ ORDER BY 1 DESC
 
 @fail_points
 def forgotten_days(connection: Connection[Any], first: dt.date, last: dt.date) -> list[dt.date]:
-    """Return the days from `first` to `last` that were never planned for some page that was there, newest first."""
+    """Return the days from `first` to `last` that were never planned for some page that was read then, newest first."""
     return [day for (day,) in connection.execute(_FORGOTTEN, {"first": first, "last": last})]
 
 

@@ -65,6 +65,12 @@ class Plan:
             expected, skipped = ledger.expect(connection, day, queue=queue, organization_id=organization_id)
         return Planned(expected, skipped) + self.enqueue_open(day, organization_id=organization_id)
 
+    def plan_forgotten(self, day: dt.date) -> Planned:
+        """Expect `day` of every page that was read then and has no row for it, and enqueue what has not ended well."""
+        with self._pool.connection() as connection:
+            expected, skipped = ledger.expect_forgotten(connection, day)
+        return Planned(expected, skipped) + self.enqueue_open(day)
+
     def enqueue_open(self, day: dt.date, *, organization_id: str | None = None) -> Planned:
         """Enqueue the rows of `day` that are expected or dead, the organizations taking turns.
 
@@ -117,7 +123,7 @@ class Reconcile:
     def __call__(self, _payload: payloads.Reconcile, delivery: Delivery) -> None:
         """Put back what the queue lost."""
         for day in self.plan_forgotten():
-            delivery.log.warning("planned a day that nobody had planned", extra={"date": day.isoformat()})
+            delivery.log.warning("planned a day that was not planned for every page", extra={"date": day.isoformat()})
         planned, aggregates = self.reconcile()
         delivery.log.info("reconciled", extra={"enqueued": planned.enqueued, "aggregates": aggregates})
 
@@ -128,7 +134,7 @@ class Reconcile:
         with self._pool.connection() as connection:
             days = ledger.forgotten_days(connection, *span)
         for day in days:
-            self._plan.plan(day)
+            self._plan.plan_forgotten(day)
         return days
 
     def reconcile(self) -> tuple[Planned, int]:

@@ -147,7 +147,9 @@ def test_window_of_days_costs_one_call(simulator: Simulator, provider: FacebookP
     assert answer.fetched_at == NOW
 
 
-@pytest.mark.parametrize("days", [[], [DAY - timedelta(90), DAY], [date(2025, 11, 24) - timedelta(89), date(2025, 11, 24)]])
+@pytest.mark.parametrize(
+    "days", [[], [DAY - timedelta(90), DAY], [date(2025, 11, 24) - timedelta(89), date(2025, 11, 24)]]
+)
 def test_window_out_of_bounds_is_refused_without_a_call(
     simulator: Simulator, provider: FacebookProvider, page: Page, days: list[date]
 ) -> None:

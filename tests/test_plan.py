@@ -207,7 +207,7 @@ def test_reconcile_puts_back_every_day_that_the_queue_lost(world: World) -> None
 def test_promise_7_a_day_whose_slot_was_lost_with_the_queue_is_planned_by_the_ledger(world: World) -> None:
     """A wiped Redis has forgotten which days it planned, and a hole in the ledger is what is left of one."""
     world.connect("org", "old")
-    world.db.execute("UPDATE integration SET created_at = %s", [NOW - dt.timedelta(days=5, hours=1)])
+    world.db.execute("UPDATE integration SET read_since = %s", [NOW - dt.timedelta(days=5, hours=1)])
     world.plans.plan(NOW.date() - dt.timedelta(days=3))
     assert world.reconciles.plan_forgotten() == [NOW.date() - dt.timedelta(days=back) for back in (2, 4, 5)]
     assert world.reconciles.plan_forgotten() == []
@@ -218,7 +218,7 @@ def test_one_page_that_was_read_by_hand_does_not_hide_that_nobody_planned_the_da
     """Whoever sees the hole first fills it for one page or one organization; it is a hole of all the others too."""
     world.connect("org", "page", "second")
     world.connect("other", "elsewhere")
-    world.db.execute("UPDATE integration SET created_at = %s", [NOW - dt.timedelta(days=3)])
+    world.db.execute("UPDATE integration SET read_since = %s", [NOW - dt.timedelta(days=3)])
     day = NOW.date() - dt.timedelta(days=2)
     world.plans.plan(NOW.date() - dt.timedelta(days=3))
     world.provider.answers["page", day] = {VIEWS: 1}
@@ -228,11 +228,24 @@ def test_one_page_that_was_read_by_hand_does_not_hide_that_nobody_planned_the_da
     assert states == [("elsewhere", "expected"), ("page", "done"), ("second", "expected")]
 
 
+def test_days_before_a_page_was_read_are_not_forgotten(world: World) -> None:
+    """It was connected, or enabled again, when they were over: they are nobody's, and their sums are final."""
+    world.connect("org", "old", "new", "enabled")
+    old, new = NOW - dt.timedelta(days=9), NOW - dt.timedelta(days=1)
+    world.db.execute("UPDATE integration SET read_since = %s", [old])
+    world.db.execute("UPDATE integration SET read_since = %s WHERE id = 'new'", [new])
+    assert integrations.disable(world.db, "enabled")
+    integrations.reconnect(world.db, world.vault, "enabled", "fresh")
+    integrations.reconnect(world.db, world.vault, "old", "fresh")
+    world.reconciles.plan_forgotten()
+    assert world.fetch("SELECT integration_id, count(*) FROM ingest_day_state GROUP BY 1") == [("old", 7)]
+
+
 @pytest.mark.parametrize("reason", ["disabled", "in_between_steps"])
 def test_a_page_that_nobody_reads_has_no_forgotten_days(world: World, reason: str) -> None:
     """Else every reconcile would plan them anew, and say each time that nobody had."""
     world.connect("org", "page")
-    world.db.execute(f"UPDATE integration SET created_at = %s, {reason} = true".encode(), [NOW - dt.timedelta(days=5)])
+    world.db.execute(f"UPDATE integration SET read_since = %s, {reason} = true".encode(), [NOW - dt.timedelta(days=5)])
     assert world.reconciles.plan_forgotten() == []
 
 

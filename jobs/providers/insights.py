@@ -39,7 +39,9 @@ class Window:
         """Return the window of `days`. Raises ValueError for no day, or more than one request may span."""
         window = cls(tuple(sorted(set(days))))
         if not window.days or window.until - window.since > MAX_SPAN.total_seconds():
-            raise ValueError(f"a request covers 1 to 90 days of 24 hours, not {len(window.days)} from {window.days[:1]}")
+            raise ValueError(
+                f"a request covers 1 to 90 days of 24 hours, not {len(window.days)} from {window.days[:1]}"
+            )
         return window
 
     @property

@@ -390,9 +390,9 @@ class Day(Story):
 
     def begin(self) -> None:
         self.connect()
-        if self.case.point.call == "forgotten_days":
+        if self.case.point.call in ("forgotten_days", "expect_forgotten"):
             with psycopg.connect(self.dsn, autocommit=True) as connection:
-                connection.execute("UPDATE integration SET created_at = now() - interval '2 days'")
+                connection.execute("UPDATE integration SET read_since = now() - interval '2 days'")
         self.bury(self._ingest(DEAD))
         self.start_readers()
         self.strike.arm()
@@ -546,7 +546,16 @@ STORIES: dict[str, type[Story]] = {
     **dict.fromkeys((*Operator.commands, "where"), Operator),
     **dict.fromkeys(
         (
-            *("expect", "open_rows", "mark_dead", "forgotten_days", "open_days", "due_everywhere", "mark_settled"),
+            *(
+                "expect",
+                "expect_forgotten",
+                "open_rows",
+                "mark_dead",
+                "forgotten_days",
+                "open_days",
+                "due_everywhere",
+                "mark_settled",
+            ),
             *("find", "kept", "reopen", "metrics_of", "close_gates", "set_refresh_needed", "record", "due_days"),
             *("days_that_are", "aggregate", "is_marked"),
         ),
