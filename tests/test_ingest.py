@@ -465,6 +465,7 @@ def test_a_second_attempt_of_a_past_day_is_alone(world: World) -> None:
     world.provider.answers["page", back(1)] = SERVER
     with pytest.raises(Retry):
         world.ingest("org", "page")
+    world.now += dt.timedelta(hours=1)
     world.ingest("org", "page", attempt=2)
     assert world.states()["page"] == ("done", None)
 

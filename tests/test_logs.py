@@ -118,6 +118,8 @@ def test_lines_are_not_lost_when_a_time_limit_strikes_their_writer(handler: Turn
     handler.stream = stream
     handler.flush()
     assert lines(written) == ["job done", "still here"]
+    handler.flush()
+    assert lines(written) == []
 
 
 def test_a_turn_with_nothing_to_tell_waits_for_nobody(handler: TurnHandler) -> None:
