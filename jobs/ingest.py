@@ -314,11 +314,7 @@ class Ingest:
             metrics = self._metrics_of(connection, integration.provider, now)
             today = self._today(integration, now)
             earlier = self._days_before(connection, entry, today, now, delivery)
-        outcome = self._ask(integration, metrics, [*earlier, entry.day])
-        if earlier and isinstance(outcome, ProviderError):
-            self._windows.give_up(entry.integration_id, now)
-            if outcome.may_be_of_one_day:
-                outcome = self._ask(integration, metrics, [entry.day])
+        outcome = self._ask_together(integration, metrics, entry.day, earlier, now)
         now = self._clock()  # a pause counts from the answer, for which a slow provider may have taken its time
         _require_lease(delivery)
         with self._pool.connection() as connection:
@@ -406,6 +402,17 @@ class Ingest:
         if kept and kept.state == "done":
             return not ledger.has_dead_day(connection, entry.integration_id)
         return kept is not None and kept.state == "dead"
+
+    def _ask_together(
+        self, integration: Integration, metrics: list[Metric], day: dt.date, earlier: list[dt.date], now: dt.datetime
+    ) -> Answer | ProviderError:
+        """Ask for `day` and the `earlier` ones in one call; when that is refused for one of them, for `day` alone."""
+        outcome = self._ask(integration, metrics, [*earlier, day])
+        if earlier and isinstance(outcome, ProviderError) and outcome.error_class != "rate_limited":
+            self._windows.give_up(integration.id, now)
+            if outcome.may_be_of_one_day:
+                return self._ask(integration, metrics, [day])
+        return outcome
 
     def _ask(self, integration: Integration, metrics: list[Metric], days: list[dt.date]) -> Answer | ProviderError:
         provider = self._provider(integration)

@@ -470,6 +470,18 @@ def test_a_second_attempt_of_a_past_day_is_alone(world: World) -> None:
     assert world.states()["page"] == ("done", None)
 
 
+def test_a_rate_limit_says_nothing_against_a_call_for_several_days(world: World) -> None:
+    """The page has a small budget: it needs such calls more than any other."""
+    wait_for_it(world, DAY, back(1))
+    world.provider.answers["page", back(1)] = ProviderError("rate_limited", "rate_limited", code=32)
+    with pytest.raises(Defer, match="rate_limited"):
+        world.ingest("org", "page")
+    world.now += dt.timedelta(minutes=1)
+    world.provider.answers.clear()
+    world.ingest("org", "page")
+    assert [days for _, days in world.provider.asked] == [(back(1), DAY)] * 2
+
+
 def test_after_a_failed_call_for_several_days_each_is_read_alone_for_a_while(world: World) -> None:
     """Else each of them would begin with such a call, and lose an attempt to another day's fault."""
     wait_for_it(world, DAY, back(1), back(2), back(3))
