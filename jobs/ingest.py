@@ -379,19 +379,18 @@ class Ingest:
         if wait := integration.blocked_for(now):
             wait = max(wait, ledger.SHORTEST_BLOCK)
             return put_off(entry, wait, "rate_limited", "the provider asked for a pause", now)
-        is_first = delivery.attempt == 1  # else it is read alone, and nobody need wait for it
-        if (
-            is_first
-            and not is_recent(entry.day, today)
-            and not self._windows.begin(entry.integration_id, entry.day, now)
-        ):
-            return put_off(
-                entry, WINDOW_WAIT, "later_day_first", "a later day is being read, and this one with it", now
-            )
+        if self._is_carried(entry, today, now, delivery):
+            return put_off(entry, WINDOW_WAIT, "later_day_first", "a later day is being read, and this with it", now)
         # Last: who takes the probe will call.
         if integration.incident and not incidents.take_probe(connection, integration.provider, now):
             return held_back(entry, f"{integration.provider} refuses every page: see `redisq doctor`", now)
         return None
+
+    def _is_carried(self, entry: Entry, today: dt.date, now: dt.datetime, delivery: Delivery) -> bool:
+        """Tell whether the call for a later past day that is under way carries this one; if not, this one is now."""
+        if is_recent(entry.day, today) or delivery.attempt > 1:
+            return False  # it is read anyway, or alone
+        return not self._windows.begin(entry.integration_id, entry.day, now)
 
     def _has_the_letter(self, connection: Connection[Any], entry: Entry) -> bool:
         """Tell whether the dead letter that says that the page must be connected again is, or may be, this job's.
