@@ -398,9 +398,7 @@ class Ingest:
         It may when a later day's call has mended the day meanwhile, and no other day of the page is dead.
         """
         kept = ledger.kept(connection, entry.integration_id, entry.day)
-        if kept and kept.state == "done":
-            return not ledger.has_dead_day(connection, entry.integration_id)
-        return kept is not None and kept.state == "dead"
+        return kept is not None and (kept.state == "dead" or (kept.state == "done" and not kept.beside_dead))
 
     def _ask_together(
         self, integration: Integration, metrics: list[Metric], day: dt.date, earlier: list[dt.date], now: dt.datetime

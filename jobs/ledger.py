@@ -62,6 +62,7 @@ class Kept:
     organization_id: str
     state: State
     last_success_at: dt.datetime | None
+    beside_dead: bool  # it is done, and another day of the page is dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,6 @@ SELECT count(*) FILTER (WHERE state = 'expected'), count(*) FILTER (WHERE state 
 """
 
 
-@fail_points
 def expect(
     connection: Connection[Any], day: dt.date, *, queue: str, organization_id: str | None = None
 ) -> tuple[int, int]:
@@ -142,12 +142,12 @@ def expect(
     return _expect(connection, _ELIGIBLE, day, queue, organization_id)
 
 
-@fail_points
 def expect_forgotten(connection: Connection[Any], day: dt.date) -> tuple[int, int]:
     """Write, as `expect` does for the queue "default", the rows of the pages that were read on `day`."""
     return _expect(connection, _ELIGIBLE_THEN, day, "default", None)
 
 
+@fail_points
 def _expect(
     connection: Connection[Any], eligible: LiteralString, day: dt.date, queue: str, organization_id: str | None
 ) -> tuple[int, int]:
@@ -301,18 +301,11 @@ def kept(connection: Connection[Any], integration_id: str, day: dt.date) -> Kept
     """Return what the ledger knows of the day, None when it was never planned or read."""
     with connection.cursor(row_factory=class_row(Kept)) as cursor:
         return cursor.execute(
-            "SELECT organization_id, state, last_success_at FROM ingest_day_state"
-            " WHERE integration_id = %s AND day = %s",
+            "SELECT organization_id, state, last_success_at, state = 'done' AND EXISTS ("
+            "  SELECT FROM ingest_day_state d WHERE d.integration_id = s.integration_id AND d.state = 'dead'"
+            " ) AS beside_dead FROM ingest_day_state s WHERE integration_id = %s AND day = %s",
             [integration_id, day],
         ).fetchone()
-
-
-def has_dead_day(connection: Connection[Any], integration_id: str) -> bool:
-    """Tell whether a day of the page is dead."""
-    found = connection.execute(
-        "SELECT 1 FROM ingest_day_state WHERE integration_id = %s AND state = 'dead' LIMIT 1", [integration_id]
-    )
-    return found.fetchone() is not None
 
 
 @fail_points

@@ -390,9 +390,6 @@ class Day(Story):
 
     def begin(self) -> None:
         self.connect()
-        if self.case.point.call in ("forgotten_days", "expect_forgotten"):
-            with psycopg.connect(self.dsn, autocommit=True) as connection:
-                connection.execute("UPDATE integration SET read_since = now() - interval '2 days'")
         self.bury(self._ingest(DEAD))
         self.start_readers()
         self.strike.arm()
@@ -443,6 +440,17 @@ class Day(Story):
 
     def _reconcile(self) -> None:
         self.queue.enqueue(self.kinds["reconcile"].job(payloads.Reconcile()))
+
+
+class Forgotten(Day):
+    """The same, beside a recent day that nobody has planned: one of its two days tells of a page that is refused."""
+
+    refused: ClassVar = (("dead", "token_expired"), ("skipped", "refresh_needed"))
+
+    def connect(self) -> None:
+        super().connect()
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute("UPDATE integration SET read_since = now() - interval '2 days'")
 
 
 class Lone(Day):
@@ -546,22 +554,14 @@ STORIES: dict[str, type[Story]] = {
     **dict.fromkeys((*Operator.commands, "where"), Operator),
     **dict.fromkeys(
         (
-            *(
-                "expect",
-                "expect_forgotten",
-                "open_rows",
-                "mark_dead",
-                "forgotten_days",
-                "open_days",
-                "due_everywhere",
-                "mark_settled",
-            ),
-            *("find", "kept", "reopen", "metrics_of", "close_gates", "set_refresh_needed", "record", "due_days"),
+            *("_expect", "open_rows", "mark_dead", "open_days", "due_everywhere", "mark_settled", "reopen"),
+            *("find", "kept", "metrics_of", "close_gates", "set_refresh_needed", "record", "due_days"),
             *("days_that_are", "aggregate", "is_marked"),
         ),
         Day,
     ),
     **dict.fromkeys((*Wave.opens, "take_probe", "_note_others", "_close_incident"), Wave),
+    "forgotten_days": Forgotten,
     "_forget_refusal": Lone,  # of a page that was answered it is between the probe and what is noted of the others
     **dict.fromkeys(("mark_abandoned", "reconnect"), GivenUp),
 }
