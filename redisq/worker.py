@@ -35,8 +35,8 @@ SWEEP = 5.0  # seconds between looks for ghosts
 RETURN = 35.0
 LEVELS = {"done": logging.INFO, "dead": logging.ERROR}  # of the line that tells where a job went; else a warning
 PARK_LIMIT = 24 * 3600.0  # seconds until such a job is dead
-# A job that was in so many crashes runs beside no other such one: together once more, the one that is the cause would
-# take the others to the dead letters. They come back so many seconds apart.
+# A job that was in so many crashes is a suspect: its worker holds no other one and claims nothing while it runs, so
+# that the one that is the cause takes nobody along at its last crash. The others come back so many seconds apart.
 SUSPECT, APART = 2, 1.0
 FOR_EVER = 100 * 365 * 86400.0
 IS_SUSPECT = Failure("defer", "suspect", "it was in two crashes, and another such job runs on this worker")
@@ -160,6 +160,8 @@ class Worker:
         self._standstill = Standstill()
         self._sweep_at = 0.0
         self._ring_at = 0.0
+        self._suspect: Run | None = None
+        self._suspect_waits = False  # to begin
         self._hungry = False  # the last claim, or the doorbell, found too little
         self._stops = 0
         self._deadline = float("inf")
@@ -314,12 +316,14 @@ class Worker:
     def _send(self, now: float) -> None:
         """Send what settles the runs that ended, and the claim of as many as can start."""
         want = 0 if self._hungry and not self._patience.wait else self._wanted()
-        if not (want or self._unsettled or self._moved):
+        moved = [] if self._has_suspect() else self._moved
+        if not (want or self._unsettled or moved):
             if self._pulse.holds(self._pulse.epoch):  # then it takes heartbeats at least
                 self._find_redis()
             return
         settled, self._unsettled = self._unsettled, []
-        moved, self._moved = self._moved, []
+        if moved:
+            self._moved = []
         done = [run for run in settled if isinstance(run.outcome, Done)]
         others = [run for run in settled if not isinstance(run.outcome, Done)]
         calls = self._settlements(done, others)
@@ -364,7 +368,7 @@ class Worker:
 
         At most half of the slots: one half is on its way to Redis and back while the other runs.
         """
-        if self._doorbell.waiting or not self._may_start():
+        if self._doorbell.waiting or not self._may_start() or self._has_suspect():
             return 0
         slots = self._settings.slots
         free = slots - (len(self._held) - len(self._unsettled) + self._lost_slots)
@@ -415,18 +419,34 @@ class Worker:
         suspects = [run for run in runs if run.claimed.crashes >= SUSPECT]
         if suspects:
             self._keep_apart(suspects)
-            return [run for run in runs if run.outcome is None]
-        return runs
+            runs = [run for run in runs if run.claimed.crashes < SUSPECT]
+        return runs + self._cleared() if self._suspect_waits else runs
 
     def _keep_apart(self, suspects: list[Run]) -> None:
-        """Put these off but for one, and that one too while another runs."""
-        running = any(
-            run.claimed.crashes >= SUSPECT and run.outcome is None and run not in suspects
-            for run in self._held.values()
-        )
-        for place, run in enumerate(suspects if running else suspects[1:], 1):
+        """Let one wait until it is alone, unless there is one, and put the others off."""
+        if not self._has_suspect():
+            self._suspect, self._suspect_waits = suspects[0], True
+            suspects = suspects[1:]
+        for place, run in enumerate(suspects, 1):
             run.outcome = Deferred(IS_SUSPECT, place * APART)
             self._unsettled.append(run)
+
+    def _has_suspect(self) -> bool:
+        return self._suspect is not None and self._suspect.claimed.token in self._held
+
+    def _cleared(self) -> list[Run]:
+        """Return the suspect that waits, once Redis has taken back the others and no claim can bring one more."""
+        run = self._suspect
+        assert run is not None
+        others = any(other.claimed.crashes >= SUSPECT and other is not run for other in self._held.values())
+        if others or (self._sent and self._sent.asked):
+            return []
+        self._suspect_waits = False
+        if not self._stops and self._pulse.holds(run.epoch):
+            return [run]
+        del self._held[run.claimed.token]
+        self._sweep_at = 0.0
+        return []
 
     def _holds(self, run: Run) -> bool:
         """Return whether `run` still owns its job; safe in every thread."""
