@@ -55,15 +55,12 @@ def run(*, keep: bool) -> int:
         for service in (["scheduler"], ["worker"], ["worker", "--queue", BACKFILL]):
             stack.enter_context(_running(service, folder, environ))
         talk.print(f"Planning {DAYS} days of {PAGES} synthetic pages, newest first …")
-        plan = application.registry["plan"]
-        plans = [plan.job(payloads.Plan(day.isoformat())) for day in days]
-        application.queue("default").enqueue_many(plans[:RECENT_DAYS])
-        _watch(connection, RECENT_DAYS)
+        _plan(application, connection, days[:RECENT_DAYS])
         _until(lambda: _is_idle(application.queue("default")), "the recent days")
         # Only now, for the call of one recent day mends what went wrong with another.
         _spoil(simulator)
-        application.queue("default").enqueue_many(plans[RECENT_DAYS:])
-        _watch(connection, DAYS)
+        _plan(application, connection, days[: RECENT_DAYS + 1])  # so that one day tells of the token
+        _plan(application, connection, days)
         _until(lambda: _is_summed_up(application, connection), "the sums of the last day")
         _show(connection, environ, days)
         if keep:
@@ -136,6 +133,13 @@ def _running(service: list[str], folder: Path, environ: Mapping[str, str]) -> It
 
 
 # -- watching ----------------------------------------------------------------------------------------------------------
+
+
+def _plan(application: Application, connection: Connection, days: list[dt.date]) -> None:
+    """Plan `days`, of which some may be planned already, and see them through."""
+    plan = application.registry["plan"]
+    application.queue("default").enqueue_many([plan.job(payloads.Plan(day.isoformat())) for day in days])
+    _watch(connection, len(days))
 
 
 def _watch(connection: Connection, days: int) -> None:
