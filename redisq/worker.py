@@ -410,12 +410,7 @@ class Worker:
     # -- beginning a run -------------------------------------------------------------------------------------------
 
     def _startable(self, runs: list[Run]) -> list[Run]:
-        if runs and (self._stops or not self._pulse.holds(runs[0].epoch)):
-            # We drain, or slept on the answer: what is still ours goes back, the rest was reaped.
-            for run in runs:
-                del self._held[run.claimed.token]
-            self._sweep_at = 0.0
-            return []
+        runs = self._permitted(runs)
         suspects = [run for run in runs if run.claimed.crashes >= SUSPECT]
         if suspects:
             self._keep_apart(suspects)
@@ -442,9 +437,17 @@ class Worker:
         if others or (self._sent and self._sent.asked):
             return []
         self._suspect_waits = False
-        if not self._stops and self._pulse.holds(run.epoch):
-            return [run]
-        del self._held[run.claimed.token]
+        return self._permitted([run])
+
+    def _permitted(self, runs: list[Run]) -> list[Run]:
+        """Return `runs`, of one claim, if they may begin; else let go of them.
+
+        We drain, or slept on the answer: what is still ours goes back, the rest was reaped.
+        """
+        if not runs or (not self._stops and self._pulse.holds(runs[0].epoch)):
+            return runs
+        for run in runs:
+            del self._held[run.claimed.token]
         self._sweep_at = 0.0
         return []
 
