@@ -64,6 +64,11 @@ def meanwhile(world: World, action: Callable[[], object]) -> None:
     world.provider.during = once
 
 
+def struck(*_: object) -> None:
+    """Stand in for a call in which the time limit strikes."""
+    raise TimeLimitExceeded
+
+
 # -- the pure core
 
 
@@ -332,11 +337,8 @@ def test_a_page_that_its_time_limit_cuts_at_its_end_holds_nobody_back(
 ) -> None:
     """Counted as under way for ever, it would keep its day from being asked for until the worker is restarted."""
 
-    def cut(*_: object) -> None:
-        raise TimeLimitExceeded
-
     with monkeypatch.context() as patch:
-        patch.setattr(ingest._UnderWay, "end", cut)
+        patch.setattr(ingest._UnderWay, "end", struck)
         with pytest.raises(TimeLimitExceeded):
             world.ingest("org", "page")
     world.ingest("org", "second")
@@ -446,11 +448,8 @@ def test_a_past_day_does_not_wait_for_one_that_its_time_limit_cut_off(
     """Struck just before it says that it has ended, it would hold back the days before it until they die of waiting."""
     wait_for_it(world, DAY, back(1))
 
-    def cut(*_: object) -> None:
-        raise TimeLimitExceeded
-
     with monkeypatch.context() as patch:
-        patch.setattr(ingest._Windows, "end", cut)
+        patch.setattr(ingest._Windows, "end", struck)
         with pytest.raises(TimeLimitExceeded):
             world.ingest("org", "page")
     with pytest.raises(Defer, match="later_day_first"):
@@ -635,16 +634,12 @@ def test_a_page_does_not_wait_for_its_owner_without_a_dead_letter(
     """A worker that dies between the two notes leaves neither, so that the next run is refused again and says so."""
     world.provider.answers["page", DAY] = EXPIRED
     with monkeypatch.context() as patched:
-        patched.setattr(ledger, "record", _struck)
+        patched.setattr(ledger, "record", struck)
         with pytest.raises(TimeLimitExceeded):
             world.ingest("org", "page")
     assert not refresh_needed(world)
     with pytest.raises(Permanent, match="token_expired"):
         world.ingest("org", "page")
-
-
-def _struck(*_arguments: object) -> None:
-    raise TimeLimitExceeded
 
 
 def test_a_fault_of_ours_does_not_ask_the_owner_to_reconnect(world: World) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -34,8 +35,20 @@ from redisq import (
 from redisq.job import Delivery
 from redisq.queue import Claimed
 from redisq.slots import Done, Failed, Run, Slots
-from tests.harness import LEASE, LOG_FIELDS, Stage, Task, application, assert_conserved, at_work, census, job, kept
-from tests.proxy import Proxy, load
+from tests.harness import (
+    LEASE,
+    LOG_FIELDS,
+    AtWork,
+    Stage,
+    Task,
+    application,
+    assert_conserved,
+    at_work,
+    census,
+    job,
+    kept,
+)
+from tests.proxy import Proxy, Rule, load
 from tests.waiting import eventually
 
 Handler = Callable[[Task, Delivery], None]
@@ -707,25 +720,32 @@ def test_jobs_run_while_redis_answers_the_next_claim(
     assert not census(redis)["jobs"]
 
 
+@contextmanager
+def claim_in_the_air(redis: Redis, server: RedisServer, stage: Stage) -> Iterator[tuple[Proxy, Rule, AtWork]]:
+    """A worker whose claim of `effect:1` Redis has run, and whose answer waits to be released."""
+    Queue(redis, "default").enqueue(job("effect", 1))
+    load(redis)
+    with Proxy(server.port) as proxy:
+        claim = proxy.lose(scripts.claim, reply=b"effect:1", how="hold")
+        with at_work(application(stage), proxy.url) as work:
+            eventually(lambda: claim.fired == 1, within=5)
+            yield proxy, claim, work
+
+
 def test_a_claim_that_was_answered_after_the_lease_starts_nothing(
     redis: Redis, redis_server: RedisServer, queue: Queue, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever slept on an answer, by a freeze or a slow network, may have been reaped meanwhile."""
     monkeypatch.setattr(redisq.worker, "COMMAND_TIMEOUT", 2 * LEASE)
-    queue.enqueue(job("effect", 1))
-    load(redis)
-    with Proxy(redis_server.port) as proxy:
-        claim = proxy.lose(scripts.claim, reply=b"effect:1", how="hold")
-        with at_work(application(stage), proxy.url) as work:
-            eventually(lambda: claim.fired == 1, within=5)
-            beats = proxy.lose(scripts.heartbeat, times=1000)
-            eventually(lambda: not work.worker._may_start(), within=LEASE + 2)  # the only way to see it
-            claim.release.set()
-            eventually(lambda: queue.where(["effect:1"]) == ["ready"], within=5)  # ours still, so it went back unharmed
-            assert stage.runs() == []
-            assert beats.fired > 1
-            proxy.heal()
-            eventually(lambda: stage.effects() == {"effect:1"}, within=8)
+    with claim_in_the_air(redis, redis_server, stage) as (proxy, claim, work):
+        beats = proxy.lose(scripts.heartbeat, times=1000)
+        eventually(lambda: not work.worker._may_start(), within=LEASE + 2)  # the only way to see it
+        claim.release.set()
+        eventually(lambda: queue.where(["effect:1"]) == ["ready"], within=5)  # ours still, so it went back unharmed
+        assert stage.runs() == []
+        assert beats.fired > 1
+        proxy.heal()
+        eventually(lambda: stage.effects() == {"effect:1"}, within=8)
     assert not census(redis)["jobs"]
 
 
@@ -733,15 +753,10 @@ def test_a_claim_that_is_answered_when_the_worker_drains_starts_nothing(
     redis: Redis, redis_server: RedisServer, queue: Queue, stage: Stage
 ) -> None:
     """A busy worker has a claim in the air nearly always; each deploy would last as long as one more job."""
-    queue.enqueue(job("effect", 1))
-    load(redis)
-    with Proxy(redis_server.port) as proxy:
-        claim = proxy.lose(scripts.claim, reply=b"effect:1", how="hold")
-        with at_work(application(stage), proxy.url) as work:
-            eventually(lambda: claim.fired == 1, within=5)
-            work.worker.stop()
-            claim.release.set()
-            assert work.finish() == 0
+    with claim_in_the_air(redis, redis_server, stage) as (_proxy, claim, work):
+        work.worker.stop()
+        claim.release.set()
+        assert work.finish() == 0
     assert stage.runs() == []
     assert queue.where(["effect:1"]) == ["ready"]
     assert_conserved(redis)
