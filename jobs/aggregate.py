@@ -24,7 +24,7 @@ _RUNS = 3  # how often one job starts over because a row changed under it; recon
 Kinds = Mapping[str, Kind[Any]]
 Queues = Callable[[str], Queue]
 Clock = Callable[[], dt.datetime]
-Outcome = Literal["value", "no_data", "pending", "failed", "unsupported"]
+Outcome = Literal["value", "no_data", "pending", "failed", "unsupported", "unreadable"]
 
 # A large organization has 60,000 of each a day. Plain tuples are soon let go by the garbage collector, which else takes
 # as long as all the rest.

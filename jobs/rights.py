@@ -16,10 +16,14 @@ RUNTIME = {
     "organization": "SELECT, INSERT",
     "integration": "SELECT, INSERT, UPDATE",
     "metric_catalog": "SELECT",
+    "metric_refusal": "SELECT, INSERT, UPDATE, DELETE",
+    "metric_life": "SELECT, INSERT, UPDATE",
+    "page_load": "SELECT, INSERT, UPDATE",
+    "import_file": "SELECT, INSERT, UPDATE",
     "ingest_day_state": "SELECT, INSERT, UPDATE",
     "page_metric_daily": "SELECT, INSERT, UPDATE",
-    "page_metric_history": "INSERT",
-    "page_metric_anomaly": "INSERT",
+    "page_metric_history": "SELECT, INSERT",
+    "page_metric_anomaly": "SELECT, INSERT",
     "org_metric_daily": "SELECT, INSERT, UPDATE, DELETE",
     "aggregate_dirty": "SELECT, INSERT, DELETE",
     "provider_gate": "SELECT, INSERT, UPDATE",
@@ -29,8 +33,8 @@ RUNTIME = {
 
 # Encrypted as they are, the tokens are nobody's to read.
 _READABLE_OF_INTEGRATION = (
-    "SELECT (id, organization_id, provider, internal_id, name, disabled, in_between_steps, refresh_needed,"
-    " refresh_reason, created_at, read_since, updated_at, deleted_at)"
+    "SELECT (id, organization_id, provider, internal_id, name, zone, user_id, disabled, in_between_steps,"
+    " refresh_needed, refresh_reason, created_at, read_since, updated_at, deleted_at)"
 )
 
 

@@ -38,6 +38,9 @@ class ToldProvider:
 
     name: str = "facebook"
     day_zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("America/Los_Angeles"))
+    published_within: dt.timedelta = dt.timedelta(hours=24)
+    span_days: int = 89
+    reads_everything: bool = False
     answers: dict[tuple[str, dt.date], Told | Exception] = field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
     fetched_at: dt.datetime = NOW

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, Protocol
 from zoneinfo import ZoneInfo
 
 Additivity = Literal["sum", "level", "none", "ratio"]
-Status = Literal["value", "no_data", "pending", "unsupported"]
+Status = Literal["value", "no_data", "pending", "unsupported", "unreadable"]
 Scope = Literal["app", "user", "page"]
 ErrorClass = Literal["transient", "rate_limited", "permanent"]
 Fault = Literal["page", "app", "unclear"]  # what a permanent refusal is about
@@ -36,22 +36,40 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """How much one call may ask for: so many days, and so many metrics."""
+
+    days: int
+    metrics: int
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
-    """An integration as a provider sees it. The token never shows in a repr."""
+    """An integration as a provider sees it. The token never shows in a repr.
+
+    `zone` is the zone of the page's days. `user` names the person or group whose allowance the page's calls are charged
+    to. `refused` are the metrics that this page was lately refused: each is asked for in a call of its own, so that it
+    refuses no other. `load` is what the provider accepted for this page after it had asked for less data.
+    """
 
     integration_id: str
     organization_id: str
     provider: str
     page_id: str
     token: str = field(repr=False)
+    zone: ZoneInfo | None = None
+    user: str = ""
+    refused: frozenset[str] = frozenset()
+    load: Load | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What the provider said about one metric on one day; `value` is set exactly when `status` is "value".
 
-    no_data: a finished day without a number. pending: not published yet. unsupported: the provider has no
-    such metric (any more). `breakdown` holds the parts of a value that is a sum, ready for JSON.
+    no_data: a finished day without a number. pending: not published yet. unsupported: the provider refuses this page
+    the metric. unreadable: there is an answer that is no number, and `reason` says what it is.
+    `breakdown` holds the parts of a value that is a sum, ready for JSON.
     `source_end_time` is the provider's own timestamp of the day, the proof that `day` is right.
     """
 
@@ -61,6 +79,7 @@ class Reading:
     value: Decimal | None = None
     breakdown: dict[str, Any] | None = None
     source_end_time: datetime | None = None
+    reason: str | None = None
 
     def __post_init__(self) -> None:
         if (self.status == "value") != (self.value is not None):
@@ -71,9 +90,8 @@ class Reading:
 class Gate:
     """A provider's request to leave it alone for `blocked_for` seconds.
 
-    `key` says whom it concerns: for scope "app" the provider's name, for "page" the page id, for "user" the
-    integration id (the person behind a page token is not known, so such a gate reaches no other page).
-    `source` is the header or error code it came from.
+    `key` says whom it concerns: for scope "app" the provider's name, for "page" the page id, for "user" the page's
+    `user`. `source` is the header or error code it came from.
     """
 
     scope: Scope
@@ -85,11 +103,21 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One reading for every asked metric and day, and the moment of asking (UTC)."""
+    """One reading for every metric and every day that was read, and the moment of asking (UTC).
+
+    The latest asked day is always among them. Earlier ones are left out when the provider gives so little at a time
+    that they would take too many calls.
+    `given` are the metrics that the provider did not refuse, `refused` those that it refused this page.
+    `load` is what it accepted after it had asked for less data. `notes` are lines for people.
+    """
 
     readings: tuple[Reading, ...]
     fetched_at: datetime
     gates: tuple[Gate, ...] = ()
+    given: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    load: Load | None = None
+    notes: tuple[str, ...] = ()
 
 
 class ProviderError(Exception):
@@ -128,19 +156,40 @@ class ProviderError(Exception):
         super().__init__(f"{error_class}/{reason}: {self.detail}".removesuffix(": "))
 
     @property
+    def is_silence(self) -> bool:
+        """Tell whether not one byte came from the provider: no address, no connection, no answer in time."""
+        return self.error_class == "transient" and self.reason == "network" and self.http_status is None
+
+    @property
+    def is_outage(self) -> bool:
+        """Tell whether the provider is away or broken, which says nothing about the page."""
+        return self.is_silence or (self.error_class == "transient" and self.reason == "server")
+
+    @property
     def may_be_of_one_day(self) -> bool:
         """Tell whether fewer days may be had though these are refused for good: it is not the page that is at fault."""
         return self.error_class == "permanent" and (self.reason == "malformed" or self.fault == "unclear")
 
 
 class Provider(Protocol):
-    """Reads pages. One object serves all slots of a worker at the same time."""
+    """Reads pages. One object serves all slots of a worker at the same time.
+
+    `day_zone` is the zone of a day, unless a page has its own. `published_within` is how long after its end a day's
+    numbers may take to be published. `span_days` is how many days one call may carry. With `reads_everything` one read
+    brings all days of the page at no further cost.
+    """
 
     name: str
     day_zone: ZoneInfo
+    published_within: timedelta
+    span_days: int
+    reads_everything: bool
 
     def read(self, page: Page, days: Sequence[date], metrics: Sequence[Metric]) -> Answer:
-        """Return one reading for each metric and day (days of `day_zone`), or raise ProviderError."""
+        """Return one reading for each metric and each day that could be read, or raise ProviderError.
+
+        The days are those of the page's zone. See `Answer` for the days that may be left out.
+        """
 
     def close(self) -> None:
         """Let go of connections; a second call does nothing."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -36,6 +36,9 @@ class CsvProvider:
 
     name = "csv"
     day_zone = ZoneInfo("UTC")
+    published_within = timedelta(0)
+    span_days = 3650
+    reads_everything = True
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

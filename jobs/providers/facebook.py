@@ -15,7 +15,7 @@ from urllib.parse import quote
 from jobs.providers.base import Answer, Gate, Metric, Page, ProviderError, Reading
 from jobs.providers.classify import Document, Failure, UnusableBody, classify
 from jobs.providers.graph import Graph
-from jobs.providers.insights import DAY_ZONE, Buckets, Window, reading, series
+from jobs.providers.insights import DAY_ZONE, PUBLISHED_WITHIN, Buckets, Window, reading, series
 from jobs.providers.usage import gates, merged
 
 VERSION = "v25.0"
@@ -28,6 +28,10 @@ class FacebookProvider:
 
     name = "facebook"
     day_zone = DAY_ZONE
+    published_within = PUBLISHED_WITHIN
+    # The API takes spans of 90 times 24 hours, and one day a year has 25.
+    span_days = 89
+    reads_everything = False
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from jobs.providers.classify import UnusableBody
 DAY_ZONE = ZoneInfo("America/Los_Angeles")
 MAX_SPAN = timedelta(days=90)  # in seconds: with the one of 25 hours among them, 90 days are too many
 
-_PUBLISHED_WITHIN = timedelta(hours=24)
+PUBLISHED_WITHIN = timedelta(hours=24)
 _MAX_DIGITS = 30
 _NO_END = "a value without a readable end_time"
 
@@ -89,7 +89,7 @@ def reading(metric: str, day: date, buckets: Buckets, now: datetime) -> Reading:
     """
     ends = end_time(day)
     if ends not in buckets:
-        awaited = now < (ends + _PUBLISHED_WITHIN if buckets else ends)
+        awaited = now < (ends + PUBLISHED_WITHIN if buckets else ends)
         return Reading(metric, day, "pending" if awaited else "no_data")
     value = buckets[ends]
     if value is None:
