@@ -367,7 +367,7 @@ class FanIn:
     """Enqueues aggregates when nothing more is to come."""
 
     def __init__(self, queues: Queues, kinds: Kinds) -> None:
-        self._queues = queues
+        self.queues = queues
         self._kinds = kinds
 
     def enqueue_due(
@@ -383,4 +383,4 @@ class FanIn:
             return []
         kind = self._kinds["aggregate"]
         jobs = [kind.job(payloads.Aggregate(id, day.isoformat()), queue=queue) for id, day in due]
-        return self._queues(queue).enqueue_many(jobs)
+        return self.queues(queue).enqueue_many(jobs)

@@ -2,7 +2,7 @@
 
 import datetime as dt
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from psycopg import Connection
 from psycopg.rows import class_row
@@ -14,7 +14,8 @@ from redisq import fail_points
 
 _COLUMNS = """
     i.id, i.organization_id, i.provider, i.internal_id, i.name, i.token, i.disabled, i.in_between_steps,
-    i.refresh_needed, i.refresh_reason, i.deleted_at IS NOT NULL OR o.deleted_at IS NOT NULL AS deleted
+    i.refresh_needed, i.refresh_reason, i.deleted_at IS NOT NULL OR o.deleted_at IS NOT NULL AS deleted, i.zone,
+    i.user_id
 """
 _SOURCE = "integration i JOIN organization o ON o.id = i.organization_id"
 
@@ -34,11 +35,25 @@ class Integration:
     refresh_needed: bool
     refresh_reason: str | None
     deleted: bool
-    # Known of a page found by its id: the provider wants no call before; it refuses every page; pages are refused, so
-    # that an answer is worth noting.
+    zone: str  # of its days
+    user_id: str | None  # whose allowance its calls are charged to, if known
+    # Known of a page found by its id: the provider wants no call before; an incident is open, and of which kind; pages
+    # are refused or fail, so that an answer is worth noting; this page is among them.
     blocked_until: dt.datetime | None = None
-    incident: bool = False
+    incident: Literal["refusal", "outage"] | None = None
     watched: bool = False
+    refused: bool = False
+    # Which metrics it was refused, and on which UTC day; what the provider accepted when it had asked for less data.
+    metrics_refused: tuple[str, ...] = ()
+    metrics_refused_on: tuple[dt.date, ...] = ()
+    load_days: int | None = None
+    load_metrics: int | None = None
+    load_until: dt.datetime | None = None
+
+    @property
+    def user(self) -> str:
+        """Whose allowance its calls are charged to: a person, or the organization whose pages share one."""
+        return f"user:{self.user_id}" if self.user_id else f"org:{self.organization_id}"
 
     def blocked_for(self, now: dt.datetime) -> float:
         """Return for how many seconds the provider wants no call for this page, 0.0 when it may be called."""
@@ -100,14 +115,26 @@ def add(
 _FIND = f"""
 SELECT {_COLUMNS}, (
     SELECT max(g.blocked_until) FROM provider_gate g
-    WHERE g.provider = i.provider AND (g.scope, g.key) IN (('app', i.provider), ('page', i.internal_id), ('user', i.id))
-) AS blocked_until, EXISTS (
-    SELECT FROM provider_incident n WHERE n.provider = i.provider AND n.closed_at IS NULL
+    WHERE g.provider = i.provider AND (g.scope, g.key) IN (
+        ('app', i.provider), ('page', i.internal_id),
+        ('user', coalesce('user:' || i.user_id, 'org:' || i.organization_id)))
+) AS blocked_until, (
+    SELECT CASE WHEN n.is_outage THEN 'outage' ELSE 'refusal' END FROM provider_incident n
+    WHERE n.provider = i.provider AND n.closed_at IS NULL
 ) AS incident, EXISTS (
     SELECT FROM provider_refusal r
     WHERE r.provider = i.provider AND (r.integration_id = i.id OR NOT r.others_answered)
-) AS watched
-FROM {_SOURCE} WHERE i.id = %s
+) AS watched, EXISTS (
+    SELECT FROM provider_refusal r WHERE r.provider = i.provider AND r.integration_id = i.id AND NOT r.is_outage
+) AS refused,
+    coalesce(m.metrics, '{{}}') AS metrics_refused, coalesce(m.days, '{{}}') AS metrics_refused_on,
+    l.days AS load_days, l.metrics AS load_metrics, l.until AS load_until
+FROM {_SOURCE}
+LEFT JOIN page_load l ON l.integration_id = i.id
+LEFT JOIN LATERAL (
+    SELECT array_agg(metric) AS metrics, array_agg(refused_on) AS days FROM metric_refusal WHERE integration_id = i.id
+) AS m ON true
+WHERE i.id = %s
 """
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from jobs import ledger, payloads
+from jobs import ledger, letters, payloads
 from jobs.aggregate import Clock, FanIn, Kinds, Queues, settled_before
 from jobs.database import Pool
 from jobs.ledger import Open
@@ -72,7 +72,7 @@ class Plan:
         return Planned(expected, skipped) + self.enqueue_open(day)
 
     def enqueue_open(self, day: dt.date, *, organization_id: str | None = None) -> Planned:
-        """Enqueue the rows of `day` that are expected or dead, the organizations taking turns.
+        """Enqueue the rows of `day` that are expected, dead or wanted again, the organizations taking turns.
 
         A dead row whose letter is still there stays dead; it is the operator's to requeue.
         """
@@ -149,6 +149,7 @@ class Reconcile:
         with self._pool.connection() as connection:
             ledger.reopen(connection, max_age_days=self._max_age_days)
             ledger.mark_settled(connection, settled_before(now))
+            letters.clear(connection, self._fan_in.queues)
         # Before the days: a backfill of years is millions of them, and may take all the time that there is.
         created = self._enqueue_sums(now)
         with self._pool.connection() as connection:

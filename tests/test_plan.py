@@ -58,8 +58,12 @@ def test_a_plan_expects_every_eligible_page_and_enqueues_it(world: World) -> Non
         "UPDATE organization SET deleted_at = now() WHERE id = 'gone'",
     ):
         world.db.execute(change.encode())
-    assert world.plans.plan(DAY) == Planned(expected=1, skipped=1, enqueued=1)
-    assert world.states() == {"page": ("expected", None), "waits": ("skipped", "refresh_needed")}
+    assert world.plans.plan(DAY) == Planned(expected=1, skipped=2, enqueued=1)
+    assert world.states() == {
+        "page": ("expected", None),
+        "waits": ("skipped", "refresh_needed"),
+        "disabled": ("skipped", "disabled"),
+    }
     assert world.ready() == ingest_ids("page")
 
 

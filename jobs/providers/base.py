@@ -155,6 +155,11 @@ class ProviderError(Exception):
         self.gates = gates
         super().__init__(f"{error_class}/{reason}: {self.detail}".removesuffix(": "))
 
+    def facts(self) -> dict[str, Any]:
+        """Return what `ProviderError(**facts)` makes anew, ready for JSON, without the gates."""
+        names = ("error_class", "reason", "detail", "code", "subcode", "http_status", "trace_id", "needs_reconnect")
+        return {name: getattr(self, name) for name in (*names, "fault")}
+
     @property
     def is_silence(self) -> bool:
         """Tell whether not one byte came from the provider: no address, no connection, no answer in time."""
