@@ -60,6 +60,8 @@ def table(name: str, content: bytes) -> Table:
 def _decoded(name: str, content: bytes) -> tuple[str, str]:
     if len(content) > MAX_BYTES:
         raise Unreadable(name, None, f"larger than {MAX_BYTES // 2**20} MiB. An export of a page has some kilobytes")
+    if content.startswith(b"PK\x03\x04"):
+        raise Unreadable(name, None, "a workbook or an archive. Save it as CSV in UTF-8, or unpack it")
     marks = ((BOM_UTF16_LE, "utf-16-le"), (BOM_UTF8, "utf-8"), (b"", "utf-8"))
     mark, encoding = next((mark, encoding) for mark, encoding in marks if content.startswith(mark))
     body = content[len(mark) :]
