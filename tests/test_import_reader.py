@@ -187,11 +187,12 @@ def test_a_known_title_is_its_metric_however_it_is_spaced(title: str, metric: st
         ("Lifetime Total Likes", "not its followers"),
         ("Instagram reach", "no known title"),
         ("page_views_total_v2", "no known title"),
+        ('Views ""all""', """'Views "all"' is no known title"""),
     ],
 )
 def test_a_title_that_only_looks_like_a_metric_is_left_open(title: str, why: str) -> None:
     """A wrong metric looks like right numbers for years; an open one costs an option."""
-    for text in (suite(title, ("2025-08-01", "1")), f"Date,{title}\n,x\n2025-08-01,1\n"):
+    for text in (suite(title, ("2025-08-01", "1")), f'Date,"{title}"\n,x\n2025-08-01,1\n'):
         export = read_text(text)
         assert (only(export).metric, values(export)) == (None, ["1"])
         assert why in export.notes[0]
@@ -317,6 +318,7 @@ def test_the_answer_to_the_question_of_dates_counts() -> None:
         (("1,234", "12.5"), ["1234", "12.5"]),
         (("1,234", "12,5"), ["1.234", "12.5"]),
         (("1.234", "0.125"), ["1.234", "0.125"]),
+        (("1,234", "0,125"), ["1.234", "0.125"]),
         (("1234.567",), ["1234.567"]),
         (("9" * 30,), ["9" * 30]),
     ],
@@ -393,6 +395,7 @@ def test_numbers_that_contradict_each_other_or_the_answer_are_refused() -> None:
         (dated("2025-08-01") + "x" * (MAX_LINE + 1), ":4", "longer than"),
         ("\n" * (MAX_LINES + 1) + "x", "", "lines"),
         ("a," * 1000 + "b\n", ":1", "columns"),
+        (("a," * 999 + "b\n") * 1001, ":1001", "cells"),
         (dated("2025-08-01") + "\0", ":4", "'\\x00'"),
         ("Views\x1b[2J\nDate,Primary\n2025-08-01,1\n", ":1", "control character"),
         (suite("Views", ("2025-08-01", "1")) + "\ufeff" + suite("Visits", ("2025-08-01", "1")), ":5", "joined"),

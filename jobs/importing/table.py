@@ -11,9 +11,11 @@ from jobs.importing.export import Unreadable
 
 MAX_BYTES = 32 * 2**20
 MAX_LINE = 64 * 2**10  # characters
-# Twenty years of a hundred metrics in the long form have 730,000 rows; the other forms have far fewer.
-MAX_LINES = 1_000_000
+# Twenty years of the catalog's twelve metrics are 90,000 rows in the long form; the other forms have far fewer.
+MAX_LINES = 200_000
 MAX_COLUMNS = 1000
+# A cell costs some hundred bytes until it is a number.
+MAX_CELLS = 1_000_000
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
@@ -108,6 +110,7 @@ def _delimiter(name: str, lines: list[str]) -> str:
 
 
 def _lines(name: str, texts: list[str], delimiter: str) -> Iterator[Line]:
+    count = 0
     for number, text in enumerate(texts, 1):
         announced = _SEP.fullmatch(text.strip(" "))
         if announced and announced[1] != delimiter:
@@ -116,6 +119,9 @@ def _lines(name: str, texts: list[str], delimiter: str) -> Iterator[Line]:
         cells = () if announced else tuple(_cells(name, number, text, delimiter))
         if len(cells) > MAX_COLUMNS:
             raise Unreadable(name, number, f"more than {MAX_COLUMNS:,} columns. Export fewer metrics at once")
+        count += len(cells)
+        if count > MAX_CELLS:
+            raise Unreadable(name, number, f"more than {MAX_CELLS:,} cells up to here. Export fewer years at once")
         yield Line(number, cells if any(cells) else ())
 
 
