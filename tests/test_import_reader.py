@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from decimal import Decimal
@@ -168,6 +169,7 @@ def test_the_long_form_names_its_columns_in_any_order() -> None:
     [
         ("Visualizações", "page_media_view"),
         ("VIEWS", "page_media_view"),
+        (unicodedata.normalize("NFD", "Visualizações"), "page_media_view"),
         ("\u200eFacebook\u00a0 viewers ", "page_total_media_view_unique"),
         ("Visitas de Facebook", "page_views_total"),
         ("page_follows", "page_follows"),
@@ -262,7 +264,7 @@ def test_a_title_without_any_number_is_said_and_left_out() -> None:
     """A page without new followers must not stop the import of its views, nor vanish without a word."""
     text = suite("Views", ("2025-08-01", "1")) + NEWLINE + suite("Facebook follows")
     export = read_text(text)
-    assert (only(export).metric, export.notes) == ("page_media_view", ("'Facebook follows' has no number",))
+    assert (only(export).metric, export.notes) == ("page_media_view", ("'Facebook follows' has no number.",))
     assert gaps(Series(None, "nothing", {})) == ()
 
 

@@ -106,6 +106,8 @@ def _checked(name: str, line: int, text: str, order: DateOrder, today: date) -> 
     if day < FIRST_DAY:
         raise Unreadable(name, line, f"{text!r} is before {FIRST_DAY}, when there were no pages. Correct it")
     if day > today:
-        problem = f"{text!r} is {day} (read as {order}), after today, {today}"
-        raise Unreadable(name, line, f"{problem}. Correct it{', or say --dates' if order != 'ymd' else ''}")
+        how = "" if order == "ymd" else f", read as {order} ({day})"
+        raise Unreadable(
+            name, line, f"{text!r} is after today, {today}{how}. Correct it, or leave out the days to come"
+        )
     return day

@@ -50,9 +50,10 @@ def read(
 ) -> Export:
     """Return what the file `name` with these bytes says.
 
-    `known` are the metrics of the catalog. `dates` and `decimal` answer what the file leaves open; what it says itself
-    counts. Each of `metrics` is `TITLE=METRIC`, or `METRIC` alone for a file with a single title. A title that is not
-    known and not named so makes a series without a metric, and a note that says how to name it.
+    `known` are the metrics of the catalog. `dates` and `decimal` answer what the file leaves open. A file that
+    contradicts the answer is refused, and dates that begin with the year need none. Each of `metrics` is
+    `TITLE=METRIC`, or `METRIC` alone for a file with a single title. A title that is neither known nor named makes a
+    series without a metric, and a note that says how to name it.
 
     Raises Unreadable, and nothing else.
     """
@@ -135,7 +136,7 @@ def _columns(name: str, lines: Sequence[Line]) -> _Parts:
     _width(name, descriptions, heading)
     if any(_NUMERIC.fullmatch(cell) for cell in descriptions.cells):
         problem = "descriptions of the columns were expected, and here are numbers"
-        raise Unreadable(name, descriptions.number, f"{problem}. Put a line of column names twice")
+        raise Unreadable(name, descriptions.number, f"{problem}. If they were deleted, repeat the line of column names")
     cells: list[_Cell] = []
     for line in rows:
         _width(name, line, heading)
@@ -261,18 +262,18 @@ def _untold(named: Mapping[str, str | None], known: Collection[str]) -> Iterator
     untold = [title for title, metric in named.items() if metric is None]
     for title in untold:
         reason = warning(title)
-        yield f"{title!r} is no known title{f': {reason}' if reason else ''}"
+        yield f"{title!r} is no known title{f': {reason}' if reason else ''}. Nothing is imported from it."
     if untold:
-        yield f"name a title by --metric 'TITLE=METRIC' with one of {_listed(known)}"
+        yield f"Name a title by --metric 'TITLE=METRIC' with one of {_listed(known)}."
 
 
 def _unfinished(days: Mapping[str, date], today: date) -> Iterator[str]:
     if today in days.values():
-        yield f"{today} is not over, so its numbers are not final: import the file again tomorrow"
+        yield f"{today} is not over, so its numbers are not final. Import the file again tomorrow."
 
 
 def _empty(titles: Sequence[str], found: Sequence[Series]) -> Iterator[str]:
     full = {series.title for series in found}
     for title in titles:
         if title not in full:
-            yield f"{title!r} has no number"
+            yield f"{title!r} has no number."
