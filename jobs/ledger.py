@@ -101,6 +101,8 @@ _THERE = "i.deleted_at IS NULL AND o.deleted_at IS NULL AND NOT i.in_between_ste
 _READABLE = f"{_THERE} AND NOT i.disabled"
 _HAS_METRICS = "EXISTS (SELECT FROM metric_catalog c WHERE c.provider = i.provider AND c.supported)"
 
+# What a backfill asks for: a disabled page's past is nobody's wish.
+_WANTED = f"{_READABLE} AND {_HAS_METRICS}"
 # A page that a person has disabled is planned too, and skipped: its days are no holes that nobody knows of.
 _PLANNED = f"{_THERE} AND {_HAS_METRICS}"
 # One that was read on a day, of which it was read at least the end.
@@ -146,6 +148,93 @@ def expect(
 def expect_forgotten(connection: Connection[Any], day: dt.date) -> tuple[int, int]:
     """Write, as `expect` does for the queue "default", the rows of the pages that were read on `day`."""
     return _expect(connection, _PLANNED_THEN, day, "default", None)
+
+
+Chosen = Literal["missing", "failed", "done"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which days of an organization's pages are to be read: those that are missing, have failed, or are done.
+
+    Missing is a day without a row, and one that was skipped and whose page can be read now.
+    """
+
+    organization_id: str
+    kinds: frozenset[Chosen]
+    integration_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What became of the selected pages of one day: how many are expected, skipped, and wanted again; the dead ones."""
+
+    expected: int
+    skipped: int
+    again: int
+    dead: tuple[tuple[str, str], ...]  # page, and queue of its letter
+
+
+# The one question which days are selected, of an integration i and its organization o, with a row s or none.
+_SELECTED = f"""
+SELECT i.id, i.organization_id, i.refresh_needed, s.state, s.queue
+FROM integration i JOIN organization o ON o.id = i.organization_id
+LEFT JOIN ingest_day_state s ON s.integration_id = i.id AND s.day = %(day)s
+WHERE i.organization_id = %(organization)s AND (%(page)s::text IS NULL OR i.id = %(page)s) AND {_WANTED}
+  -- A day of a former owner stays the former owner's.
+  AND (s.organization_id IS NULL OR s.organization_id = i.organization_id)
+  AND CASE coalesce(s.state, 'none')
+      WHEN 'none' THEN 'missing' WHEN 'skipped' THEN 'missing' WHEN 'dead' THEN 'failed' WHEN 'done' THEN 'done'
+      END = ANY(%(kinds)s)
+"""
+
+_WANT = f"""
+WITH selected AS ({_SELECTED}), expected AS (
+    INSERT INTO ingest_day_state AS s (integration_id, day, organization_id, queue, state, reason)
+    SELECT id, %(day)s, organization_id, %(queue)s,
+           CASE WHEN refresh_needed THEN 'skipped' ELSE 'expected' END,
+           CASE WHEN refresh_needed THEN 'refresh_needed' END
+    FROM selected WHERE state IS NULL OR (state = 'skipped' AND NOT refresh_needed) ORDER BY id
+    ON CONFLICT (integration_id, day) DO UPDATE
+    SET state = 'expected', reason = NULL, detail = NULL, queue = excluded.queue, updated_at = now()
+    WHERE s.state = 'skipped' AND excluded.state = 'expected'
+    RETURNING organization_id, state
+), again AS (
+    UPDATE ingest_day_state s SET read_again_at = %(now)s, queue = %(queue)s
+    FROM selected WHERE s.integration_id = selected.id AND s.day = %(day)s AND s.state = 'done'
+      AND NOT selected.refresh_needed
+    RETURNING s.integration_id
+), marked AS (
+    INSERT INTO aggregate_dirty (organization_id, day, reason)
+    SELECT DISTINCT organization_id, %(day)s::date, 'planned' FROM expected
+)
+SELECT (SELECT count(*) FROM expected WHERE state = 'expected'),
+    (SELECT count(*) FROM expected WHERE state = 'skipped'), (SELECT count(*) FROM again),
+    (SELECT array_agg(id ORDER BY id) FROM selected WHERE state = 'dead' AND NOT refresh_needed),
+    (SELECT array_agg(queue ORDER BY id) FROM selected WHERE state = 'dead' AND NOT refresh_needed)
+"""
+
+
+@fail_points
+def want(connection: Connection[Any], selection: Selection, day: dt.date, *, queue: str, now: dt.datetime) -> Wanted:
+    """Note that the selected pages' `day` is wanted, on `queue`; return what became of them.
+
+    A done day stays done: it is wanted again until it was read after `now`. The dead days are only returned.
+    """
+    row = connection.execute(
+        _WANT,
+        {
+            "organization": selection.organization_id,
+            "page": selection.integration_id,
+            "kinds": sorted(selection.kinds),
+            "day": day,
+            "queue": queue,
+            "now": now,
+        },
+    ).fetchone()
+    assert row is not None
+    expected, skipped, again, pages, queues = row
+    return Wanted(expected, skipped, again, tuple(zip(pages or (), queues or (), strict=True)))
 
 
 @fail_points
@@ -216,6 +305,7 @@ _OPEN = f"""
 SELECT integration_id, organization_id, day, queue, state FROM ingest_day_state
 WHERE day = %(day)s AND {_IS_OPEN}
   AND (%(organization)s::text IS NULL OR organization_id = %(organization)s)
+  AND (%(page)s::text IS NULL OR integration_id = %(page)s)
 ORDER BY row_number() OVER (PARTITION BY organization_id ORDER BY integration_id), organization_id
 """
 
@@ -229,7 +319,12 @@ SELECT id FROM unnest(%s::text[]) AS id CROSS JOIN LATERAL (
 
 
 def open_rows(
-    connection: Connection[Any], day: dt.date, *, chunk: int, organization_id: str | None = None
+    connection: Connection[Any],
+    day: dt.date,
+    *,
+    chunk: int,
+    organization_id: str | None = None,
+    integration_id: str | None = None,
 ) -> Iterator[list[Open]]:
     """Yield the rows of `day` that are expected, dead or wanted again, in chunks, the organizations taking turns.
 
@@ -238,7 +333,7 @@ def open_rows(
     """
     with connection.cursor("open_rows", row_factory=class_row(Open), withhold=True) as cursor:
         fail_point("open_rows.before")
-        cursor.execute(_OPEN, {"day": day, "organization": organization_id})
+        cursor.execute(_OPEN, {"day": day, "organization": organization_id, "page": integration_id})
         fail_point("open_rows.after")
         while rows := cursor.fetchmany(chunk):
             ids = [row.integration_id for row in rows]

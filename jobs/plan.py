@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import groupby
 from typing import Any
 
@@ -11,7 +11,7 @@ from psycopg import Connection
 from jobs import ledger, letters, payloads
 from jobs.aggregate import Clock, FanIn, Kinds, Queues, settled_before
 from jobs.database import Pool
-from jobs.ledger import Open
+from jobs.ledger import Open, Selection
 from redisq import Delivery, Enqueued
 
 # One script's worth of jobs: the memory of a plan stays the same however many pages there are.
@@ -23,22 +23,21 @@ YOUNGEST_HOLE, OLDEST_HOLE = 2, 8
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What a plan did: rows that became expected or skipped, jobs put in, jobs that were there, dead ones."""
+    """What a plan did: rows that became expected or skipped, jobs put in, jobs that were there, dead ones.
+
+    `again`: done days that are wanted once more. `requeued`: dead letters that run again.
+    """
 
     expected: int = 0
     skipped: int = 0
     enqueued: int = 0
     live: int = 0
     dead: int = 0
+    again: int = 0
+    requeued: int = 0
 
     def __add__(self, other: "Planned") -> "Planned":
-        return Planned(
-            self.expected + other.expected,
-            self.skipped + other.skipped,
-            self.enqueued + other.enqueued,
-            self.live + other.live,
-            self.dead + other.dead,
-        )
+        return Planned(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 class Plan:
@@ -59,11 +58,22 @@ class Plan:
         """Expect `day` of every eligible page, of one organization or of all, and enqueue what has not ended well.
 
         Running it again enqueues exactly what is not done and has no job, which is everything after a flush.
-        A backfill plans each of its days, newest first, on a queue of its own.
         """
         with self._pool.connection() as connection:
             expected, skipped = ledger.expect(connection, day, queue=queue, organization_id=organization_id)
         return Planned(expected, skipped) + self.enqueue_open(day, organization_id=organization_id)
+
+    def want(self, day: dt.date, selection: Selection, *, queue: str, now: dt.datetime) -> Planned:
+        """Want `day` of the selected pages, and run their dead letters again.
+
+        A backfill wants all of its days before it enqueues the first one, so that one call can carry many of them.
+        """
+        with self._pool.connection() as connection:
+            wanted = ledger.want(connection, selection, day, queue=queue, now=now)
+        requeued = 0
+        for of_queue, group in groupby(sorted(wanted.dead, key=lambda row: row[1]), key=lambda row: row[1]):
+            requeued += self._queues(of_queue).requeue([f"ingest:{page}:{day}" for page, _ in group]).count(1)
+        return Planned(wanted.expected, wanted.skipped, again=wanted.again, requeued=requeued)
 
     def plan_forgotten(self, day: dt.date) -> Planned:
         """Expect `day` of every page that was read then and has no row for it, and enqueue what has not ended well."""
@@ -71,14 +81,19 @@ class Plan:
             expected, skipped = ledger.expect_forgotten(connection, day)
         return Planned(expected, skipped) + self.enqueue_open(day)
 
-    def enqueue_open(self, day: dt.date, *, organization_id: str | None = None) -> Planned:
+    def enqueue_open(
+        self, day: dt.date, *, organization_id: str | None = None, integration_id: str | None = None
+    ) -> Planned:
         """Enqueue the rows of `day` that are expected, dead or wanted again, the organizations taking turns.
 
         A dead row whose letter is still there stays dead; it is the operator's to requeue.
         """
         total = Planned()
         with self._pool.connection() as connection:
-            for rows in ledger.open_rows(connection, day, chunk=CHUNK, organization_id=organization_id):
+            chunks = ledger.open_rows(
+                connection, day, chunk=CHUNK, organization_id=organization_id, integration_id=integration_id
+            )
+            for rows in chunks:
                 # A queue keeps the order within it; rows of one day are rarely on two.
                 for queue, group in groupby(sorted(rows, key=_queue_of), key=_queue_of):
                     total += self._enqueue(connection, list(group), queue)
