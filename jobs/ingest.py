@@ -147,9 +147,12 @@ def put_off(entry: Entry, seconds: float, reason: str, detail: str, now: dt.date
     return Verdict(waiting, Defer(seconds, reason, detail))
 
 
-def was_read_since(kept: Kept, at: float) -> bool:
-    """Tell whether the day was answered after the moment `at` (seconds): by the call of a later one, or by its own."""
-    return kept.state == "done" and kept.last_success_at is not None and kept.last_success_at.timestamp() > at
+def ended_since(kept: Kept, at: float) -> bool:
+    """Tell whether the day was brought by another day's call after its job was enqueued, at the moment `at` (seconds).
+
+    That call may have begun before: the day was open then, or its numbers would not have been stored.
+    """
+    return kept.state == "done" and not kept.wanted_again and kept.updated_at.timestamp() > at
 
 
 def answered(entry: Entry, answer: Answer, now: dt.datetime, published_by: dt.datetime) -> Verdict:
@@ -335,7 +338,7 @@ class Ingest:
                 _require_lease(delivery)
                 self._settle(connection, integration, verdict, now)
                 return
-            request = self._request_for(connection, integration, now)
+            request = self._request_for(connection, integration, now, delivery)
             today = _today(integration, now)
             others = self._other_days(connection, integration, entry, today, now, delivery)
         outcome = self._read_together(request, entry.day, others, now)
@@ -375,10 +378,12 @@ class Ingest:
         kept_by_provider = [day for day in days_before(entry.day, today, provider.span_days) if day >= oldest]
         return ledger.days_that_are(connection, ["expected", "dead"], entry.integration_id, kept_by_provider)
 
-    def _request_for(self, connection: Connection[Any], integration: Integration, now: dt.datetime) -> "_Request":
+    def _request_for(
+        self, connection: Connection[Any], integration: Integration, now: dt.datetime, delivery: Delivery
+    ) -> "_Request":
         """Return what to ask of the page: not what is dead for all, nor what this page was refused today."""
         token = self._token_of(integration)  # before the turn to probe is taken, for it may end the run
-        catalog = self._catalog_of(connection, integration.provider, now)
+        catalog = self._catalog_of(connection, integration.provider, now, delivery.job.enqueued_at)
         utc_day = now.astimezone(dt.UTC).date()
         refused = dict(zip(integration.metrics_refused, integration.metrics_refused_on, strict=True))
         left_out = {name for name, day in refused.items() if day >= utc_day}
@@ -410,10 +415,13 @@ class Ingest:
             utc_day,
         )
 
-    def _catalog_of(self, connection: Connection[Any], provider: str, now: dt.datetime) -> Catalog:
-        """Return what to ask of the provider: the same for every page, so it is not looked up for each."""
+    def _catalog_of(self, connection: Connection[Any], provider: str, now: dt.datetime, enqueued_at: float) -> Catalog:
+        """Return what to ask of the provider: the same for every page, so it is not looked up for each.
+
+        Whoever adds a metric and enqueues a day after it finds the metric read.
+        """
         known = self._catalogs.get(provider)
-        if known is None or abs(now - known[0]) > CATALOG_AGE:
+        if known is None or abs(now - known[0]) > CATALOG_AGE or known[0].timestamp() < enqueued_at:
             known = self._catalogs[provider] = (now, ledger.catalog_of(connection, provider))
         return known[1]
 
@@ -439,7 +447,7 @@ class Ingest:
         # Not for yesterday, which no call of a later day has brought, nor for a Sunday, whose job sweeps.
         if (today - entry.day).days > 1 and not days_to_sweep(entry.day, today):
             kept = ledger.kept(connection, entry.integration_id, entry.day)
-            if kept and was_read_since(kept, delivery.job.enqueued_at):
+            if kept and ended_since(kept, delivery.job.enqueued_at):
                 return Verdict(replace(entry, state="done"))  # as its row is, which is therefore left as it is
         if wait := integration.blocked_for(now):
             wait = max(wait, ledger.SHORTEST_BLOCK)

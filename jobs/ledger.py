@@ -57,11 +57,12 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """For whom a day was planned, what became of it, and when it was last read."""
+    """For whom a day was planned, what became of it and when, and whether it is wanted once more."""
 
     organization_id: str
     state: State
-    last_success_at: dt.datetime | None
+    updated_at: dt.datetime
+    wanted_again: bool
     beside_dead: bool  # it is done, and another day of the page is dead
 
 
@@ -406,7 +407,8 @@ def kept(connection: Connection[Any], integration_id: str, day: dt.date) -> Kept
     """Return what the ledger knows of the day, None when it was never planned or read."""
     with connection.cursor(row_factory=class_row(Kept)) as cursor:
         return cursor.execute(
-            "SELECT organization_id, state, last_success_at, state = 'done' AND EXISTS ("
+            "SELECT organization_id, state, updated_at, read_again_at IS NOT NULL AS wanted_again,"
+            " state = 'done' AND EXISTS ("
             "  SELECT FROM ingest_day_state d WHERE d.integration_id = s.integration_id AND d.state = 'dead'"
             " ) AS beside_dead FROM ingest_day_state s WHERE integration_id = %s AND day = %s",
             [integration_id, day],
@@ -561,7 +563,8 @@ WITH incoming AS (
     -- must be connected again: then it may be the one that says so.
     UPDATE ingest_day_state s
     SET state = 'done', error_class = NULL, reason = 'read_with_later_day', detail = NULL, next_attempt_at = NULL,
-        last_success_at = %(at)s, run_id = %(run)s, updated_at = now(), read_again_at = NULL,
+        last_success_at = %(at)s, run_id = %(run)s, read_again_at = NULL,
+        updated_at = clock_timestamp(),  -- near the commit: a job that is enqueued meanwhile has nothing left to do
         has_value = s.has_value OR s.day IN (SELECT day FROM valued),
         letter_queue = CASE WHEN s.state = 'dead' AND NOT i.refresh_needed THEN s.queue ELSE s.letter_queue END
     FROM integration i
@@ -572,6 +575,7 @@ WITH incoming AS (
     -- A done day that was read once more, or cannot be: it is not wanted again, and may have a number now.
     UPDATE ingest_day_state s
     SET last_success_at = greatest(%(at)s, last_success_at), read_again_at = NULL,
+        updated_at = clock_timestamp(),  -- as above
         has_value = s.has_value OR s.day IN (SELECT day FROM valued)
     WHERE integration_id = %(page)s AND day = ANY(%(answered)s::date[] || %(given_up)s::date[]) AND state = 'done'
       AND (read_again_at <= %(at)s OR day = ANY(%(given_up)s::date[])

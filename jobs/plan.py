@@ -1,6 +1,7 @@
 """Puts into the queue what the ledger expects: of one day when it is planned, of every day when it is reconciled."""
 
 import datetime as dt
+import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from itertools import groupby
@@ -88,7 +89,7 @@ class Plan:
 
         A dead row whose letter is still there stays dead; it is the operator's to requeue.
         """
-        total = Planned()
+        total, began = Planned(), time.time()
         with self._pool.connection() as connection:
             chunks = ledger.open_rows(
                 connection, day, chunk=CHUNK, organization_id=organization_id, integration_id=integration_id
@@ -96,15 +97,18 @@ class Plan:
             for rows in chunks:
                 # A queue keeps the order within it; rows of one day are rarely on two.
                 for queue, group in groupby(sorted(rows, key=_queue_of), key=_queue_of):
-                    total += self._enqueue(connection, list(group), queue)
+                    total += self._enqueue(connection, list(group), queue, began)
         return total
 
-    def _enqueue(self, connection: Connection[Any], rows: Sequence[Open], queue: str) -> Planned:
+    def _enqueue(self, connection: Connection[Any], rows: Sequence[Open], queue: str, began: float) -> Planned:
         kind = self._kinds["ingest"]
         jobs = [
             kind.job(payloads.Ingest(row.organization_id, row.integration_id, row.day.isoformat()), queue=queue)
             for row in rows
         ]
+        for job in jobs:
+            # Before the rows were read: a day that another's call ends meanwhile has ended after this.
+            job.enqueued_at = began
         answers = self._queues(queue).enqueue_many(jobs)
         dead = [(row, answer) for row, answer in zip(rows, answers, strict=True) if answer.state == "dead"]
         for row, answer in dead:
