@@ -368,13 +368,15 @@ class Ingest:
         mended mends every day that it has.
         """
         provider = self._provider(integration)
-        oldest = today - dt.timedelta(days=self._max_age_days)
         if provider.reads_everything:
-            return [day for day in ledger.all_days(connection, integration.id, oldest) if day != entry.day]
+            every = [today - dt.timedelta(days=back) for back in range(self._max_age_days + 1)]
+            known = ledger.days_that_are(connection, ["done", "expected", "dead"], integration.id, every)
+            return [day for day in known if day != entry.day]
         if is_recent(entry.day, today):
             return days_before(entry.day, today, provider.span_days)
         if delivery.attempt > 1 or self._windows.are_alone(entry.integration_id, now):
             return []
+        oldest = today - dt.timedelta(days=self._max_age_days)
         kept_by_provider = [day for day in days_before(entry.day, today, provider.span_days) if day >= oldest]
         return ledger.days_that_are(connection, ["expected", "dead"], entry.integration_id, kept_by_provider)
 
@@ -531,6 +533,9 @@ class Ingest:
             if judgement == "incident":
                 return replace(held_back(known, AWAY, outcome.detail, now), gates=outcome.gates)
             return refused(entry, outcome, now, is_last_attempt=is_last)
+        if outcome.reason == "abrupt_volume":
+            extra = {"provider": integration.provider, "detail": outcome.detail}
+            delivery.log.error("the provider finds that our calls have grown too fast", extra=extra)
         if integration.watched or integration.incident == "outage":
             incidents.note_reached(connection, integration, now, asked_at)
         if outcome.error_class == "permanent" and outcome.fault != "page":

@@ -100,7 +100,10 @@ def _squeezed(sql: str) -> str:
 # Of an integration i and its organization o.
 _THERE = "i.deleted_at IS NULL AND o.deleted_at IS NULL AND NOT i.in_between_steps"
 _READABLE = f"{_THERE} AND NOT i.disabled"
-_HAS_METRICS = "EXISTS (SELECT FROM metric_catalog c WHERE c.provider = i.provider AND c.supported)"
+# The provider `import` is never asked for anything, whatever its catalog says.
+_HAS_METRICS = (
+    "i.provider <> 'import' AND EXISTS (SELECT FROM metric_catalog c WHERE c.provider = i.provider AND c.supported)"
+)
 
 # What a backfill asks for: a disabled page's past is nobody's wish.
 _WANTED = f"{_READABLE} AND {_HAS_METRICS}"
@@ -304,42 +307,44 @@ _IS_OPEN = "(state IN ('expected', 'dead') OR read_again_at IS NOT NULL)"
 
 _OPEN = f"""
 SELECT integration_id, organization_id, day, queue, state FROM ingest_day_state
-WHERE day = %(day)s AND {_IS_OPEN}
+WHERE day BETWEEN %(first)s AND %(last)s AND {_IS_OPEN}
   AND (%(organization)s::text IS NULL OR organization_id = %(organization)s)
   AND (%(page)s::text IS NULL OR integration_id = %(page)s)
-ORDER BY row_number() OVER (PARTITION BY organization_id ORDER BY integration_id), organization_id
+ORDER BY day DESC, row_number() OVER (PARTITION BY day, organization_id ORDER BY integration_id), organization_id
 """
 
 # A look at each row by its key: right after a plan the planner knows nothing yet of the day's rows and would read
 # all of them for every chunk.
 _STILL_OPEN = f"""
-SELECT id FROM unnest(%s::text[]) AS id CROSS JOIN LATERAL (
-    SELECT state, read_again_at FROM ingest_day_state WHERE integration_id = id AND day = %s LIMIT 1
+SELECT id, day FROM unnest(%s::text[], %s::date[]) AS listed (id, day) CROSS JOIN LATERAL (
+    SELECT state, read_again_at FROM ingest_day_state s WHERE s.integration_id = id AND s.day = listed.day LIMIT 1
 ) AS now WHERE {_IS_OPEN}
 """
 
 
 def open_rows(
     connection: Connection[Any],
-    day: dt.date,
+    first: dt.date,
+    last: dt.date,
     *,
     chunk: int,
     organization_id: str | None = None,
     integration_id: str | None = None,
 ) -> Iterator[list[Open]]:
-    """Yield the rows of `day` that are expected, dead or wanted again, in chunks, the organizations taking turns.
+    """Yield the rows from `first` to `last` that are expected, dead or wanted again, in chunks.
 
-    The list stays on the server. A row that ended while earlier chunks were at work is left out: its job would
-    call the provider once more for nothing.
+    The newest day comes first, and the organizations take turns in each. The list stays on the server. A row that ended
+    while earlier chunks were at work is left out: its job would call the provider once more for nothing.
     """
+    span = {"first": first, "last": last, "organization": organization_id, "page": integration_id}
     with connection.cursor("open_rows", row_factory=class_row(Open), withhold=True) as cursor:
         fail_point("open_rows.before")
-        cursor.execute(_OPEN, {"day": day, "organization": organization_id, "page": integration_id})
+        cursor.execute(_OPEN, span)
         fail_point("open_rows.after")
         while rows := cursor.fetchmany(chunk):
-            ids = [row.integration_id for row in rows]
-            still_open = {id for (id,) in connection.execute(_STILL_OPEN, [ids, day])}
-            yield [row for row in rows if row.integration_id in still_open]
+            listed = [[row.integration_id for row in rows], [row.day for row in rows]]
+            still_open = set(connection.execute(_STILL_OPEN, listed))
+            yield [row for row in rows if (row.integration_id, row.day) in still_open]
 
 
 @fail_points
@@ -426,17 +431,6 @@ def days_that_are(
         "SELECT day FROM ingest_day_state WHERE integration_id = %s AND day = ANY(%s)"
         " AND (state = ANY(%s) OR read_again_at IS NOT NULL) ORDER BY day",
         [page, list(days), list(states)],
-    )
-    return [day for (day,) in rows]
-
-
-@fail_points
-def all_days(connection: Connection[Any], page: str, first: dt.date) -> list[dt.date]:
-    """Return the days of a page from `first` on that are done, expected or dead, in order."""
-    rows = connection.execute(
-        "SELECT day FROM ingest_day_state WHERE integration_id = %s AND day >= %s"
-        " AND state IN ('done', 'expected', 'dead') ORDER BY day",
-        [page, first],
     )
     return [day for (day,) in rows]
 

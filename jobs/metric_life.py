@@ -76,7 +76,7 @@ RETURNING metric
 
 
 @fail_points
-def bury(connection: Connection[Any], provider: str, metrics: Sequence[str], today: dt.date) -> list[str]:
+def bury_metrics(connection: Connection[Any], provider: str, metrics: Sequence[str], today: dt.date) -> list[str]:
     """Take for dead those of `metrics` that enough pages were refused today and none was given; return them.
 
     Ask after the commit of one's own refusal: of several workers the last one sees them all.
@@ -124,4 +124,4 @@ def note_answer(
     if not answer.refused:
         return []
     note_refused(connection, page, provider, sorted(answer.refused), today)
-    return bury(connection, provider, sorted(answer.refused), today)
+    return bury_metrics(connection, provider, sorted(answer.refused), today)

@@ -83,16 +83,27 @@ class Plan:
         return Planned(expected, skipped) + self.enqueue_open(day)
 
     def enqueue_open(
-        self, day: dt.date, *, organization_id: str | None = None, integration_id: str | None = None
+        self,
+        first: dt.date,
+        last: dt.date | None = None,
+        *,
+        organization_id: str | None = None,
+        integration_id: str | None = None,
     ) -> Planned:
-        """Enqueue the rows of `day` that are expected, dead or wanted again, the organizations taking turns.
+        """Enqueue the rows of `first`, or from `first` to `last`, that are expected, dead or wanted again.
 
-        A dead row whose letter is still there stays dead; it is the operator's to requeue.
+        The newest day comes first, and the organizations take turns. A dead row whose letter is still there stays dead;
+        it is the operator's to requeue.
         """
         total, began = Planned(), time.time()
         with self._pool.connection() as connection:
             chunks = ledger.open_rows(
-                connection, day, chunk=CHUNK, organization_id=organization_id, integration_id=integration_id
+                connection,
+                first,
+                last or first,
+                chunk=CHUNK,
+                organization_id=organization_id,
+                integration_id=integration_id,
             )
             for rows in chunks:
                 # A queue keeps the order within it; rows of one day are rarely on two.

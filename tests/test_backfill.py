@@ -126,11 +126,10 @@ def backfill(world: World, selection: Selection, *days: dt.date) -> Planned:
     total = Planned()
     for day in days or (DAY,):
         total += world.plans.want(day, selection, queue="backfill", now=NOW)
-    for day in days or (DAY,):
-        total += world.plans.enqueue_open(
-            day, organization_id=selection.organization_id, integration_id=selection.integration_id
-        )
-    return total
+    first, last = min(days, default=DAY), max(days, default=DAY)
+    return total + world.plans.enqueue_open(
+        first, last, organization_id=selection.organization_id, integration_id=selection.integration_id
+    )
 
 
 @pytest.mark.parametrize("words", [("--only", "nothing"), ("--only", ""), ("--integration", "nobody")])

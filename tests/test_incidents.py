@@ -436,6 +436,33 @@ def test_a_wrong_app_secret_costs_no_dead_letter_and_nobody_a_hand(
         assert "none refuses every page" in installed.redisq("doctor").stdout
 
 
+@pytest.mark.slow
+def test_seconds_without_the_provider_cost_no_dead_letter(redis_url: str, database: str, tmp_path: Path) -> None:
+    """Three attempts are over in six seconds: an outage of eleven used to lay every page of the day down as dead."""
+    day = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=5)
+    simulator = Simulator(pages=8)
+    simulator.start()
+    simulator.stop()  # its port is known, and nobody listens on it
+    services = as_services(database)
+    with system(redis_url, database, tmp_path, simulator, REDISQ_DATABASE_URL=services) as installed:
+        installed.connect_pages(lambda number: f"org{number % 3}")
+        installed.plan([day])
+        installed.start("worker")
+        installed.start("scheduler")
+        eventually(lambda: incident_of(installed) == [("network", True)], within=60)
+        began = time.monotonic()
+        eventually(lambda: time.monotonic() - began > 11, within=60)  # as long as the outage lasts
+        doctor = installed.redisq("doctor")
+        with simulator:
+            done = "SELECT count(*) FROM ingest_day_state WHERE state = 'done'"
+            # Within a minute on a machine of its own: a probe every 15 s, and up to 40 s until the last page is back.
+            eventually(lambda: installed.rows(done) == [(8,)], within=120)
+        assert installed.queue.counts().get("total_dead", 0) == 0
+        assert incident_of(installed) == [("network", False)]
+        assert doctor.returncode == 3
+        assert installed.log().count("the provider is away") == 1
+
+
 def begin(installed: System) -> None:
     for service in (BRISK, BRISK, "scheduler"):
         installed.start(service)

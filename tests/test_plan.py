@@ -130,7 +130,7 @@ def test_a_page_that_ended_meanwhile_is_not_called_again(world: World) -> None:
     """A long plan reads its list once; workers are at work behind it."""
     world.connect("org", "a", "b", "c")
     ledger.expect(world.db, DAY, queue="default")
-    chunks = ledger.open_rows(world.db, DAY, chunk=1)
+    chunks = ledger.open_rows(world.db, DAY, DAY, chunk=1)
     assert [row.integration_id for row in next(chunks)] == ["a"]
     world.ingest("org", "b")
     assert [[row.integration_id for row in rows] for rows in chunks] == [[], ["c"]]

@@ -75,8 +75,7 @@ def backfill(
         plan = Plan(pool, application.queue, application.registry, FanIn(application.queue, application.registry))
         for day in track(days, "Planning"):
             total += plan.want(day, selection, queue=BACKFILL, now=now)
-        for day in track(days, "Enqueueing"):
-            total += plan.enqueue_open(day, organization_id=organization_id, integration_id=integration_id)
+        total += plan.enqueue_open(first, last, organization_id=organization_id, integration_id=integration_id)
     counts = {
         "days": len(days),
         "enqueued": total.enqueued,
