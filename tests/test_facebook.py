@@ -339,12 +339,13 @@ FAILURES = [
     ("error-1", TRANSIENT, "server", False, 1),
     ("error-1-99", TRANSIENT, "server", False, 1),
     ("error-960", TRANSIENT, "network", False, 1),
-    ("error-104", TRANSIENT, "network", False, 1),
     ("transient-401", TRANSIENT, "server", False, 1),
     ("transient-400", TRANSIENT, "server", False, 1),
     ("reduce-request", TRANSIENT, "reduce_request", False, 1),
     ("error-100-1487534", TRANSIENT, "reduce_request", False, 1),
     ("error-3", PERMANENT, "app", False, 1),
+    ("fault-104", PERMANENT, "app", False, 1),
+    ("app-190", PERMANENT, "app", False, 1),
     ("error-803", PERMANENT, "request", False, 1),
     ("error-2500", PERMANENT, "request", False, 1),
     ("error-3001-1504028", PERMANENT, "request", False, 1),
@@ -370,13 +371,13 @@ FAILURES = [
     ("limit-user", LIMITED, "rate_limited", False, 1),
     ("limit-no-header", LIMITED, "rate_limited", False, 1),
     ("error-341", LIMITED, "rate_limited", False, 1),
-    ("error-613-1996", LIMITED, "rate_limited", False, 1),
+    ("error-613-1996", LIMITED, "abrupt_volume", False, 1),
     ("error-80004-2446079", LIMITED, "rate_limited", False, 1),
     ("error-368", LIMITED, "policy_block", False, 1),
     ("html-200", TRANSIENT, "malformed", False, 1),
     ("html-401", TRANSIENT, "malformed", False, 1),
-    ("html-503", TRANSIENT, "malformed", False, 1),
-    ("empty-500", TRANSIENT, "malformed", False, 1),
+    ("html-503", TRANSIENT, "server", False, 1),
+    ("empty-500", TRANSIENT, "server", False, 1),
     ("empty-200", TRANSIENT, "malformed", False, 1),
     ("truncated", TRANSIENT, "network", False, 1),
     ("truncated-chunked", TRANSIENT, "network", False, 1),
@@ -405,6 +406,16 @@ def test_failure_has_its_class_its_mark_and_its_number_of_calls(
     error = error_of(provider, page)
     assert (error.error_class, error.reason, error.needs_reconnect) == (error_class, reason, needs_reconnect)
     assert len(simulator.log()) == calls
+
+
+@pytest.mark.parametrize(("behaviour", "expected"), [("error-190", False), ("perm-200", False), ("error-2500", True)])
+def test_a_token_is_refused_for_all_days(
+    simulator: Simulator, provider: FacebookProvider, page: Page, behaviour: str, expected: bool
+) -> None:
+    """Asking for fewer days helps where one of them was refused; a token that is gone would be asked twice."""
+    simulator.script(page.page_id, behaviour)
+    error = error_of(provider, page)
+    assert (error.fault, error.may_be_of_one_day) == ("unclear", expected)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -173,7 +173,9 @@ class ProviderError(Exception):
     @property
     def may_be_of_one_day(self) -> bool:
         """Tell whether fewer days may be had though these are refused for good: it is not the page that is at fault."""
-        return self.error_class == "permanent" and (self.reason == "malformed" or self.fault == "unclear")
+        if self.error_class != "permanent" or self.needs_reconnect:  # a token and a right are those of every day
+            return False
+        return self.reason == "malformed" or self.fault == "unclear"
 
 
 class Provider(Protocol):
