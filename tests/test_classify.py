@@ -1,7 +1,6 @@
 """The class of an answer comes from the code in its body, whatever else is said around it."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from urllib3.exceptions import ProtocolError
 
-from jobs.providers.base import Page
 from jobs.providers.classify import Failure, UnusableBody, classify
 from jobs.providers.insights import series
-from jobs.providers.usage import gates
 
 TRANSIENT, LIMITED, PERMANENT = "transient", "rate_limited", "permanent"
 
@@ -255,17 +252,6 @@ def test_a_body_that_is_of_no_use_leaves_the_status(status: int, error_class: st
 def test_trace_id_of_an_answer_without_body_is_its_header() -> None:
     """The provider's support asks for it, and it is forgotten soon."""
     assert judge(500, b"", **{"x-fb-trace-id": "Abc"}).trace_id == "Abc"
-
-
-@pytest.mark.parametrize("number", ["1" + "0" * 400, "Infinity", "NaN", "-Infinity", "1e999"])
-def test_a_usage_beyond_every_number_is_no_error(number: str) -> None:
-    """The headers come with good answers too, and only slow us down."""
-    usage = f'{{"call_count": {number}, "estimated_time_to_regain_access": {number}}}'
-    page = Page("page-1", "acme", "facebook", "100", "token")
-    for gate in gates({"x-app-usage": usage}, None, app="facebook", page=page):
-        assert 0 < gate.blocked_for <= 86400
-        assert gate.usage_pct is not None
-        assert math.isfinite(gate.usage_pct)
 
 
 @pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])

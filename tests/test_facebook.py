@@ -80,7 +80,9 @@ def page(simulator: Simulator) -> Page:
 
 
 def page_of(simulated: SimulatedPage, token: str | None = None) -> Page:
-    return Page("integration-1", "organization-1", "facebook", simulated.page_id, token or simulated.token)
+    return Page(
+        "integration-1", "organization-1", "facebook", simulated.page_id, token or simulated.token, user="user-1"
+    )
 
 
 def only(answer: Answer) -> Reading:
@@ -723,13 +725,23 @@ def gate_of(page: Page, behaviour: str) -> tuple[Gate, ...]:
     return {
         "limit-page": (Gate("page", page.page_id, 420.0, 100.0, "x-business-use-case-usage"),),
         "limit-app": (Gate("app", "facebook", 300.0, 100.0, "code 4"),),
-        "limit-user": (Gate("user", page.integration_id, 300.0, None, "code 17"),),
+        "limit-user": (Gate("user", "user-1", 300.0, None, "code 17"),),
         "limit-no-header": (Gate("page", page.page_id, 60.0, None, "code 32"),),
         "error-368": (Gate("page", page.page_id, 3600.0, None, "code 368"),),
+        "error-613-1996": (Gate("page", page.page_id, 3600.0, None, "code 613"),),
+        "retry-after:900": (Gate("app", "facebook", 900.0, None, "retry-after"),),
+        "retry-after:900@429": (Gate("app", "facebook", 900.0, None, "retry-after"),),
+        "retry-after:90@429": (Gate("app", "facebook", 300.0, None, "HTTP 429"),),
     }[behaviour]
 
 
-@pytest.mark.parametrize("behaviour", ["limit-page", "limit-app", "limit-user", "limit-no-header", "error-368"])
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        *("limit-page", "limit-app", "limit-user", "limit-no-header", "error-368", "error-613-1996"),
+        *("retry-after:900", "retry-after:900@429", "retry-after:90@429"),
+    ],
+)
 def test_limit_names_whom_it_blocks_and_for_how_long(
     simulator: Simulator, provider: FacebookProvider, page: Page, behaviour: str
 ) -> None:

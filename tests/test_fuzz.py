@@ -529,9 +529,17 @@ HEADERS = st.fixed_dictionaries(
         "x-app-usage": USAGE.map(lambda text: text.decode("latin-1")),
         "x-page-usage": USAGE.map(lambda text: text.decode("latin-1")),
         "x-business-use-case-usage": as_json(
-            st.dictionaries(TEXTS, st.lists(like(call_count=97, estimated_time_to_regain_access=NUMBERS), max_size=2))
+            st.dictionaries(
+                st.just("100") | TEXTS,
+                st.lists(like(type="pages", call_count=97, estimated_time_to_regain_access=NUMBERS), max_size=2),
+            )
         ).map(lambda text: text.decode("latin-1")),
         "content-type": TEXTS,
+        "retry-after": st.one_of(
+            TEXTS,
+            NUMBERS.map(str),
+            bent(st.just(b"Fri, 20 Mar 2026 20:10:00 GMT")).map(lambda text: text.decode("latin-1")),
+        ),
     },
 )
 
@@ -543,7 +551,7 @@ def test_an_answer_of_the_graph_api() -> None:
         status, headers, body = drawn
         outcome = classify(status, headers, body, None)
         failure = outcome if isinstance(outcome, Failure) else None
-        for gate in gates(headers, failure, app="facebook", page=PAGE):
+        for gate in gates(headers, failure, app="facebook", page=PAGE, now=NOW):
             assert 0 < gate.blocked_for <= 86400
             assert gate.usage_pct is None or abs(gate.usage_pct) < float("inf")
         if isinstance(outcome, Failure):

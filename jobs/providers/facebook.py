@@ -66,7 +66,7 @@ class FacebookProvider:
         """
         window, now = Window.of(days), self._clock()
         names = list(dict.fromkeys(m.name for m in metrics if any(map(m.covers, window.days))))
-        conversation = _Conversation(self._graph, page, window, self._confirm_after)
+        conversation = _Conversation(self._graph, page, window, self._confirm_after, self._clock)
         try:
             found = self._collect(conversation, self._refusals.without(names, now.date()), now.date())
             readings = tuple(
@@ -115,12 +115,15 @@ class FacebookProvider:
 class _Conversation:
     """One read of one page, and the gates it meets."""
 
-    def __init__(self, graph: Graph, page: Page, window: Window, confirm_after: float) -> None:
+    def __init__(
+        self, graph: Graph, page: Page, window: Window, confirm_after: float, clock: Callable[[], datetime]
+    ) -> None:
         self.gates: list[Gate] = []
         self._graph = graph
         self._page = page
         self._window = window
         self._confirm_after = confirm_after
+        self._clock = clock
         if not _SENDABLE.fullmatch(page.token):
             detail = "the stored token is empty or holds characters that no token has"
             raise ProviderError("permanent", "token_invalid", detail, needs_reconnect=True)
@@ -171,7 +174,7 @@ class _Conversation:
         )
         outcome = classify(exchange.status, exchange.headers, exchange.body, exchange.exception)
         failure = outcome if isinstance(outcome, Failure) else None
-        self.gates += gates(exchange.headers, failure, app=FacebookProvider.name, page=self._page)
+        self.gates += gates(exchange.headers, failure, app=FacebookProvider.name, page=self._page, now=self._clock())
         return outcome
 
 

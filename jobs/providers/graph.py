@@ -80,7 +80,7 @@ class Graph:
             self._notice_version(response.headers)
             return Exchange(response.status, response.headers, self._body(response))
         except (HTTPError, UnusableBody) as error:
-            return Exchange(response.status, {}, b"", error)
+            return Exchange(response.status, response.headers, b"", error)
         finally:
             # Which is back in the pool by now if all of it was read.
             response.close()
