@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from urllib3.exceptions import ProtocolError
 
 from jobs.providers.classify import Failure, UnusableBody, classify
-from jobs.providers.insights import series
 
 TRANSIENT, LIMITED, PERMANENT = "transient", "rate_limited", "permanent"
 
@@ -252,11 +251,3 @@ def test_a_body_that_is_of_no_use_leaves_the_status(status: int, error_class: st
 def test_trace_id_of_an_answer_without_body_is_its_header() -> None:
     """The provider's support asks for it, and it is forgotten soon."""
     assert judge(500, b"", **{"x-fb-trace-id": "Abc"}).trace_id == "Abc"
-
-
-@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
-def test_a_moment_outside_all_time_is_malformed(moment: str) -> None:
-    """It can be written, and not be brought to UTC."""
-    item = {"id": "100/x", "name": "x", "period": "day", "values": [{"end_time": moment, "value": 1}]}
-    with pytest.raises(UnusableBody, match="without a readable end_time"):
-        series([item], "100")
