@@ -23,6 +23,7 @@ VERSION = "v25.0"
 _SENDABLE = re.compile(r"[\x21-\x7e]+")
 _PAGE_ID = re.compile(r"[0-9]{1,30}")
 _MOST_CALLS = 40  # of one read; its time is bounded too
+_UNFINISHED = Failure("transient", "unfinished", "one read took as many calls, or as long, as it may")
 
 
 class FacebookProvider:
@@ -51,7 +52,7 @@ class FacebookProvider:
         read_deadline: float = 60.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`total_deadline` bounds each HTTP call, `read_deadline` all calls of a read together.
+        """`total_deadline` bounds each HTTP call, `read_deadline` all calls of a read together: two at least.
 
         `confirm_after` is the pause before asking for a page again.
         """
@@ -64,7 +65,7 @@ class FacebookProvider:
             max_connections=max_connections,
         )
         self._confirm_after = confirm_after
-        self._read_deadline = read_deadline
+        self._read_deadline = max(read_deadline, 2 * total_deadline)
         self._clock = clock
 
     @staticmethod
@@ -167,10 +168,14 @@ class _Conversation:
             gates=merged(self.gates),
         )
 
+    def malformed(self, error: UnusableBody) -> ProviderError:
+        """Return what a provider raises for an answer that makes no sense."""
+        return self.error(Failure("transient", "malformed", str(error), http_status=200))
+
     def _call(self, metrics: Sequence[str], window: Window) -> list[Any] | Failure:
         time_left = self._ends - monotonic()
         if time_left <= 0 or self._calls_left <= 0:
-            raise self.error(Failure("transient", "unfinished", "one read took as many calls or as long as it may"))
+            raise self.error(_UNFINISHED)
         self._calls_left -= 1
         exchange = self._graph.get(
             f"{quote(self._page.page_id, safe='')}/insights",
@@ -183,6 +188,8 @@ class _Conversation:
             self._page.token,
             within=time_left,
         )
+        if exchange.exception is not None and monotonic() >= self._ends:
+            raise self.error(_UNFINISHED)  # it was cut short by us, and is no sign that the provider is away
         outcome = classify(exchange.status, exchange.headers, exchange.body, exchange.exception)
         failure = outcome if isinstance(outcome, Failure) else None
         self.gates += gates(exchange.headers, failure, app=FacebookProvider.name, page=self._page, now=self._clock())
@@ -191,20 +198,23 @@ class _Conversation:
 
 def _collect(conversation: _Conversation, portions: Portions, findings: Findings, window: Window) -> tuple[str, ...]:
     """Ask for everything and return lines for people. What goes wrong once the latest day is whole costs older days."""
+    notes: tuple[str, ...] = ()
+    refusal: Failure | None = None
     try:
         refusal = _ask_in_portions(conversation, portions, findings, window.zone)
-        if refusal is not None and not portions.given:
-            # Nothing was accepted, so the fault is ours and not a metric's: a missing proof, a wrong version.
-            raise conversation.error(refusal)
+    except ProviderError as error:
+        left_out = [day for day in window.days if not portions.is_whole(day)]
+        if window.days[-1] in left_out:
+            raise
+        notes = (f"{left_out[-1]} and the days before it were left out: {error}",)
+    if refusal is not None and not portions.given:
+        # Nothing was accepted, so the fault is ours and not a metric's: a missing proof, a wrong version.
+        raise conversation.error(refusal)
+    try:
         findings.judge()
     except UnusableBody as error:
-        raise conversation.error(Failure("transient", "malformed", str(error), http_status=200)) from None
-    except ProviderError as error:
-        if not portions.given or not portions.is_whole(window.days[-1]):
-            raise
-        left_out = [day for day in window.days if not portions.is_whole(day)]
-        return (f"{left_out[-1]} and the days before it were left out: {error}",)
-    return ()
+        raise conversation.malformed(error) from None
+    return notes
 
 
 def _ask_in_portions(
@@ -215,7 +225,10 @@ def _ask_in_portions(
     while (portion := portions.next()) is not None:
         outcome = conversation.ask(portion.metrics, Window(portion.days[::-1], zone))
         if isinstance(outcome, list):
-            findings.add(outcome)
+            try:
+                findings.add(outcome)
+            except UnusableBody as error:
+                raise conversation.malformed(error) from None
             portions.accept(portion)
         elif outcome.reason == "reduce_request":
             if not portions.shrink(portion):

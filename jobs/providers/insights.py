@@ -228,7 +228,7 @@ def _plain(number: Number) -> object:
     if isinstance(number, int) and -(2**63) <= number < 2**64:
         return number
     as_float = float(number)
-    return as_float if Decimal(repr(as_float)) == number else orjson.Fragment(f"{number:f}")
+    return as_float if Decimal(repr(as_float)) == number else orjson.Fragment(f"{Decimal(number):f}")
 
 
 def _lacking(item: Mapping[str, Any]) -> str:
