@@ -842,6 +842,30 @@ def test_limit_names_whom_it_blocks_and_for_how_long(
     assert error_of(provider, page).gates == gate_of(page, behaviour)
 
 
+class _Away(_Kept):
+    """Answers every GET with a pause and a body that is no gzip."""
+
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("retry-after", "900")
+        self.send_header("content-encoding", "gzip")
+        self.send_header("content-length", "4")
+        self.end_headers()
+        self.wfile.write(b"away")
+
+
+def test_pause_is_kept_though_the_body_is_of_no_use(clock: Clock) -> None:
+    """A proxy that is overloaded says how long, and its page may be broken."""
+    with _Counting(("127.0.0.1", 0), _Away) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        provider = FacebookProvider(base_url=f"http://127.0.0.1:{server.server_address[1]}", clock=clock)
+        error = error_of(provider, Page("i", "o", "facebook", "42", "token-of-42"))
+        assert (error.error_class, error.reason) == ("transient", "server")
+        assert error.gates == (Gate("app", "facebook", 900.0, None, "retry-after"),)
+        provider.close()
+        server.shutdown()
+
+
 def test_nearly_used_up_allowance_slows_down_a_success(
     simulator: Simulator, provider: FacebookProvider, page: Page
 ) -> None:

@@ -29,7 +29,7 @@ PUBLISHED_WITHIN = timedelta(hours=24)
 
 _MOST_DIGITS = 30  # before the point, and after it
 _BOUND = 10**_MOST_DIGITS
-_LONGEST_TIME = 40  # characters
+_LONGEST_TIME = 40  # characters: what is longer is no time, and would stay in the cache
 _EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)  # the default one rounds to 28 digits
 _TOTAL = "total"
 _NO_END = "a value without a readable end_time"

@@ -56,12 +56,8 @@ class Portions:
         together = [name for name in lacking if name not in self._alone]
         metrics = together[: self._most_metrics] or lacking[:1]
         oldest = newest - timedelta(days=self._most_days - 1)
-        days: list[date] = []
-        for day, left in self._left.items():
-            if day < oldest or not set(metrics) & set(left):
-                break
-            days.append(day)
-        return Portion(tuple(days), tuple(metrics))
+        # What the newest day lacks no older one has, for each call begins with the newest day that lacks something.
+        return Portion(tuple(day for day in self._left if day >= oldest), tuple(metrics))
 
     def accept(self, portion: Portion) -> None:
         """Note that the call was answered. A metric that had to be asked for alone may go with the others now."""
