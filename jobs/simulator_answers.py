@@ -12,6 +12,7 @@ from functools import cache, lru_cache, partial
 from typing import Any, Literal
 
 from jobs.providers.insights import end_time
+from jobs.simulator_odd import HUGE, ODD, at_noon
 from jobs.simulator_pages import SimulatedPage, Source
 
 Wire = Literal[
@@ -275,34 +276,18 @@ def _retry_after(seconds: str) -> Behaviour:
     return lambda question: replace(_html(503)(question), headers={"retry-after": seconds})
 
 
-def _odd(spoil: Callable[[dict[str, Any]], Any], metric: str, question: Question) -> Reply:
+def _odd(kind: str, metric: str | None, question: Question) -> Reply:
     """Answer with one metric spoilt (by default the first), and the others as they are."""
+    name = metric or question.metrics[0]
     document = _document(question)
-    data = [
-        {**item, **spoil(item)} if item["name"] == (metric or question.metrics[0]) else item
-        for item in document["data"]
-    ]
-    reply = json_reply({**document, "data": [{k: v for k, v in item.items() if v is not _ABSENT} for item in data]})
-    return replace(reply, body=reply.body.replace(b'"@huge@"', b"9" * 5000))
-
-
-def _instead(value: Any, item: dict[str, Any]) -> dict[str, Any]:
-    """Return the item's values with another one in the place of each."""
-    return {"values": [{**bucket, "value": value} for bucket in item["values"]]}
-
-
-def _no_ends(item: dict[str, Any]) -> dict[str, Any]:
-    return {"values": [{"value": bucket["value"]} for bucket in item["values"]]}
-
-
-def _at_noon(item: dict[str, Any]) -> dict[str, Any]:
-    ends = (datetime.fromisoformat(bucket["end_time"]) - timedelta(hours=12) for bucket in item["values"])
-    return {"values": [{**bucket, "end_time": _written(end)} for bucket, end in zip(item["values"], ends, strict=True)]}
+    data = [ODD[kind](item) if item["name"] == name else item for item in document["data"]]
+    reply = json_reply({**document, "data": data})
+    return replace(reply, body=reply.body.replace(json.dumps(HUGE).encode(), b"9" * 5000))
 
 
 def _no_days_end(question: Question) -> Reply:
     document = _document(question)
-    return json_reply({**document, "data": [{**item, **_at_noon(item)} for item in document["data"]]})
+    return json_reply({**document, "data": [at_noon(item) for item in document["data"]]})
 
 
 def _html(status: int) -> Behaviour:
@@ -325,21 +310,6 @@ def _over(wire: Wire, question: Question) -> Reply:
 
 _reduce = _error(1, status=500, message="Please reduce the amount of data you're asking for, then retry your request")
 
-_ABSENT = object()
-_ODD: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "string": partial(_instead, "12"),
-    "list": partial(_instead, []),
-    "map": partial(_instead, {"paid": {"like": 1}}),
-    "bool": partial(_instead, True),
-    "total": partial(_instead, {"total": 5, "paid": 3, "unpaid": 1}),
-    "nan": partial(_instead, float("nan")),
-    "huge": partial(_instead, "@huge@"),
-    "no-end": _no_ends,
-    "no-days-end": _at_noon,
-    "total-value": lambda _: {"values": _ABSENT, "total_value": {"value": 17, "breakdowns": []}},
-    "no-name": lambda _: {"name": _ABSENT},
-}
-
 _PATTERNS: dict[str, Callable[..., Behaviour]] = {
     r"error-(\d+)(?:-(\d+))?": _coded,
     r"token-(\d+)": lambda subcode: behaviour(f"error-190-{subcode}@401"),
@@ -349,7 +319,7 @@ _PATTERNS: dict[str, Callable[..., Behaviour]] = {
     r"refuse:(\w+)": _refuse,
     r"reduce-above:(\d+)x(\d+)": lambda days, metrics: partial(_reduce_above, int(days), int(metrics), 10**9),
     r"reduce-above:(\d+)": lambda values: partial(_reduce_above, 10**9, 10**9, int(values)),
-    rf"odd-({'|'.join(_ODD)})(?::(\w+))?": lambda kind, metric: partial(_odd, _ODD[kind], metric or ""),
+    rf"odd-({'|'.join(ODD)})(?::(\w+))?": lambda kind, metric: partial(_odd, kind, metric),
 }
 
 _BEHAVIOURS: dict[str, Behaviour] = {

@@ -92,7 +92,7 @@ class FacebookProvider:
             page,
             confirm_after=self._confirm_after,
             ends=monotonic() + self._read_deadline,
-            most_calls=max(_MOST_CALLS, 3 * len(names)),  # of which the latest day alone takes two for each metric
+            most_calls=max(_MOST_CALLS, 2 * len(names)),  # of very many metrics the latest day alone takes more
             clock=self._clock,
         )
         findings = Findings(page.page_id, window.zone)
