@@ -590,6 +590,19 @@ def test_a_metric_that_one_page_is_refused_is_asked_for_others(world: World) -> 
     assert world.provider.pages[-1].refused == frozenset()
 
 
+def test_what_a_failed_read_has_found_out_is_not_found_out_again(graph: World, simulator: Simulator) -> None:
+    """A dozen calls to find the refused metric, three times over, would use up a small page's budget."""
+    page = simulator.pages[0].page_id
+    simulator.script(page, f"refuse:{VIEWS}", *[f"refuse:{VIEWS}"] * 11, "server-error", then=f"refuse:{VIEWS}")
+    with pytest.raises(Retry):
+        graph.ingest("org", "graph")
+    calls = len(simulator.log())
+    assert calls == 13
+    graph.ingest("org", "graph", attempt=2)
+    assert len(simulator.log()) - calls == 1
+    assert len(values(graph, "graph")) == 11
+
+
 def test_a_metric_that_three_pages_are_refused_is_left_out_for_others(world: World) -> None:
     """Each call for a dead metric is a dozen calls: all but one page a day are spared them."""
     world.connect("org", "third", "fourth", "fifth")

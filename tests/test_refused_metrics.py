@@ -16,7 +16,7 @@ VIEWS = "page_media_view"
 
 @pytest.mark.slow
 def test_one_refused_page_costs_no_other_page_a_number(redis_url: str, database: str, tmp_path: Path) -> None:
-    """The order in which pages are read must not matter: 26 of 60 numbers went, and the sums called themselves final."""
+    """Whoever is read after it had no number, and the sums called themselves complete and final."""
     last = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=5)
     first = last - dt.timedelta(days=19)
     with (
