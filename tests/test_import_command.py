@@ -149,7 +149,7 @@ def put(db: Db, page: str, of: dt.date, state: str, reason: str | None = None, o
 
 def read(db: Db, of: dt.date, value: int | None, page: str = "fb-1", status: Status = "no_data") -> None:
     """Let the provider answer the views of a day, or with `status` instead of a number."""
-    reading = Reading(VIEWS, of, status) if value is None else Reading(VIEWS, of, "value", Decimal(value))
+    reading = Reading(VIEWS, of, status, reason="why") if value is None else Reading(VIEWS, of, "value", Decimal(value))
     entry = Entry(
         integration_id=page, organization_id="acme", day=of, queue="default", run_id="run", state="done",
         last_success_at=dt.datetime.now(dt.UTC),

@@ -245,6 +245,10 @@ CELL = (METRICS[0], DAYS[0])
 @example(steps=[File({CELL: 1}), Read(DAYS[0], dict.fromkeys(METRICS, 2)), File({CELL: 1})], is_asked=True)
 @example(steps=[Read(DAYS[0], dict.fromkeys(METRICS, 2)), File({CELL: 1}, True), File({CELL: 0})], is_asked=True)
 @example(steps=[Read(DAYS[0], dict.fromkeys(METRICS, "pending")), Abandon(DAYS[0]), File({CELL: 1})], is_asked=True)
+@example(steps=[Read(DAYS[0], dict.fromkeys(METRICS, "pending")), File({CELL: 1})], is_asked=False)
+@example(
+    steps=[Read(DAYS[0], {METRICS[0]: 1, METRICS[1]: "pending"}), Abandon(DAYS[0]), File({CELL: 1})], is_asked=True
+)
 def test_files_and_the_provider_may_speak_in_any_order(
     db: Db, database: str, steps: Sequence[Step], is_asked: bool
 ) -> None:
