@@ -228,7 +228,7 @@ def test_a_row_says_which_file_it_is_of_and_the_file_who_imported_it(shell: Shel
 def test_sums_follow(shell: Shell, db: Db, redis: Redis, tmp_path: Path) -> None:
     """Imported numbers that no sum knows of would be seen by nobody."""
     ran = do(shell, views(tmp_path, 7, 8))
-    assert "the sums of 2 days follow now" in ran.stderr
+    assert "the sums of 2 days follow" in ran.stderr
     ready = {id.decode() for id in redis.lrange(Queue(redis, "default").keys.ready, 0, -1)}  # type: ignore[union-attr]  # the client answers at once
     assert ready == {f"aggregate:acme:{day(0)}", f"aggregate:acme:{day(1)}"}
     for of in (day(0), day(1)):
@@ -241,7 +241,7 @@ def test_an_import_needs_no_redis(shell: Shell, db: Db, tmp_path: Path) -> None:
     """The numbers are in PostgreSQL and so are the marks of the sums: reconcile sees to them when Redis is back."""
     cut_off = Shell({**shell.environ, "REDISQ_REDIS_URL": f"redis://{NOWHERE}"})
     ran = do(cut_off, views(tmp_path, 7))
-    assert "reconcile sums up 1 days within five minutes" in ran.stderr
+    assert "reconcile sums up 1 day within five minutes" in ran.stderr
     assert db.execute("SELECT organization_id, day, reason FROM aggregate_dirty").fetchall() == [
         ("acme", FIRST, "import")
     ]
@@ -288,7 +288,7 @@ def test_a_corrected_file_restates_and_says_what_changed(shell: Shell, db: Db, t
     assert "numbers: 6 restated, 1 unchanged\n" in ran.stdout
     assert f"    {day(1)} page_media_view 2 -> 20\n" in ran.stdout
     assert f"    {day(5)} page_media_view 6 -> 60\n    and 1 more\n" in ran.stdout
-    assert "wrote 0 new numbers and 6 restated ones; 0 days became done" in ran.stderr
+    assert "wrote 0 new and 6 restated numbers; 0 days became done" in ran.stderr
     assert "the sums of 6 days follow" in ran.stderr
     history = db.execute("SELECT day, revision, old_value::int, new_value::int, source FROM page_metric_history")
     [(new_source,)] = db.execute("SELECT sha256 FROM import_file WHERE name = 'b.csv'").fetchall()
@@ -388,6 +388,10 @@ def test_a_recent_day_stays_to_the_provider(shell: Shell, db: Db, tmp_path: Path
     here = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=2)  # of Los Angeles it is 1 or 2 days ago
     ran = do(shell, views(tmp_path, 5, first=here), page="fb-1")
     assert "1 day is left to the daily run" in ran.stdout
+    assert ran.stderr == "wrote 1 new and 0 restated numbers; 0 days became done\n"
+    corrected = do(shell, views(tmp_path, 4, first=here), page="fb-1")
+    assert corrected.stderr == "wrote 0 new and 1 restated numbers; 0 days became done\n"
+    do(shell, views(tmp_path, 5, first=here), page="fb-1")
     assert (numbers(db, "fb-1"), states(db, "fb-1")) == ({(VIEWS, here): 5}, {})
     assert db.execute("SELECT count(*) FROM aggregate_dirty").fetchall() == [(0,)]
     do(shell, views(tmp_path, 5, first=here))

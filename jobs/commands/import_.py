@@ -18,7 +18,7 @@ from redis import RedisError
 
 from jobs.aggregate import FanIn
 from jobs.app import Application
-from jobs.commands.import_text import document, report
+from jobs.commands.import_text import document, report, told
 from jobs.commands.store import connected
 from jobs.importing import store
 from jobs.importing.dates import DateOrder
@@ -103,7 +103,7 @@ def import_(
             are_enqueued = _enqueue_sums(application, connection, written.sums)
     if as_json:
         show_document(document(known.place, known.exports, known.outlook, written, are_enqueued=are_enqueued))
-    say(_told(written, are_enqueued=are_enqueued) if written else "nothing is written: --dry-run")
+    say(told(written, are_enqueued=are_enqueued) if written else "nothing is written: --dry-run")
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -237,13 +237,3 @@ def _enqueue_sums(application: Application, connection: Connection[Any], sums: M
     except (RedisError, RedisqError, BadSettings, psycopg.Error):
         return False
     return True
-
-
-def _told(written: store.Written, *, are_enqueued: bool) -> str:
-    days = sum(map(len, written.sums.values()))
-    if not days:
-        return "nothing has changed"
-    done = f"wrote {written.new} new numbers and {written.restated} restated ones; {written.days_done} days became done"
-    if are_enqueued:
-        return f"{done}\nthe sums of {days} days follow now, or as soon as no other page of the day is waited for"
-    return f"{done}\nRedis takes nothing now: reconcile sums up {days} days within five minutes once it does"

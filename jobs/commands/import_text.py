@@ -54,6 +54,21 @@ def report(place: Place, exports: Sequence[Export], outlook: Outlook) -> str:
     return "\n".join([*lines, *_of_outlook(outlook)])
 
 
+def told(written: Written, *, are_enqueued: bool) -> str:
+    """Return what an import has changed, and when its sums follow."""
+    days = _days(sum(map(len, written.sums.values())))
+    if not (written.new or written.restated or written.sums):
+        return "nothing has changed"
+    done = (
+        f"wrote {written.new:,} new and {written.restated:,} restated numbers; {_days(written.days_done)} became done"
+    )
+    if not written.sums:
+        return done
+    if are_enqueued:
+        return f"{done}\nthe sums of {days} follow, where no other page is waited for"
+    return f"{done}\nreconcile sums up {days} within five minutes, once Redis answers again"
+
+
 def _of_file(export: Export) -> Iterator[str]:
     yield from _wrapped(f"{clean(export.name)}: {_FORMS[export.form]}, {export.encoding.upper()}", 0)
     for series in export.series:

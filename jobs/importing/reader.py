@@ -280,7 +280,7 @@ def _untold(named: Mapping[str, str | None], known: Collection[str]) -> Iterator
 
 def _unfinished(days: Mapping[str, date], today: date) -> Iterator[str]:
     if today in days.values():
-        yield f"{today} is not over, so its numbers are not final. Import the file again tomorrow."
+        yield f"{today} is not over, so its numbers are not final. Export it again tomorrow."
 
 
 def _empty(titles: Sequence[str], found: Sequence[Series]) -> Iterator[str]:
