@@ -35,7 +35,7 @@ _AT_ONCE = 500  # jobs in one script: other clients of Redis wait for its end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Answers:
     """What the person says of the files."""
 
     metrics: tuple[str, ...]
@@ -78,7 +78,7 @@ def import_(
     dry_run: bool,
     yes: bool,
     as_json: bool,
-    **reading: Any,
+    **answers: Any,
 ) -> None:
     """Take over the numbers of exported files, all of them or none.
 
@@ -90,10 +90,10 @@ def import_(
         raise click.UsageError("--json asks nobody: add --yes or --dry-run")
     application, now = Application(), dt.datetime.now(dt.UTC)
     with connected(application.job_settings) as connection:
-        known = _understood(connection, integration_id, files, Reading(**reading), now, over_provider=over_provider)
+        known = _understood(connection, integration_id, files, Answers(**answers), now, over_provider=over_provider)
     if not as_json:
         click.echo(report(known.place, known.exports, known.outlook))
-    _refuse_what_is_open(known, known_only=reading["known_only"])
+    _refuse_what_is_open(known, known_only=answers["known_only"])
     written, are_enqueued = None, False
     if not dry_run:
         if not yes:
@@ -113,7 +113,7 @@ def _understood(
     connection: Connection[Any],
     integration_id: str,
     paths: Sequence[Path],
-    reading: Reading,
+    answers: Answers,
     now: dt.datetime,
     *,
     over_provider: bool,
@@ -124,7 +124,7 @@ def _understood(
     today = now.astimezone(ZoneInfo(place.zone)).date()
     catalog = store.catalog(connection, place.provider)
     try:
-        exports = _read_all(paths, reading, catalog, today)
+        exports = _read_all(paths, answers, catalog, today)
         numbers = merged(exports)
     except Unreadable as refused:
         raise Failed(f"{refused}. Nothing is written.", Exit.USAGE) from None
@@ -137,11 +137,11 @@ def _unknown(integration_id: str) -> Failed:
     return Failed(f"no integration {clean(integration_id)!r}: see `redisq integration list`", Exit.NOT_FOUND)
 
 
-def _read_all(paths: Sequence[Path], reading: Reading, catalog: Mapping[str, str], today: dt.date) -> list[Export]:
+def _read_all(paths: Sequence[Path], answers: Answers, catalog: Mapping[str, str], today: dt.date) -> list[Export]:
     """Read every file, each with those of the options that name a title of its own."""
     contents = [(name, read_file(path)) for name, path in zip(_names(paths), paths, strict=True)]
-    given = _of_each_file(contents, reading.metrics)
-    how: dict[str, Any] = {"today": today, "known": catalog, "dates": reading.dates, "decimal": reading.decimal}
+    given = _of_each_file(contents, answers.metrics)
+    how: dict[str, Any] = {"today": today, "known": catalog, "dates": answers.dates, "decimal": answers.decimal}
     return [
         read(name, content, metrics=metrics, **how) for (name, content), metrics in zip(contents, given, strict=True)
     ]
