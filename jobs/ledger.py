@@ -100,17 +100,17 @@ def _squeezed(sql: str) -> str:
 # Of an integration i and its organization o.
 _THERE = "i.deleted_at IS NULL AND o.deleted_at IS NULL AND NOT i.in_between_steps"
 _READABLE = f"{_THERE} AND NOT i.disabled"
-# The provider `import` is never asked for anything, whatever its catalog says.
-_HAS_METRICS = (
+# Whether the provider of an integration i is asked for anything; `import` never is, whatever its catalog says.
+HAS_METRICS = (
     "i.provider <> 'import' AND EXISTS (SELECT FROM metric_catalog c WHERE c.provider = i.provider AND c.supported)"
 )
 
 # What a backfill asks for: a disabled page's past is nobody's wish.
-_WANTED = f"{_READABLE} AND {_HAS_METRICS}"
+_WANTED = f"{_READABLE} AND {HAS_METRICS}"
 # A page that a person has disabled is planned too, and skipped: its days are no holes that nobody knows of.
-_PLANNED = f"{_THERE} AND {_HAS_METRICS}"
+_PLANNED = f"{_THERE} AND {HAS_METRICS}"
 # One that was read on a day, of which it was read at least the end.
-_PLANNED_THEN = f"{_READABLE} AND {_HAS_METRICS} AND i.read_since < %(day)s::date + interval '1 day'"
+_PLANNED_THEN = f"{_READABLE} AND {HAS_METRICS} AND i.read_since < %(day)s::date + interval '1 day'"
 
 _EXPECT = """
 WITH eligible AS (
@@ -512,11 +512,15 @@ WITH incoming AS (
     ON CONFLICT (integration_id, day, metric) DO UPDATE
     SET value = excluded.value, breakdown = excluded.breakdown, status = excluded.status, reason = excluded.reason,
         source_end_time = excluded.source_end_time, fetched_at = excluded.fetched_at, run_id = excluded.run_id,
-        last_changed_at = excluded.last_changed_at, organization_id = excluded.organization_id,
-        source = NULL,  -- the provider's word replaces an imported number
-        -- What was pending is answered now, which restates nothing.
-        revision = p.revision + CASE p.status WHEN 'pending' THEN 0 ELSE 1 END
-    WHERE (p.value, p.breakdown, p.status) IS DISTINCT FROM (excluded.value, excluded.breakdown, excluded.status)
+        organization_id = excluded.organization_id,
+        source = NULL,  -- the provider's word replaces an imported number, and makes an equal one its own
+        last_changed_at = CASE WHEN p.value = excluded.value AND p.source IS NOT NULL THEN p.last_changed_at
+                               ELSE excluded.last_changed_at END,
+        -- What was pending is answered now, and what a file said is confirmed: neither restates anything.
+        revision = p.revision + CASE WHEN p.status = 'pending' OR (p.value = excluded.value AND p.source IS NOT NULL)
+                                     THEN 0 ELSE 1 END
+    WHERE (p.value, p.breakdown, p.status, p.source)
+        IS DISTINCT FROM (excluded.value, excluded.breakdown, excluded.status, NULL)
       AND excluded.fetched_at >= p.fetched_at
       -- An answer is not taken back: nothing replaces a value but a value, nothing becomes pending again.
       AND (excluded.status = 'value' OR (p.status <> 'value' AND excluded.status <> 'pending'))

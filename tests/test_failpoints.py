@@ -88,6 +88,7 @@ _LOOKS = {
     *("inspect_server", "read_config", "_clock", "inspect_durability", "coverage", "explained", "list_all"),
     *("count_all", "has_page", "schema_version", "all_open"),
 }
+_LOOKS |= {"place", "catalog", "present", "ledger"}  # of an import, before a person is asked
 # Set up and kept by people, each in one transaction, before any job or beside all of them.
 _SET_UP = {"add", "disable", "rotate_tokens", "upgrade", "_apply", "_missing"}
 # Parts of a call that has its points; the bell's are in `_listen`.
@@ -112,7 +113,7 @@ def test_every_call_to_a_server_lies_between_two_points() -> None:
 _WITH_REDIS = ("queue", "server", "bell", "durability", "topology")
 _WITH_SQL = (
     *("ledger", "integrations", "incidents", "metric_life", "letters", "aggregate", "database", "ingest", "plan"),
-    "app",
+    *("app", "importing/store"),
 )
 
 

@@ -114,7 +114,9 @@ class Rules:
         for metric, answer in read.answers.items():
             status: Status = "value" if isinstance(answer, int) else answer
             value = answer if isinstance(answer, int) else None
-            old_status, old_value, _, _ = self.cells.get((metric, read.day), (None, None, None, 0))
+            old_status, old_value, old_source, revision = self.cells.get((metric, read.day), (None, None, None, 0))
+            if old_source and value is not None and old_value == value:
+                self.cells[metric, read.day] = ("value", value, None, revision)  # confirmed, and its own from now on
             is_other = (old_status, old_value) != (status, value)
             gives_way = status == "value" or (old_status != "value" and status != "pending") or old_status is None
             if is_other and gives_way:

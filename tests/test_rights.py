@@ -22,7 +22,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 DAY = dt.date(2026, 3, 7)
 
 # Whoever adds a fixture that opens the database adds the role it opens it with.
-AS_SERVICES = ("tests/pages.py", "tests/test_commands.py", "tests/test_readme.py", "tests/test_real_input.py")
+AS_SERVICES = (
+    *("tests/pages.py", "tests/test_commands.py", "tests/test_readme.py", "tests/test_real_input.py"),
+    *("tests/test_backfill.py", "tests/test_import_command.py"),
+)
 
 
 def test_every_table_has_its_rights_and_nothing_more(database: str) -> None:

@@ -13,13 +13,13 @@ from psycopg.rows import class_row
 
 from jobs.importing.effects import Imported, Owned, Place, Present, is_left_to_daily_run
 from jobs.importing.export import Export
+from jobs.ledger import HAS_METRICS
 from redisq import fail_points
 
 _THERE = "i.id = %(page)s AND i.deleted_at IS NULL AND o.deleted_at IS NULL"
-_IS_ASKED = "EXISTS (SELECT FROM metric_catalog c WHERE c.provider = i.provider AND c.supported)"
 
 _PLACE = f"""
-SELECT i.id, i.organization_id, i.provider, i.zone, {_IS_ASKED} AS is_asked,
+SELECT i.id, i.organization_id, i.provider, i.zone, {HAS_METRICS} AS is_asked,
        CASE WHEN NOT i.disabled THEN i.read_since END AS read_since
 FROM integration i JOIN organization o ON o.id = i.organization_id WHERE {_THERE}
 """
@@ -77,7 +77,7 @@ _EMPTIED = ", ".join(
 _STORE = f"""
 WITH place AS (
     -- Locked, so that a move of the page or its removal waits.
-    SELECT i.id, i.organization_id, i.provider, {_IS_ASKED} AS is_asked
+    SELECT i.id, i.organization_id, i.provider, {HAS_METRICS} AS is_asked
     FROM integration i JOIN organization o ON o.id = i.organization_id WHERE {_THERE}
     FOR SHARE OF i
 ), incoming AS (

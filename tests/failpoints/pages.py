@@ -26,6 +26,7 @@ _TEMPLATE = "template_of_cases"
 _TABLES = (
     *("page_metric_daily", "page_metric_history", "page_metric_anomaly", "org_metric_daily", "aggregate_dirty"),
     *("provider_refusal", "provider_incident", "provider_gate", "metric_refusal", "metric_life", "page_load"),
+    "import_file",
     *("ingest_day_state", "integration", "organization"),
 )
 

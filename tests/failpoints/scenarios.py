@@ -616,6 +616,27 @@ class GivenUp(Story):
         assert state == ("abandoned" if self.case.point.call == "mark_abandoned" else "done")
 
 
+class Exported(Story):
+    """An operator imports an exported file, is struck, and imports it again."""
+
+    def begin(self) -> None:
+        self.dsn = self.pages.take_database()
+        self.environ |= self.pages.environ(self.dsn)
+        file = self.directory / "export.csv"
+        file.write_text(f"date,metric,value\n{DAY},page_media_view,12\n")
+        self.strike.arm()
+        self.start("redisq", "import", str(file), "--integration", READ[0], "--yes")
+
+    def settled(self) -> bool:
+        return self.units[0].exitcode() == 0
+
+    def judge(self) -> None:
+        assert self.pages.ledger(self.dsn)[READ[0]] == ("done", None)
+        with psycopg.connect(self.dsn) as connection:
+            numbers = connection.execute("SELECT metric, value, revision FROM page_metric_daily").fetchall()
+        assert numbers == [("page_media_view", 12, 1)]
+
+
 STORIES: dict[str, type[Story]] = {
     **dict.fromkeys(("claim", "ack", "fail", "defer", "bury", "promote"), Work),
     **dict.fromkeys(("await_ready", "workers", "processing_lists", "heartbeat", "listen"), Idle),
@@ -640,5 +661,6 @@ STORIES: dict[str, type[Story]] = {
     **dict.fromkeys(Scripted.scripts, Scripted),
     **dict.fromkeys(("take_probes", "forget_refusals"), Remembered),
     "forget_letters": Mended,
+    "store_import": Exported,
     **dict.fromkeys(("mark_abandoned", "reconnect", "want"), GivenUp),
 }
