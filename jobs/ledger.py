@@ -547,7 +547,10 @@ SELECT coalesce(i.id, away.id), coalesce(i.name, away.name), coalesce(i.zone, aw
             WHEN i.provider NOT IN (SELECT provider FROM metric_catalog WHERE supported) THEN '{NOBODYS}'
             WHEN i.disabled THEN '{MARKS["skipped"]}' ELSE '{MISSING}' END,
        coalesce(kept.marks, ''), coalesce(kept.places, '{{}}')
-FROM (SELECT * FROM integration WHERE organization_id = %(organization)s) AS i FULL JOIN (
+FROM (
+    SELECT id, name, zone, provider, disabled, created_at, read_since, deleted_at
+    FROM integration WHERE organization_id = %(organization)s
+) AS i FULL JOIN (
     SELECT integration_id,
            string_agg(CASE WHEN state = 'done' AND NOT has_value THEN '{EMPTY}' ELSE CASE state {_MARK} END END, '')
                AS marks,
