@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from jobs.commands.coverage import WORD_OF_MARK
 from jobs.vault import Vault
 from tests.program import Shell
 from tests.roles import as_services
@@ -128,14 +130,16 @@ def test_a_csv_page_that_can_name_no_file_is_refused(shell: Shell) -> None:
 def test_a_list_shows_the_zone_of_each_page(shell: Shell, rows: psycopg.Connection[Any]) -> None:
     """Days of two zones add up under one date, so it must be seen whose is which. The user is for programs."""
     add(shell, "f-1", "1", "--provider", "csv", "--zone", "Asia/Tokyo", "--user", "team-1")
-    add(shell, "fb-1", "1122")
+    add(shell, "fb-1", "1122", "--name", "Our shop")
     rows.execute("UPDATE integration SET refresh_needed = true, refresh_reason = 'token_expired' WHERE id = 'fb-1'")
     listed = shell.run("integration", "list").stdout.splitlines()
     assert [line.split() for line in listed] == [
         ["ORG", "INTEGRATION", "PROVIDER", "PAGE", "ZONE", "STATE"],
         ["acme", "f-1", "csv", "1", "Asia/Tokyo", "active"],
-        ["acme", "fb-1", "facebook", "1122", "America/Los_Angeles", "refresh_needed,", "token_expired"],
+        ["acme", "fb-1", "facebook", "1122", "America/Los_Angeles", "refresh_needed,", "token_expired:", "Our", "shop"],
     ]
+    of_acme = shell.run("integration", "list", "--org", "acme").stdout.splitlines()
+    assert of_acme[1].split() == ["f-1", "csv", "1", "Asia/Tokyo", "active"]
     pages = shell.json("integration", "list")["integrations"]
     assert [(page["zone"], page["user"]) for page in pages] == [("Asia/Tokyo", "team-1"), ("America/Los_Angeles", None)]
 
@@ -417,10 +421,12 @@ def test_the_list_of_metrics_says_what_is_asked_and_what_is_alive(
     rows.execute("INSERT INTO metric_life VALUES ('facebook', 'page_media_view', '2026-10-30', '2026-11-01', NULL)")
     owner.run("metric", "retire", "--provider", "facebook", "page_views_total", "--to", "2026-03-01")
     of_facebook = shell.run("metric", "list", "--provider", "facebook").stdout.splitlines()
-    found = {line.split()[1]: line.split()[2:] for line in of_facebook}
+    found = {line.split()[0]: line.split()[1:] for line in of_facebook}
     assert found["page_follows"] == ["level", "yes", "given", "2026-11-28"]
-    assert found["page_media_view"] == ["sum", "yes", "dead", "since", "2026-11-01,", "given", "2026-10-30"]
+    assert found["page_media_view"] == ["sum", "yes", "dead", "since", "2026-11-01"]
     assert found["page_views_total"] == ["sum", "no", "to", "2026-03-01"]
+    on_terminal = re.sub("\x1b\\[[0-9;]*m", "", shell.on_terminal("metric", "list"))
+    assert max(map(len, on_terminal.splitlines())) <= 80
     [follows] = [
         each
         for each in shell.json("metric", "list", "--provider", "facebook")["metrics"]
@@ -527,3 +533,34 @@ def test_the_owner_is_the_one_whose_password_the_upgrade_has(
     owner = Shell({**shell.environ, "CREDENTIALS_DIRECTORY": str(tmp_path)})
     ran = owner.run("metric", "retire", "--provider", "csv", "page_follows")
     assert ran.returncode == 0, ran.stderr
+
+
+# -- what the documentation tells to type ----------------------------------------------------------------------------
+
+PROVIDERS = (Path(__file__).resolve().parents[1] / "docs" / "providers.md").read_text()
+
+
+def test_every_command_of_the_page_about_providers_works(owner: Shell) -> None:
+    """Somebody types them from the top to the bottom."""
+    lines = [line for block in PROVIDERS.split("```sh\n")[1:] for line in block.split("```")[0].splitlines()]
+    assert len(lines) > 5
+    for line in lines:
+        _, *words = line.removesuffix(" < token").split()
+        ran = owner.run(*words, stdin="EAAB-token")
+        assert ran.returncode == 0, (line, ran.stderr)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\| `redisq (integration [^`]*)`", PROVIDERS, re.MULTILINE))
+def test_every_change_of_a_page_that_is_described_is_there(shell: Shell, line: str) -> None:
+    """A table that names a command which is called otherwise is worse than none."""
+    add(shell)
+    add(shell, "fb-2", "2", org="globex")
+    words = line.replace("ID", "fb-1").replace("ORG", "globex").replace("NAME", "Shop").split()
+    ran = shell.run(*words, *(["--yes"] if "remove" in words else []))
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_page_about_providers_knows_every_mark() -> None:
+    """Whoever sees a letter looks it up there."""
+    told = re.findall(r"^\| `(.)` \| (\w+) \|", PROVIDERS, re.MULTILINE)
+    assert dict(told) == WORD_OF_MARK

@@ -15,7 +15,7 @@ from jobs.settings import JobSettings
 from redisq.cli import JSON_OPTION, Exit, say, show_document
 
 _WORDS: dict[State, str] = {"dead": "failed", "expected": "waiting"}
-_WORD_OF_MARK = {mark: _WORDS.get(state, state) for state, mark in MARKS.items()} | {
+WORD_OF_MARK = {mark: _WORDS.get(state, state) for state, mark in MARKS.items()} | {
     MISSING: "missing",
     EMPTY: "empty",
 }
@@ -43,7 +43,7 @@ def coverage(ctx: click.Context, organization_id: str, first: dt.date, last: dt.
         raise no_page(organization_id)
     days = [first + dt.timedelta(days=number) for number in range((last - first).days + 1)]
     reasons = [*reasons, *_disabled(pages, days, reasons)]
-    counts = {word: sum(page.marks.count(mark) for page in pages) for mark, word in _WORD_OF_MARK.items()}
+    counts = {word: sum(page.marks.count(mark) for page in pages) for mark, word in WORD_OF_MARK.items()}
     if as_json:
         span = {"organizationId": organization_id, "from": first.isoformat(), "to": last.isoformat()}
         show_document({**span, "counts": {word: counts[word] for word in _ORDER}, **_grid(pages, days, reasons)})
@@ -78,7 +78,7 @@ def _grid(pages: Sequence[Coverage], days: Sequence[dt.date], reasons: Sequence[
                 "integrationId": page.integration_id,
                 "zone": page.zone,
                 "days": {
-                    date: _WORD_OF_MARK[mark] for date, mark in zip(dates, page.marks, strict=True) if mark != NOBODYS
+                    date: WORD_OF_MARK[mark] for date, mark in zip(dates, page.marks, strict=True) if mark != NOBODYS
                 },
             }
             for page in pages
@@ -103,7 +103,7 @@ def _show_grid(pages: Sequence[Coverage], days: Sequence[dt.date]) -> None:
 
 def _say_counts(counts: Mapping[str, int]) -> None:
     """Say how many days have which mark, in one line of 80 columns: a mark that is nowhere needs no word."""
-    marks = {word: mark for mark, word in _WORD_OF_MARK.items()}
+    marks = {word: mark for mark, word in WORD_OF_MARK.items()}
     say("  ".join(f"{marks[word]} {word} {counts[word]}" for word in _ORDER if counts[word] or word == "done"))
 
 

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -91,7 +91,7 @@ def list_(organization_id: str | None, limit: int, offset: int, as_json: bool) -
     if as_json:
         show_document({"total": total, "offset": offset, "integrations": pages})
         return
-    _show_pages(found)
+    _show_pages(found, organization_id)
     again = "redisq integration list" + (f" --org {redact(organization_id)}" if organization_id else "")
     page_note(len(pages), offset, total, f"{again} --limit {limit}")
 
@@ -100,7 +100,7 @@ def list_(organization_id: str | None, limit: int, offset: int, as_json: bool) -
 @click.argument("integration_id", metavar="ID")
 @JSON_OPTION
 def show(integration_id: str, as_json: bool) -> None:
-    """Show all that is known of the page ID, also after it was removed."""
+    """Show all that is known of the page ID. Also after it was removed."""
     with connected(Application().job_settings) as connection:
         found, facts = integrations.find(connection, integration_id), integrations.facts(connection, integration_id)
     if found is None or facts is None:
@@ -124,7 +124,7 @@ def disable(integration_id: str) -> None:
 @integration.command(epilog="Example: redisq integration enable fb-1")
 @click.argument("integration_id", metavar="ID")
 def enable(integration_id: str) -> None:
-    """Read the page ID again from now on, and run what was skipped while it was disabled."""
+    """Read the page ID again from now on. What was skipped while it was disabled is run."""
     settings = Application().job_settings
     with connected(settings) as connection:
         enabled = integrations.enable(connection, integration_id, max_age_days=settings.max_age_days)
@@ -144,9 +144,10 @@ def enable(integration_id: str) -> None:
 @click.argument("integration_id", metavar="ID")
 @click.option("--to", "organization_id", required=True, metavar="ORG", help="The organization, which must exist.")
 def move(integration_id: str, organization_id: str) -> None:
-    """Give the page ID to another organization, which has its days from now on.
+    """Give the page ID to another organization.
 
-    Ends with 4 when that organization has the page already.
+    It has the page's days from now on; those until now stay where they are. Ends with 4 when that organization has the
+    page already.
     """
     with connected(Application().job_settings) as connection:
         moved = integrations.move(connection, integration_id, organization_id)
@@ -195,7 +196,7 @@ def remove(integration_id: str, yes: bool) -> None:
 @click.argument("integration_id", metavar="ID")
 @_TOKEN_FILE
 def reconnect(integration_id: str, token_file: TextIO) -> None:
-    """Store a fresh token for the page ID, and run again what failed or was skipped."""
+    """Store a fresh token for the page ID. What failed or was skipped is run again."""
     application = Application()
     vault, token = application.vault, _read_token(token_file)
     max_age = application.job_settings.max_age_days
@@ -211,7 +212,7 @@ def reconnect(integration_id: str, token_file: TextIO) -> None:
 
 @integration.command("rotate-tokens", epilog="Example: redisq integration rotate-tokens")
 def rotate_tokens() -> None:
-    """Encrypt every stored token under the first key of the key file, so that older keys can go."""
+    """Encrypt every stored token anew. It is done with the first key of the key file, so that older keys can go."""
     application = Application()
     vault = application.vault
     with connected(application.job_settings) as connection:
@@ -274,19 +275,22 @@ def _state(found: Integration) -> str:
     return ", ".join(part for part in (page["state"], page["reason"]) if part)
 
 
-def _show_pages(found: list[Integration]) -> None:
-    """Print a line for each page; a column for names only where there is one, for 80 columns are few."""
-    named = any(page.name for page in found)
-    columns = ("org", "integration", "provider", "page", "zone", "state", *(["name"] if named else []))
-    show_table(
-        columns,
-        [
-            (page.organization_id, page.id, page.provider, page.internal_id, page.zone, _state(page), page.name)[
-                : len(columns)
-            ]
-            for page in found
-        ],
-    )
+def _show_pages(found: Sequence[Integration], organization_id: str | None) -> None:
+    """Print a line for each page. 80 columns are few: an organization that was asked for is not told again."""
+    columns = ("org", "integration", "provider", "page", "zone", "state")
+    rows = [
+        (
+            page.organization_id,
+            page.id,
+            page.provider,
+            page.internal_id,
+            page.zone,
+            f"{_state(page)}: {page.name}" if page.name else _state(page),
+        )
+        for page in found
+    ]
+    begin = 1 if organization_id else 0
+    show_table(columns[begin:], [row[begin:] for row in rows])
 
 
 def _facts(facts: Facts) -> dict[str, object]:

@@ -48,7 +48,10 @@ def metric() -> None:
 @click.option("--provider", metavar="PROVIDER", help="Only those of one provider.")
 @JSON_OPTION
 def list_(provider: str | None, as_json: bool) -> None:
-    """List the metrics: how each adds up (sum, level, none, ratio), and whether it is asked for."""
+    """List the metrics, and how each adds up.
+
+    sum: over pages and days. level: over pages of one day. none: not at all. ratio: it is recomputed from its parts.
+    """
     with connected(JobSettings.from_environment()) as connection:
         found = catalog.list_all(connection, provider)
     if provider and not found:
@@ -56,13 +59,12 @@ def list_(provider: str | None, as_json: bool) -> None:
     if as_json:
         show_document({"metrics": [_document(each) for each in found]})
         return
-    show_table(
-        ("provider", "metric", "adds", "asked", "life"),
-        [
-            (each.provider, each.metric, each.additivity, "yes" if each.is_asked else "no", _life(each))
-            for each in found
-        ],
-    )
+    # The longest name leaves few of 80 columns: a provider that was asked for is not told again.
+    columns = ("metric", "adds", "ask", "life") if provider else ("provider", "metric", "adds", "ask", "life")
+    rows = [
+        (each.provider, each.metric, each.additivity, "yes" if each.is_asked else "no", _life(each)) for each in found
+    ]
+    show_table(columns, [row[-len(columns) :] for row in rows])
 
 
 @metric.command(epilog="Example: redisq metric add --provider csv newsletter_clicks --additivity sum")
@@ -140,16 +142,17 @@ def _how_to_read(new: Listed) -> str:
 
 
 def _life(each: Listed) -> str:
-    """Return the facts that few metrics have; the last column may wrap."""
+    """Return the facts that few metrics have. Without commas a date is short enough for the last of 80 columns."""
+    is_given = each.given_on and not each.dead_since
     facts = [
-        each.unit if each.unit != "count" else "",
-        f"from {each.valid_from}" if each.valid_from else "",
-        f"to {each.valid_to}" if each.valid_to else "",
         f"{each.numerator} / {each.denominator}" if each.numerator else "",
         f"dead since {each.dead_since}" if each.dead_since else "",
-        f"given {each.given_on}" if each.given_on else "",
+        f"given {each.given_on}" if is_given else "",
+        f"from {each.valid_from}" if each.valid_from else "",
+        f"to {each.valid_to}" if each.valid_to else "",
+        f"({each.unit})" if each.unit != "count" else "",
     ]
-    return ", ".join(filter(None, facts)) or "-"
+    return " ".join(filter(None, facts)) or "-"
 
 
 def _document(each: Listed) -> dict[str, object]:
