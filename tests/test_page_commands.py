@@ -296,6 +296,15 @@ def test_a_page_that_is_not_there_is_not_found(shell: Shell, line: str) -> None:
     assert (ran.returncode, "no integration 'fb-9': see `redisq integration list`" in ran.stderr) == (5, True)
 
 
+@pytest.mark.parametrize(
+    "line", ["integration show \udcff", "integration list --org \udcff", "metric list --provider \udcff"]
+)
+def test_bytes_that_are_no_text_are_refused_in_one_line(shell: Shell, line: str) -> None:
+    """A paste from a broken terminal must not end in a traceback."""
+    ran = shell.run(*line.split())
+    assert (ran.returncode, ran.stderr) == (2, "redisq: an argument is no text in UTF-8\n")
+
+
 # -- organizations ---------------------------------------------------------------------------------------------------
 
 
