@@ -11,7 +11,7 @@ from psycopg import Connection
 from psycopg.errors import UniqueViolation
 from psycopg.rows import class_row
 
-from jobs import ledger
+from jobs import ledger, organizations
 from jobs.payloads import check_name
 from jobs.providers.insights import DAY_ZONE
 from jobs.vault import Vault
@@ -314,9 +314,7 @@ def move(
                 return "no_page"
             if page[0] == organization_id:
                 return "has_it"
-            if not connection.execute(
-                "SELECT FROM organization WHERE id = %s AND deleted_at IS NULL", [organization_id]
-            ).fetchall():
+            if not organizations.exists(connection, organization_id):
                 return "no_organization"
             connection.execute(
                 "UPDATE integration SET organization_id = %s, read_since = now(), updated_at = now() WHERE id = %s",

@@ -45,3 +45,12 @@ def list_all(connection: Connection[Any]) -> list[Organization]:
     """Return the organizations that are not deleted, in order."""
     with connection.cursor(row_factory=class_row(Organization)) as cursor:
         return cursor.execute(_LIST).fetchall()
+
+
+def exists(connection: Connection[Any], organization_id: str) -> bool:
+    """Tell whether there is such an organization that is not deleted."""
+    return bool(
+        connection.execute(
+            "SELECT FROM organization WHERE id = %s AND deleted_at IS NULL", [organization_id]
+        ).fetchall()
+    )

@@ -81,7 +81,9 @@ def back(days: int) -> dt.date:
 def test_a_facebook_page_is_connected_by_its_number(shell: Shell, page: str) -> None:
     """The name is what people know, and the API takes it: until the owner gives it to another page."""
     ran = shell.run("integration", "add", "--org", "acme", "--integration", "fb-1", f"--page={page}", stdin="EAAB")
-    assert (ran.returncode, "is a name: give its number" in ran.stderr) == (2, True)
+    assert (ran.returncode, "is no number: a facebook page is connected by its Page ID" in ran.stderr) == (2, True), (
+        ran.stderr
+    )
 
 
 @pytest.mark.parametrize("provider", ["csv", "import"])
@@ -294,6 +296,14 @@ def test_a_page_that_is_not_there_is_not_found(shell: Shell, line: str) -> None:
     add(shell)
     ran = shell.run("integration", *line.split())
     assert (ran.returncode, "no integration 'fb-9': see `redisq integration list`" in ran.stderr) == (5, True)
+
+
+def test_an_organization_that_is_not_there_is_not_found(shell: Shell, rows: psycopg.Connection[Any]) -> None:
+    """An empty list would say that all its pages are gone. One that has no page yet is a shorter list."""
+    rows.execute("INSERT INTO organization (id) VALUES ('new')")
+    unknown, empty = (shell.run("integration", "list", "--org", org) for org in ("globx", "new"))
+    assert (unknown.returncode, "no organization 'globx': see `redisq org list`" in unknown.stderr) == (5, True)
+    assert empty.returncode == 0
 
 
 @pytest.mark.parametrize(

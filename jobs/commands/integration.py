@@ -8,7 +8,7 @@ from typing import TextIO
 
 import click
 
-from jobs import integrations
+from jobs import integrations, organizations
 from jobs.app import Application
 from jobs.commands.store import connected
 from jobs.integrations import Facts, Integration, Moved
@@ -47,8 +47,9 @@ def add(token_file: TextIO, provider: str, page_id: str, zone: str | None, user:
     A page that was removed comes back, with its numbers, under the id that it had.
     """
     application = Application()
-    with _as_usage():
+    with _as_usage():  # before anybody is asked for a token
         check_page_id(provider, page_id)
+        zone = integrations.zone_of(provider, zone) if zone else None
     vault, token = application.vault, "-" if provider in _WITHOUT_TOKEN else _read_token(token_file)
     with connected(application.job_settings) as connection, _as_usage():
         added = integrations.add(
@@ -64,7 +65,7 @@ def add(token_file: TextIO, provider: str, page_id: str, zone: str | None, user:
 
 def _check_facebook(page_id: str) -> None:
     if not (page_id.isascii() and page_id.isdigit()):
-        raise ValueError(f"page {page_id!r} is a name: give its number, which Facebook shows under About > Page ID")
+        raise ValueError(f"page {page_id!r} is no number: a facebook page is connected by its Page ID, not by its name")
 
 
 _WITHOUT_TOKEN = ("csv", "import")
@@ -86,6 +87,8 @@ def list_(organization_id: str | None, limit: int, offset: int, as_json: bool) -
     """List the pages, and why one is not read."""
     with connected(Application().job_settings) as connection:
         total = integrations.count_all(connection, organization_id)
+        if organization_id and not total and not organizations.exists(connection, organization_id):
+            raise _no_organization(organization_id)
         found = integrations.list_all(connection, organization_id, start=offset, count=limit)
     pages = [_page(each) for each in found]
     if as_json:
@@ -157,7 +160,7 @@ def move(integration_id: str, organization_id: str) -> None:
             stay = f"{_days(days)} until now {'stays' if days == 1 else 'stay'} with {before}"
             say(f"moved {integration_id} to {to}: {stay}, and each day from now on is of {to}")
         case "no_organization":
-            raise Failed(f"no organization {to!r}: see `redisq org list`", Exit.NOT_FOUND)
+            raise _no_organization(organization_id)
         case "has_it":
             raise Failed(f"organization {to!r} has this page already", Exit.EXISTS)
         case "no_page":
@@ -250,6 +253,10 @@ def _ask(question: str) -> None:
 
 def _unknown(integration_id: str) -> Failed:
     return Failed(f"no integration {redact(integration_id)!r}: see `redisq integration list`", Exit.NOT_FOUND)
+
+
+def _no_organization(organization_id: str) -> Failed:
+    return Failed(f"no organization {redact(organization_id)!r}: see `redisq org list`", Exit.NOT_FOUND)
 
 
 def _days(count: int) -> str:
