@@ -5,7 +5,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_DOWN, Context, Decimal, localcontext
 from typing import Any, Literal
 
 import orjson
@@ -24,7 +24,11 @@ _RUNS = 3  # how often one job starts over because a row changed under it; recon
 Kinds = Mapping[str, Kind[Any]]
 Queues = Callable[[str], Queue]
 Clock = Callable[[], dt.datetime]
-Outcome = Literal["value", "no_data", "pending", "failed", "unsupported", "unreadable"]
+Outcome = Literal["value", "no_data", "pending", "failed", "unsupported", "refused", "unreadable"]
+
+# A column takes 131,072 digits before the point and 16,383 behind it. The default context keeps 28 of them.
+_EXACT = Context(prec=150_000)
+_MIXED = "mixed"  # the zone of a sum over pages whose days are not of one zone
 
 # A large organization has 60,000 of each a day. Plain tuples are soon let go by the garbage collector, which else takes
 # as long as all the rest.
@@ -40,17 +44,25 @@ class ExpectedPage:
     provider: str
     state: ledger.State
     reason: str | None
+    zone: str = "UTC"
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How one metric of one provider adds up over pages."""
+    """How one metric of one provider adds up over pages.
+
+    `is_owed`: pages are expected to have it on this day. `covers`: the provider had it on this day. `is_alive`: the
+    provider gives it to some page, so that a page that is refused it lacks it.
+    """
 
     provider: str
     metric: str
     additivity: Additivity
     numerator: str | None = None
     denominator: str | None = None
+    is_owed: bool = True
+    covers: bool = True
+    is_alive: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,16 +78,29 @@ class Summary:
     n_no_data: int
     n_pending: int
     n_failed: int
-    n_unsupported: int
+    n_unsupported: int  # by a provider that gives it to nobody: not expected
+    n_refused: int  # to this page, while others are given it
+    n_unreadable: int
     missing: tuple[tuple[str, str], ...]  # page and reason
+    zone: str
+    pages_hash: str  # of the pages with a number
     inputs_hash: str
 
     @property
     def completeness(self) -> Decimal | None:
-        """Answered pages over expected ones, None when none is expected."""
+        """Answered pages over expected ones, rounded down, None when none is expected."""
+        return self._share(self.n_value + self.n_no_data)
+
+    @property
+    def value_coverage(self) -> Decimal | None:
+        """Pages with a number over expected ones, rounded down, None when none is expected."""
+        return self._share(self.n_value)
+
+    def _share(self, pages: int) -> Decimal | None:
         if not self.n_expected:
             return None
-        return (Decimal(self.n_value + self.n_no_data) / self.n_expected).quantize(Decimal("0.0001"))
+        # Rounded up, 20,001 of 20,002 pages would be all of them.
+        return (Decimal(pages) / self.n_expected).quantize(Decimal("0.0001"), ROUND_DOWN)
 
 
 # -- the pure core ---------------------------------------------------------------------------------------------------
@@ -85,38 +110,53 @@ def summarise(pages: Sequence[ExpectedPage], rows: Iterable[Row], catalog: Itera
     """Return one summary per metric that a page has or owes, ordered by name.
 
     A page that failed stays expected and adds nothing. A page that answered without this metric was never asked for
-    it and is not expected to have it; nor is one whose provider refuses the metric.
+    it and is not expected to have it; nor is one whose provider gives the metric to nobody.
     """
     policies = {(policy.provider, policy.metric): policy for policy in catalog}
     answers: defaultdict[str, dict[str, Cell | None]] = defaultdict(dict)  # None: pending
     for id, metric, status, value in rows:
-        answers[metric][id] = None if status == "pending" else (id, status, value, "")
+        reason = "unreadable" if status == "unreadable" else ""
+        answers[metric][id] = None if status == "pending" else (id, status, value, reason)
     in_order = sorted(pages, key=lambda page: page.integration_id)  # one hash, however they come
-    provider_of = {page.integration_id: page.provider for page in in_order}
-    providers = set(provider_of.values())
+    page_of = {page.integration_id: page for page in in_order}
+    providers = {page.provider for page in in_order}
     local = [policy for policy in policies.values() if policy.provider in providers]
-    owed = {policy.metric for policy in local if policy.additivity != "ratio"}
+    owed = {policy.metric for policy in local if policy.is_owed and policy.additivity != "ratio"}
     sums: list[Summary] = []
     cells: dict[str, list[Cell]] = {}
     for metric in owed | answers.keys():
-        named_by = {policy.provider for policy in local if policy.metric == metric}
+        named_by = {policy.provider: policy for policy in local if policy.metric == metric and policy.covers}
         if of_metric := _cells(in_order, answers[metric], named_by):
             cells[metric] = of_metric
-            additivity = _additivity(metric, {provider_of[id] for id, _, _, _ in of_metric}, policies)
-            sums.append(_summary(metric, additivity, of_metric))
-    ratios = {policy.metric: policy for policy in local if policy.additivity == "ratio"}
-    sums += [summary for policy in ratios.values() if (summary := _ratio(policy, cells))]
+            additivity = _additivity(metric, {page_of[id].provider for id, _, _, _ in of_metric}, policies)
+            sums.append(_summary(metric, additivity, of_metric, page_of))
+    ratios = {policy.metric: policy for policy in local if policy.is_owed and policy.additivity == "ratio"}
+    sums += [summary for policy in ratios.values() if (summary := _ratio(policy, cells, page_of))]
     return sorted(sums, key=lambda summary: summary.metric)
 
 
-def _cells(pages: Iterable[ExpectedPage], answers: Mapping[str, Cell | None], named_by: set[str]) -> list[Cell]:
-    """Return what each page contributes, in the order of the pages, without those that are not expected to."""
+def _cells(
+    pages: Sequence[ExpectedPage], answers: Mapping[str, Cell | None], named_by: Mapping[str, Policy]
+) -> list[Cell]:
+    """Return what each page contributes, in the order of the pages, without those that are not expected to.
+
+    A page that was refused the metric lacks it when its provider gives it to others.
+    """
+    cells: list[Cell] = []
+    given_by = {provider for provider, policy in named_by.items() if policy.is_alive}
+    for page in pages:
+        if cell := answers.get(page.integration_id) or _unanswered(page, answers, named_by):
+            cells.append(cell)
+            if cell[1] in ("value", "no_data", "unreadable"):
+                given_by.add(page.provider)
+    lacking = {page.integration_id for page in pages if page.provider in given_by & named_by.keys()}
     return [
-        cell for page in pages if (cell := answers.get(page.integration_id) or _unanswered(page, answers, named_by))
+        (cell[0], "refused", None, "unsupported_here") if cell[1] == "unsupported" and cell[0] in lacking else cell
+        for cell in cells
     ]
 
 
-def _unanswered(page: ExpectedPage, answers: Mapping[str, Cell | None], named_by: set[str]) -> Cell | None:
+def _unanswered(page: ExpectedPage, answers: Mapping[str, Cell | None], named_by: Mapping[str, Policy]) -> Cell | None:
     """Return why the page contributes nothing, None when it is not expected to contribute at all."""
     id = page.integration_id
     if id not in answers and (page.state == "done" or page.provider not in named_by):
@@ -132,31 +172,44 @@ def _additivity(metric: str, providers: Iterable[str], policies: Mapping[tuple[s
     return kinds.pop() if len(kinds) == 1 else "none"
 
 
-def _summary(metric: str, additivity: Additivity, cells: Sequence[Cell]) -> Summary:
+def _summary(metric: str, additivity: Additivity, cells: Sequence[Cell], pages: Mapping[str, ExpectedPage]) -> Summary:
     values = [value for _, _, value, _ in cells if value is not None]
     adds_up = additivity in ("sum", "level")
     # The sum over nothing is unknown, not 0.
-    value = sum(values, Decimal(0)) if values and adds_up else None
-    return _count(metric, additivity, cells, value, max(values, default=None))
+    value = _exact_sum(values) if values and adds_up else None
+    return _count(metric, additivity, cells, value, max(values, default=None), pages)
 
 
-def _ratio(policy: Policy, cells: Mapping[str, Sequence[Cell]]) -> Summary | None:
+def _ratio(policy: Policy, cells: Mapping[str, Sequence[Cell]], pages: Mapping[str, ExpectedPage]) -> Summary | None:
     """Divide sum by sum over the pages that have both: the mean of the pages' ratios would be another number."""
     above = {cell[0]: cell for cell in cells.get(policy.numerator or "", ())}
     pairs = [(above[cell[0]], cell) for cell in cells.get(policy.denominator or "", ()) if cell[0] in above]
     if not pairs:
         return None
     both = [(a, b) for (_, _, a, _), (_, _, b, _) in pairs if a is not None and b is not None]
-    divisor = sum((b for _, b in both), Decimal(0))
-    value = sum((a for a, _ in both), Decimal(0)) / divisor if divisor else None
-    return _count(policy.metric, "ratio", [b if a[1] == "value" else a for a, b in pairs], value, None)
+    divisor = _exact_sum(b for _, b in both)
+    value = _exact_sum(a for a, _ in both) / divisor if divisor else None
+    return _count(policy.metric, "ratio", [b if a[1] == "value" else a for a, b in pairs], value, None, pages)
+
+
+def _exact_sum(values: Iterable[Decimal]) -> Decimal:
+    with localcontext(_EXACT):
+        return sum(values, Decimal(0))
 
 
 def _count(
-    metric: str, additivity: Additivity, cells: Sequence[Cell], value: Decimal | None, page_max: Decimal | None
+    metric: str,
+    additivity: Additivity,
+    cells: Sequence[Cell],
+    value: Decimal | None,
+    page_max: Decimal | None,
+    pages: Mapping[str, ExpectedPage],
 ) -> Summary:
     outcomes = Counter([outcome for _, outcome, _, _ in cells])
     inputs = [(id, outcome, str(value), reason) for id, outcome, value, reason in cells]
+    zones = {pages[id].zone for id, _, _, _ in cells}
+    zone = zones.pop() if len(zones) == 1 else _MIXED
+    with_number = [id for id, outcome, _, _ in cells if outcome == "value"]
     return Summary(
         metric=metric,
         additivity=additivity,
@@ -168,8 +221,12 @@ def _count(
         n_pending=outcomes["pending"],
         n_failed=outcomes["failed"],
         n_unsupported=outcomes["unsupported"],
+        n_refused=outcomes["refused"],
+        n_unreadable=outcomes["unreadable"],
         missing=tuple((id, reason) for id, _, _, reason in cells if reason),
-        inputs_hash=hashlib.sha256(orjson.dumps([additivity, str(value), inputs])).hexdigest(),
+        zone=zone,
+        pages_hash=hashlib.blake2b("\n".join(with_number).encode(), digest_size=16).hexdigest(),
+        inputs_hash=hashlib.sha256(orjson.dumps([additivity, str(value), zone, inputs])).hexdigest(),
     )
 
 
@@ -177,7 +234,7 @@ def _count(
 
 # A page that a person took away (disabled, deleted, moved) is not expected; one that waits for its owner still is.
 _PAGES = """
-SELECT s.integration_id, i.provider, s.state, s.reason
+SELECT s.integration_id, i.provider, s.state, s.reason, i.zone
 FROM ingest_day_state s JOIN integration i ON i.id = s.integration_id
 WHERE s.organization_id = %s AND s.day = %s AND (s.state <> 'skipped' OR s.reason = 'refresh_needed')
 """
@@ -194,16 +251,30 @@ WHERE s.organization_id = %s AND s.day = %s
 
 _AT_ONCE = 1000  # rows, taken in while the server looks for the next
 
-_POLICIES = "SELECT provider, metric, additivity, numerator, denominator FROM metric_catalog WHERE supported"
+# How a stored number adds up does not hang on whether it is still asked for: a metric that was summed up for the day
+# before is summed up again.
+_POLICIES = """
+SELECT c.provider, c.metric, c.additivity, c.numerator, c.denominator,
+       c.supported AND day.covers OR EXISTS (
+           SELECT FROM org_metric_daily o
+           WHERE o.organization_id = %(organization)s AND o.day = %(day)s AND o.metric = c.metric) AS is_owed,
+       day.covers,
+       l.given_on IS NOT NULL AND l.dead_since IS NULL AS is_alive
+FROM metric_catalog c LEFT JOIN metric_life l ON l.provider = c.provider AND l.metric = c.metric
+CROSS JOIN LATERAL (
+    SELECT coalesce(c.valid_from <= %(day)s, true) AND coalesce(c.valid_to >= %(day)s, true) AS covers
+) AS day
+"""
 
 _STORE = """
 INSERT INTO org_metric_daily AS o (
     organization_id, metric, day, value, page_max, additivity, n_expected, n_value, n_no_data, n_pending, n_failed,
-    n_unsupported, completeness, is_final, missing, inputs_hash, computed_at)
+    n_unsupported, n_refused, n_unreadable, completeness, value_coverage, is_final, missing, zone, pages_hash,
+    inputs_hash, computed_at)
 VALUES (
     %(organization_id)s, %(metric)s, %(day)s, %(value)s, %(page_max)s, %(additivity)s, %(n_expected)s, %(n_value)s,
-    %(n_no_data)s, %(n_pending)s, %(n_failed)s, %(n_unsupported)s, %(completeness)s, %(is_final)s, %(missing)s,
-    %(inputs_hash)s, %(computed_at)s)
+    %(n_no_data)s, %(n_pending)s, %(n_failed)s, %(n_unsupported)s, %(n_refused)s, %(n_unreadable)s, %(completeness)s,
+    %(value_coverage)s, %(is_final)s, %(missing)s, %(zone)s, %(pages_hash)s, %(inputs_hash)s, %(computed_at)s)
 ON CONFLICT (organization_id, day, metric) DO UPDATE
 SET value = excluded.value, page_max = excluded.page_max, additivity = excluded.additivity,
     n_expected = excluded.n_expected, n_value = excluded.n_value, n_no_data = excluded.n_no_data,
@@ -244,7 +315,7 @@ def aggregate(connection: Connection[Any], organization_id: str, day: dt.date, *
         with connection.cursor(row_factory=class_row(ExpectedPage)) as cursor:
             pages = cursor.execute(_PAGES, where).fetchall()
         with connection.cursor(row_factory=class_row(Policy)) as cursor:
-            catalog = cursor.execute(_POLICIES).fetchall()
+            catalog = cursor.execute(_POLICIES, {"organization": organization_id, "day": day}).fetchall()
         with connection.cursor() as cursor:
             rows: Iterator[Row] = cursor.stream(_ROWS, where, size=_AT_ONCE)
             summaries = summarise(pages, rows, catalog)
@@ -272,6 +343,7 @@ def _fields(organization_id: str, day: dt.date, summary: Summary, is_old: bool, 
         "organization_id": organization_id,
         "day": day,
         "completeness": summary.completeness,
+        "value_coverage": summary.value_coverage,
         "is_final": is_old and not summary.n_pending,
         "missing": Jsonb([{"integrationId": page, "reason": reason} for page, reason in summary.missing]),
         "computed_at": now,
@@ -295,7 +367,7 @@ class FanIn:
     """Enqueues aggregates when nothing more is to come."""
 
     def __init__(self, queues: Queues, kinds: Kinds) -> None:
-        self._queues = queues
+        self.queues = queues
         self._kinds = kinds
 
     def enqueue_due(
@@ -311,4 +383,4 @@ class FanIn:
             return []
         kind = self._kinds["aggregate"]
         jobs = [kind.job(payloads.Aggregate(id, day.isoformat()), queue=queue) for id, day in due]
-        return self._queues(queue).enqueue_many(jobs)
+        return self.queues(queue).enqueue_many(jobs)

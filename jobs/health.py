@@ -1,4 +1,4 @@
-"""What is wrong with pages, metrics and providers although every job ended well."""
+"""What is wrong with pages and metrics although every job ended well."""
 
 import datetime as dt
 from dataclasses import dataclass
@@ -62,9 +62,3 @@ def dead_metrics(connection: Connection[Any]) -> list[DeadMetric]:
             " JOIN metric_catalog c ON c.provider = l.provider AND c.metric = l.metric"
             " WHERE l.dead_since IS NOT NULL AND c.supported ORDER BY l.dead_since DESC, l.provider, l.metric"
         ).fetchall()
-
-
-def outages(connection: Connection[Any]) -> set[str]:
-    """Return the providers with an open incident in which no page is refused: they are away or broken."""
-    rows = connection.execute("SELECT provider FROM provider_incident WHERE closed_at IS NULL AND is_outage")
-    return {provider for (provider,) in rows}

@@ -1,8 +1,10 @@
-"""Tells a page that is refused from a provider that refuses us: a wrong app secret is one incident, no page's fault.
+"""Tells a page that is refused from a provider that refuses us, and a page that fails from a provider that is away.
 
-Some refusals name the app, others may be the app's fault or the page's. Such a page waits. When several are refused in
-a row and none is answered in between, an incident is open: no page is called any more but one now and then, the probe,
-until one is answered. A page that is refused while others are answered is at fault itself.
+Some refusals name the app: an incident is open at once. Others may be the app's fault or the page's. Such a page waits,
+without another call, until it is known whether others share its fate: when several are refused in a row and none is
+answered in between, an incident is open. A page that is refused while others are answered is at fault itself.
+A provider that does not answer, or only with server errors, is away when that happens to several pages in a row.
+During an incident no page is called but one now and then, the probe, until one is answered.
 """
 
 import datetime as dt
@@ -12,15 +14,19 @@ from typing import Any, Literal
 
 from psycopg import Connection
 from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
 
 from jobs.integrations import Integration
 from jobs.providers.base import ProviderError
 from redisq import fail_points
 
-WAVE = 3  # pages, refused in a row
+WAVE = 3  # pages in a row; fewer where there are fewer
+SILENCES = 2  # failures in a row without one byte from the provider, where there are fewer pages than that
 WINDOW = dt.timedelta(minutes=10)  # in which they were
 CONFIRM = dt.timedelta(minutes=2)  # that a refused page waits for others to share its fate, or to be answered
-PROBE = dt.timedelta(minutes=1)  # between two probes
+CHECK = dt.timedelta(seconds=5)  # between two looks whether they do
+PROBE = dt.timedelta(minutes=1)  # between two probes of a provider that refuses us
+OUTAGE_PROBE = dt.timedelta(seconds=15)  # and of one that is away: all go on within a minute of its return
 FORGET = dt.timedelta(days=1)  # after which an earlier refusal says nothing any more
 
 Judgement = Literal["incident", "unclear", "page"]
@@ -30,35 +36,125 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """A provider that refuses every page."""
+    """A provider that refuses every page, or is away."""
 
     provider: str
     reason: str
     detail: str
     opened_at: dt.datetime
+    is_outage: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A refusal of a page that is not judged yet: since when, and whether others were answered after it."""
+
+    error: ProviderError
+    since: dt.datetime
+    others_answered: bool
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
 
 
 def judge(connection: Connection[Any], integration: Integration, error: ProviderError, now: dt.datetime) -> Judgement:
     """Return whose fault it is that the page was refused, as far as is known; open the incident if this is one."""
-    since, others_answered = _note_refusal(connection, integration, error, now)
+    refusal = _note(connection, integration, error, now)
     if is_open(connection, integration.provider):
         return "incident"
-    if _count_refusals(connection, integration.provider, error.reason, now) >= WAVE:
+    if error.fault == "app":
         _open_incident(connection, integration.provider, error, now)
         return "incident"
-    if error.fault == "app" or not (others_answered or now - since >= CONFIRM):
+    return judge_again(connection, integration, refusal, now)
+
+
+def judge_again(connection: Connection[Any], integration: Integration, refusal: Refusal, now: dt.datetime) -> Judgement:
+    """Return whose fault an earlier refusal was, as far as is known by now; open the incident if it was one."""
+    provider, error = integration.provider, refusal.error
+    wave = min(WAVE, _count_pages(connection, provider))
+    if wave > 1 and _count_refusals(connection, provider, error.reason, now) >= wave:
+        _open_incident(connection, provider, error, now)
+        return "incident"
+    if wave > 1 and not refusal.others_answered and now - refusal.since < CONFIRM:
         return "unclear"
     _forget_refusal(connection, integration)
     return "page"
 
 
+def pending(connection: Connection[Any], integration: Integration, now: dt.datetime) -> Refusal | None:
+    """Return the page's refusal that is not judged yet, None when there is none."""
+    row = _refusal_of(connection, integration)
+    if row is None or now - row[1] >= FORGET:
+        return None
+    return Refusal(ProviderError(**row[0]), row[1], row[2])
+
+
+@fail_points
+def _refusal_of(connection: Connection[Any], integration: Integration) -> tuple[Any, ...] | None:
+    return connection.execute(
+        "SELECT error, since, others_answered FROM provider_refusal"
+        " WHERE provider = %s AND integration_id = %s AND error IS NOT NULL AND NOT is_outage",
+        [integration.provider, integration.id],
+    ).fetchone()
+
+
+# -- outages ---------------------------------------------------------------------------------------------------------
+
+
+def judge_outage(
+    connection: Connection[Any],
+    integration: Integration,
+    error: ProviderError,
+    now: dt.datetime,
+    *,
+    is_last_attempt: bool,
+) -> Judgement:
+    """Return "incident" when the provider is away, "page" when it may be this page alone.
+
+    Nobody was answered between the failures that are counted. A page whose last attempt ends in silence, too, is not
+    given up for it: no other page was answered meanwhile, so nothing says that it is the page.
+    """
+    _note(connection, integration, error, now)
+    if is_open(connection, integration.provider):
+        return "incident"
+    pages, silences = _count_outages(connection, integration.provider, now)
+    is_silent = (
+        error.is_silence
+        and silences >= SILENCES
+        and (is_last_attempt or _count_pages(connection, integration.provider) < WAVE)
+    )
+    if pages >= WAVE or is_silent:
+        _open_incident(connection, integration.provider, error, now)
+        return "incident"
+    return "page"
+
+
+@fail_points
+def _count_outages(connection: Connection[Any], provider: str, now: dt.datetime) -> tuple[int, int]:
+    row = connection.execute(
+        "SELECT count(*), coalesce(sum(failures) FILTER (WHERE is_silence), 0) FROM provider_refusal"
+        " WHERE provider = %s AND is_outage AND NOT others_answered AND since >= %s",
+        [provider, now - WINDOW],
+    ).fetchone()
+    return (row[0], int(row[1])) if row else (0, 0)
+
+
+# -- both ------------------------------------------------------------------------------------------------------------
+
+# A failure begins a new row of them when somebody was answered since, or it is of another kind, or long ago.
 _NOTE = """
-INSERT INTO provider_refusal AS r (provider, integration_id, reason, since)
-VALUES (%(provider)s, %(page)s, %(reason)s, %(now)s)
+INSERT INTO provider_refusal AS r (provider, integration_id, reason, since, error, is_outage, is_silence)
+VALUES (%(provider)s, %(page)s, %(reason)s, %(now)s, %(error)s, %(is_outage)s, %(is_silence)s)
 ON CONFLICT (provider, integration_id) DO UPDATE
-SET reason = excluded.reason,
-    since = CASE WHEN r.since < %(forgotten)s THEN excluded.since ELSE r.since END,
-    others_answered = r.others_answered AND r.since >= %(forgotten)s
+SET (reason, error, is_outage, is_silence)
+  = (excluded.reason, excluded.error, excluded.is_outage, excluded.is_silence),
+    (since, failures, others_answered) = (
+        SELECT CASE WHEN goes_on THEN r.since ELSE excluded.since END,
+               CASE WHEN goes_on AND NOT r.others_answered THEN r.failures + 1 ELSE 1 END,
+               goes_on AND r.others_answered AND NOT excluded.is_outage
+        FROM (SELECT r.is_outage = excluded.is_outage AND r.since >= CASE
+                  WHEN NOT excluded.is_outage THEN %(forgotten)s
+                  WHEN NOT r.others_answered THEN %(recent)s END AS goes_on) AS it)
 RETURNING since, others_answered
 """
 
@@ -74,11 +170,31 @@ def _note_refusal(
             "page": integration.id,
             "reason": error.reason,
             "now": now,
+            "error": Jsonb(error.facts()),
+            "is_outage": error.is_outage,
+            "is_silence": error.is_silence,
             "forgotten": now - FORGET,
+            "recent": now - WINDOW,
         },
     ).fetchone()
     assert row is not None
     return row[0], row[1]
+
+
+def _note(connection: Connection[Any], integration: Integration, error: ProviderError, now: dt.datetime) -> Refusal:
+    return Refusal(error, *_note_refusal(connection, integration, error, now))
+
+
+@fail_points
+def _count_pages(connection: Connection[Any], provider: str) -> int:
+    """Return how many pages of the provider are read, at most as many as make a wave."""
+    row = connection.execute(
+        "SELECT count(*) FROM (SELECT FROM integration i JOIN organization o ON o.id = i.organization_id"
+        " WHERE i.provider = %s AND i.deleted_at IS NULL AND o.deleted_at IS NULL AND NOT i.disabled"
+        " AND NOT i.in_between_steps AND NOT i.refresh_needed LIMIT %s) AS found",
+        [provider, WAVE],
+    ).fetchone()
+    return int(row[0]) if row else 0
 
 
 @fail_points
@@ -86,7 +202,7 @@ def _count_refusals(connection: Connection[Any], provider: str, reason: str, now
     # Asked after the commit of one's own: of several workers the last one sees them all.
     row = connection.execute(
         "SELECT count(*) FROM provider_refusal"
-        " WHERE provider = %s AND reason = %s AND NOT others_answered AND since >= %s",
+        " WHERE provider = %s AND reason = %s AND NOT is_outage AND NOT others_answered AND since >= %s",
         [provider, reason, now - WINDOW],
     ).fetchone()
     return int(row[0]) if row else 0
@@ -94,19 +210,23 @@ def _count_refusals(connection: Connection[Any], provider: str, reason: str, now
 
 @fail_points
 def _open_incident(connection: Connection[Any], provider: str, error: ProviderError, now: dt.datetime) -> None:
+    probe = OUTAGE_PROBE if error.is_outage else PROBE
     opened = connection.execute(
-        "INSERT INTO provider_incident (provider, reason, detail, opened_at, probe_at) VALUES (%s, %s, %s, %s, %s)"
-        " ON CONFLICT (provider) WHERE closed_at IS NULL DO NOTHING",
-        [provider, error.reason, error.detail, now, now + PROBE],
+        "INSERT INTO provider_incident (provider, reason, detail, opened_at, probe_at, is_outage)"
+        " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (provider) WHERE closed_at IS NULL DO NOTHING",
+        [provider, error.reason, error.detail, now, now + probe, error.is_outage],
     )
     if opened.rowcount == 1:
         extra = {"provider": provider, "reason": error.reason, "detail": error.detail}
-        _log.error("every page is refused: an incident, and no page's fault", extra=extra)
+        if error.is_outage:
+            _log.error("the provider is away: an incident, and no page's fault", extra=extra)
+        else:
+            _log.error("every page is refused: an incident, and no page's fault", extra=extra)
 
 
 @fail_points
 def is_open(connection: Connection[Any], provider: str) -> bool:
-    """Tell whether the provider refuses every page."""
+    """Tell whether the provider refuses every page or is away."""
     row = connection.execute(
         "SELECT FROM provider_incident WHERE provider = %s AND closed_at IS NULL LIMIT 1", [provider]
     ).fetchone()
@@ -117,7 +237,8 @@ def all_open(connection: Connection[Any]) -> list[Incident]:
     """Return the incidents that are open, the oldest first."""
     with connection.cursor(row_factory=class_row(Incident)) as cursor:
         return cursor.execute(
-            "SELECT provider, reason, detail, opened_at FROM provider_incident WHERE closed_at IS NULL ORDER BY 4"
+            "SELECT provider, reason, detail, opened_at, is_outage FROM provider_incident"
+            " WHERE closed_at IS NULL ORDER BY 4"
         ).fetchall()
 
 
@@ -125,17 +246,32 @@ def all_open(connection: Connection[Any]) -> list[Incident]:
 def take_probe(connection: Connection[Any], provider: str, now: dt.datetime) -> bool:
     """Take the turn to call the provider during an incident; False when it is not time, or another worker has it."""
     taken = connection.execute(
-        "UPDATE provider_incident SET probe_at = %s WHERE provider = %s AND closed_at IS NULL AND probe_at <= %s",
-        [now + PROBE, provider, now],
+        "UPDATE provider_incident SET probe_at = CASE WHEN is_outage THEN %s ELSE %s END"
+        " WHERE provider = %s AND closed_at IS NULL AND probe_at <= %s",
+        [now + OUTAGE_PROBE, now + PROBE, provider, now],
     )
     return taken.rowcount == 1
 
 
-def note_answer(connection: Connection[Any], integration: Integration, now: dt.datetime) -> None:
-    """Note that a page was answered: whoever is still refused is at fault itself, and an incident is over."""
+def note_answer(
+    connection: Connection[Any], integration: Integration, now: dt.datetime, asked_at: dt.datetime | None = None
+) -> None:
+    """Note that a page that was asked at `asked_at` was answered: an incident is over.
+
+    Whoever was refused before it was asked is at fault itself. What was already in the air then says nothing.
+    """
+    asked_at = asked_at or now
     _forget_refusal(connection, integration)
-    _note_others(connection, integration.provider)
-    _close_incident(connection, integration.provider, now)
+    _note_others(connection, integration.provider, asked_at)
+    _close_incident(connection, integration.provider, now, asked_at)
+
+
+def note_reached(
+    connection: Connection[Any], integration: Integration, now: dt.datetime, asked_at: dt.datetime
+) -> None:
+    """Note that the provider answered a page, with whatever refusal: it is not away."""
+    _note_others(connection, integration.provider, asked_at, only_outages=True)
+    _close_incident(connection, integration.provider, now, asked_at, only_outages=True)
 
 
 @fail_points
@@ -147,16 +283,33 @@ def _forget_refusal(connection: Connection[Any], integration: Integration) -> No
 
 
 @fail_points
-def _note_others(connection: Connection[Any], provider: str) -> None:
+def _note_others(
+    connection: Connection[Any], provider: str, asked_at: dt.datetime, *, only_outages: bool = False
+) -> None:
     connection.execute(
-        "UPDATE provider_refusal SET others_answered = true WHERE provider = %s AND NOT others_answered", [provider]
+        "UPDATE provider_refusal SET others_answered = true"
+        " WHERE provider = %s AND NOT others_answered AND since <= %s AND (is_outage OR NOT %s)",
+        [provider, asked_at, only_outages],
     )
 
 
 @fail_points
-def _close_incident(connection: Connection[Any], provider: str, now: dt.datetime) -> None:
+def _close_incident(
+    connection: Connection[Any],
+    provider: str,
+    now: dt.datetime,
+    asked_at: dt.datetime,
+    *,
+    only_outages: bool = False,
+) -> None:
     closed = connection.execute(
-        "UPDATE provider_incident SET closed_at = %s WHERE provider = %s AND closed_at IS NULL", [now, provider]
+        "WITH closed AS (UPDATE provider_incident SET closed_at = %(now)s"
+        "  WHERE provider = %(provider)s AND closed_at IS NULL AND opened_at <= %(asked_at)s"
+        "  AND (is_outage OR NOT %(only)s) RETURNING provider"
+        # Those that shared the wave are called again, and judged anew.
+        "), forgotten AS (DELETE FROM provider_refusal r USING closed WHERE r.provider = closed.provider)"
+        " SELECT FROM closed",
+        {"now": now, "provider": provider, "asked_at": asked_at, "only": only_outages},
     )
     if closed.rowcount == 1:
         _log.warning("pages are answered again: the incident is over", extra={"provider": provider})

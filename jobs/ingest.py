@@ -1,46 +1,55 @@
 """Reads one page's numbers of one day, and settles what the ledger knows of it."""
 
 import datetime as dt
+import logging
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from threading import Lock
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import psycopg
 from psycopg import Connection
 from redis import RedisError
 
-from jobs import incidents, integrations, ledger, payloads
+from jobs import incidents, integrations, ledger, letters, metric_life, payloads
 from jobs.aggregate import LOOKBACK_DAYS, Clock, FanIn
 from jobs.database import Pool
 from jobs.integrations import Integration
-from jobs.ledger import Entry, Kept
-from jobs.providers.base import Answer, Gate, Metric, Page, Provider, ProviderError
+from jobs.ledger import Catalog, Entry, Kept
+from jobs.metric_life import MetricNotes
+from jobs.providers.base import Answer, Gate, Load, Metric, Page, Provider, ProviderError, Reading
 from jobs.vault import Vault, VaultError
 from redisq import Defer, Delivery, Permanent, Retry
 
 # Of a date older than this the provider's numbers have settled: it is a backfill, read together with the days before it
-# that wait too, as many as one call can carry: Facebook's takes 90 times 24 hours, and one day a year has 25. Two years
-# of a page are nine calls.
+# that wait too, as many as one call can carry. Two years of a page are nine calls of Facebook's.
 RECENT_DAYS = 3
-WINDOW_DAYS = 89
 # But now and then they are corrected later, so once a week four weeks are read again: those that end with a Sunday.
 SWEEP_DAYS, SWEEP_WEEKDAY = 28, 6
 WINDOW_WAIT = 5.0  # seconds; most calls take less, and bring the days that wait for them
 WINDOW_LIMIT = dt.timedelta(minutes=2)  # in which a job has ended, or its time limit has ended it
 WINDOW_PAUSE = dt.timedelta(minutes=10)  # in which a page's days are read alone after a call for several has failed
 PENDING_WAIT = 3600.0  # seconds; most metrics are refreshed once a day, some several times
+# A day of which nothing at all is there yet is asked for again after this share of the time that it may still take: a
+# page that never has numbers would else be asked two dozen times a day.
+EMPTY_SHARE = 0.25
 KEY_WAIT = 300.0  # seconds in which an operator may put a missing key back
 CATALOG_AGE = dt.timedelta(seconds=10)  # in which a change of the catalog reaches every worker
 NOT_YET = "not_yet_published"
-REFUSED = "app_refused"
-# Seconds, and up to as many again: pages that wait for the end of an incident come back spread over this time.
-INCIDENT_WAIT = 300.0
+REFUSED, AWAY = "app_refused", "provider_away"
+# Seconds, and up to as many again: pages that wait for the end of an incident come back spread over this time. With the
+# time between two probes all have gone on a minute after a provider is back.
+INCIDENT_WAIT = 20.0
+LOAD_KEPT = dt.timedelta(days=7)  # in which a page is asked for no more than the provider accepted
 
 Ask = Defer | Permanent | Retry
+
+_log = logging.getLogger(__name__)
 
 
 # -- the pure core ---------------------------------------------------------------------------------------------------
@@ -51,9 +60,9 @@ def is_recent(day: dt.date, today: dt.date) -> bool:
     return (today - day).days <= RECENT_DAYS
 
 
-def days_before(day: dt.date, today: dt.date) -> list[dt.date]:
+def days_before(day: dt.date, today: dt.date, span_days: int) -> list[dt.date]:
     """Return the days that one call can carry with `day`, oldest first: for a recent one those to be read once more."""
-    lookback = LOOKBACK_DAYS if is_recent(day, today) else WINDOW_DAYS - 1
+    lookback = LOOKBACK_DAYS if is_recent(day, today) else span_days - 1
     return [day - dt.timedelta(days=back) for back in range(lookback, 0, -1)]
 
 
@@ -80,10 +89,17 @@ def tidy(answer: Answer, days: Iterable[dt.date], metrics: Iterable[Metric]) -> 
     return replace(answer, readings=tuple(kept[key] for key in sorted(kept)))
 
 
-def seconds_until_over(day: dt.date, provider: Provider, now: dt.datetime) -> float:
-    """Return how long the provider's `day` still lasts, 0.0 when it is over."""
-    end = dt.datetime.combine(day + dt.timedelta(days=1), dt.time(), provider.day_zone)
-    return max(0.0, (end.astimezone(dt.UTC) - now).total_seconds())
+@lru_cache(maxsize=4096)  # every page asks for the same few days, and time zones are slow
+def end_of(day: dt.date, zone: str) -> dt.datetime:
+    """Return the moment (UTC) at which `day` ends in `zone`."""
+    return dt.datetime.combine(day + dt.timedelta(days=1), dt.time(), ZoneInfo(zone)).astimezone(dt.UTC)
+
+
+def with_unasked(answer: Answer, metrics: Iterable[Metric]) -> Answer:
+    """Return the answer with `metrics`, for which it was not asked, as unsupported on each of its days."""
+    days = sorted({reading.day for reading in answer.readings})
+    unasked = [Reading(metric.name, day, "unsupported") for metric in metrics for day in days if metric.covers(day)]
+    return replace(answer, readings=answer.readings + tuple(unasked)) if unasked else answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +147,23 @@ def put_off(entry: Entry, seconds: float, reason: str, detail: str, now: dt.date
     return Verdict(waiting, Defer(seconds, reason, detail))
 
 
-def was_read_since(kept: Kept, at: float) -> bool:
-    """Tell whether the day was answered after the moment `at` (seconds): by the call of a later one, or by its own."""
-    return kept.state == "done" and kept.last_success_at is not None and kept.last_success_at.timestamp() > at
+def ended_since(kept: Kept, at: float) -> bool:
+    """Tell whether the day was brought by another day's call after its job was enqueued, at the moment `at` (seconds).
+
+    That call may have begun before: the day was open then, or its numbers would not have been stored.
+    """
+    return kept.state == "done" and not kept.wanted_again and kept.updated_at.timestamp() > at
 
 
-def answered(entry: Entry, answer: Answer, now: dt.datetime) -> Verdict:
+def answered(entry: Entry, answer: Answer, now: dt.datetime, published_by: dt.datetime) -> Verdict:
     """End an answered day, unless part of it is not published yet."""
     if entry.day in ledger.answered_days(answer):
         done = replace(entry, state="done", attempts_used=entry.attempts_used + 1, last_success_at=answer.fetched_at)
         return Verdict(done, answer=answer, gates=answer.gates)
-    late = put_off(entry, PENDING_WAIT, NOT_YET, f"the provider has not published all of {entry.day}", now)
+    wait = PENDING_WAIT
+    if not any(reading.status == "value" for reading in answer.readings):
+        wait = max(wait, (published_by - now).total_seconds() * EMPTY_SHARE)
+    late = put_off(entry, wait, NOT_YET, f"the provider has not published all of {entry.day}", now)
     return replace(late, answer=answer, gates=answer.gates)
 
 
@@ -176,9 +198,9 @@ def told_by(error: ProviderError, entry: Entry) -> Entry:
     )
 
 
-def held_back(entry: Entry, detail: str, now: dt.datetime) -> Verdict:
-    """Wait for the end of an incident."""
-    return put_off(entry, INCIDENT_WAIT * random.uniform(1.0, 2.0), REFUSED, detail, now)
+def held_back(entry: Entry, reason: str, detail: str, now: dt.datetime) -> Verdict:
+    """Wait for the end of an incident, which costs no attempt."""
+    return put_off(entry, INCIDENT_WAIT * random.uniform(1.0, 2.0), reason, detail, now)
 
 
 # -- the edge --------------------------------------------------------------------------------------------------------
@@ -190,19 +212,19 @@ class _UnderWay:
     def __init__(self) -> None:
         self._lock = Lock()  # guards both
         self._pages: defaultdict[ledger.Day, set[str]] = defaultdict(set)
-        self._changed: defaultdict[ledger.Day, set[dt.date]] = defaultdict(set)
+        self._changed: defaultdict[ledger.Day, set[ledger.Day]] = defaultdict(set)
 
     def begin(self, where: ledger.Day, page: str) -> None:
         """Add `page`. Should a time limit strike before it ends here, its next run makes up for it."""
         with self._lock:
             self._pages[where].add(page)
 
-    def note(self, where: ledger.Day, days: set[dt.date]) -> None:
+    def note(self, where: ledger.Day, days: Iterable[ledger.Day]) -> None:
         """Remember `days` that a page under way has changed."""
         with self._lock:
-            self._changed[where] |= days
+            self._changed[where].update(days)
 
-    def end(self, where: ledger.Day, page: str) -> set[dt.date]:
+    def end(self, where: ledger.Day, page: str) -> set[ledger.Day]:
         """Take `page` out, and return what all have changed if it was the last one, else nothing."""
         with self._lock:
             self._pages[where].discard(page)
@@ -220,13 +242,13 @@ class _Windows:
         self._days: defaultdict[str, dict[dt.date, dt.datetime]] = defaultdict(dict)
         self._alone: dict[str, dt.datetime] = {}  # until when a page's days are read one by one
 
-    def begin(self, page: str, day: dt.date, now: dt.datetime) -> bool:
+    def begin(self, page: str, day: dt.date, now: dt.datetime, span_days: int) -> bool:
         """Add `day`, or return False: a later one is being read, and its call carries this one."""
         if self.are_alone(page, now):
             return True
         with self._lock:
             for later, since in self._days[page].items():
-                if dt.timedelta() < later - day < dt.timedelta(days=WINDOW_DAYS) and now - since < WINDOW_LIMIT:
+                if dt.timedelta() < later - day < dt.timedelta(days=span_days) and now - since < WINDOW_LIMIT:
                     return False
             self._days[page][day] = now
             return True
@@ -268,7 +290,8 @@ class Ingest:
         self._max_age_days = max_age_days
         self._under_way = _UnderWay()
         self._windows = _Windows()
-        self._catalog: dict[str, tuple[dt.datetime, list[Metric]]] = {}  # when, and what, by provider
+        self._catalogs: dict[str, tuple[dt.datetime, Catalog]] = {}  # when, and what, by provider
+        self._noted = MetricNotes()
 
     def __call__(self, payload: payloads.Ingest, delivery: Delivery) -> None:
         """Read the page and store what it says; running it again changes nothing unless the numbers changed.
@@ -284,16 +307,20 @@ class Ingest:
         finally:
             self._windows.end(payload.integrationId, payload.day)
             if days := self._under_way.end(where, payload.integrationId):
-                self._enqueue_sums(where[0], sorted(days), delivery)
+                self._enqueue_sums(days, delivery)
 
-    def _enqueue_sums(self, organization_id: str, days: list[dt.date], delivery: Delivery) -> None:
+    def _enqueue_sums(self, days: set[ledger.Day], delivery: Delivery) -> None:
         """Enqueue the sums that are due of `days`. What becomes of the page's own day does not hang on it.
 
         Their marks are stored, and reconcile enqueues what could not be enqueued now.
         """
+        by_organization: defaultdict[str, list[dt.date]] = defaultdict(list)
+        for organization_id, day in sorted(days):
+            by_organization[organization_id].append(day)
         try:
             with self._pool.connection() as connection:
-                self._fan_in.enqueue_due(connection, organization_id, days, queue=delivery.job.queue)
+                for id, of_it in by_organization.items():
+                    self._fan_in.enqueue_due(connection, id, of_it, queue=delivery.job.queue)
         except (RedisError, psycopg.Error) as error:
             delivery.log.warning("the sums wait for reconcile", extra={"cause": f"{type(error).__name__}: {error}"})
 
@@ -311,44 +338,93 @@ class Ingest:
                 _require_lease(delivery)
                 self._settle(connection, integration, verdict, now)
                 return
-            metrics = self._metrics_of(connection, integration.provider, now)
-            today = self._today(integration, now)
-            earlier = self._days_before(connection, entry, today, now, delivery)
-        outcome = self._ask_together(integration, metrics, entry.day, earlier, now)
-        now = self._clock()  # a pause counts from the answer, for which a slow provider may have taken its time
+            request = self._request_for(connection, integration, now, delivery)
+            today = _today(integration, now)
+            others = self._other_days(connection, integration, entry, today, now, delivery)
+        outcome = self._read_together(request, entry.day, others, now)
+        asked_at, now = now, self._clock()  # a pause counts from the answer, for which a slow provider took its time
         _require_lease(delivery)
         with self._pool.connection() as connection:
-            verdict = self._judge(connection, integration, entry, outcome, now, delivery)
+            verdict = self._judge(connection, request, entry, outcome, asked_at, now, delivery)
             self._settle(connection, integration, verdict, now)
-            sweep = days_to_sweep(entry.day, today)
-            days = ledger.days_that_are(connection, ["done"], entry.integration_id, entry.organization_id, sweep)
+            sweep = [] if request.provider.reads_everything else days_to_sweep(entry.day, today)
+            days = ledger.days_that_are(connection, ["done"], entry.integration_id, sweep)
         if days and not any(map(ledger.wait_of, outcome.gates)):
-            self._sweep(integration, metrics, entry, days, delivery)
+            self._sweep(request, entry, days, delivery)
 
-    def _today(self, integration: Integration, now: dt.datetime) -> dt.date:
-        return now.astimezone(self._provider(integration).day_zone).date()
-
-    def _days_before(
-        self, connection: Connection[Any], entry: Entry, today: dt.date, now: dt.datetime, delivery: Delivery
+    def _other_days(
+        self,
+        connection: Connection[Any],
+        integration: Integration,
+        entry: Entry,
+        today: dt.date,
+        now: dt.datetime,
+        delivery: Delivery,
     ) -> list[dt.date]:
         """Return the days to read together with the entry's, oldest first.
 
         A recent day's may have been corrected. A past one's are those that wait or have failed, and none once such a
-        call has failed, for which one of them may be the cause.
+        call has failed, for which one of them may be the cause. What costs nothing is read whole: a file that was
+        mended mends every day that it has.
         """
+        provider = self._provider(integration)
+        if provider.reads_everything:
+            every = [today - dt.timedelta(days=back) for back in range(self._max_age_days + 1)]
+            known = ledger.days_that_are(connection, ["done", "expected", "dead"], integration.id, every)
+            return [day for day in known if day != entry.day]
         if is_recent(entry.day, today):
-            return days_before(entry.day, today)
+            return days_before(entry.day, today, provider.span_days)
         if delivery.attempt > 1 or self._windows.are_alone(entry.integration_id, now):
             return []
-        kept_by_provider = [day for day in days_before(entry.day, today) if (today - day).days <= self._max_age_days]
-        page, organization = entry.integration_id, entry.organization_id
-        return ledger.days_that_are(connection, ["expected", "dead"], page, organization, kept_by_provider)
+        oldest = today - dt.timedelta(days=self._max_age_days)
+        kept_by_provider = [day for day in days_before(entry.day, today, provider.span_days) if day >= oldest]
+        return ledger.days_that_are(connection, ["expected", "dead"], entry.integration_id, kept_by_provider)
 
-    def _metrics_of(self, connection: Connection[Any], provider: str, now: dt.datetime) -> list[Metric]:
-        """Return what to ask of the provider: the same for every page, so it is not looked up for each."""
-        known = self._catalog.get(provider)
-        if known is None or abs(now - known[0]) > CATALOG_AGE:
-            known = self._catalog[provider] = (now, ledger.metrics_of(connection, provider))
+    def _request_for(
+        self, connection: Connection[Any], integration: Integration, now: dt.datetime, delivery: Delivery
+    ) -> "_Request":
+        """Return what to ask of the page: not what is dead for all, nor what this page was refused today."""
+        token = self._token_of(integration)  # before the turn to probe is taken, for it may end the run
+        catalog = self._catalog_of(connection, integration.provider, now, delivery.job.enqueued_at)
+        utc_day = now.astimezone(dt.UTC).date()
+        refused = dict(zip(integration.metrics_refused, integration.metrics_refused_on, strict=True))
+        left_out = {name for name, day in refused.items() if day >= utc_day}
+        probes: set[str] = set()
+        if catalog.dead:
+            probes = metric_life.take_probes(connection, integration.provider, utc_day)
+            left_out = (left_out | catalog.dead) - probes
+        names = {metric.name for metric in catalog.metrics}
+        if left_out >= names:
+            left_out = set()  # a page that was refused everything: it is worth a look
+        page = Page(
+            integration.id,
+            integration.organization_id,
+            integration.provider,
+            integration.internal_id,
+            token,
+            zone=ZoneInfo(integration.zone),
+            user=integration.user,
+            refused=frozenset((refused.keys() | probes) - left_out),
+            load=_load_of(integration, now),
+        )
+        return _Request(
+            integration,
+            self._provider(integration),
+            page,
+            tuple(metric for metric in catalog.metrics if metric.name not in left_out),
+            tuple(metric for metric in catalog.metrics if metric.name in left_out),
+            catalog.dead,
+            utc_day,
+        )
+
+    def _catalog_of(self, connection: Connection[Any], provider: str, now: dt.datetime, enqueued_at: float) -> Catalog:
+        """Return what to ask of the provider: the same for every page, so it is not looked up for each.
+
+        Whoever adds a metric and enqueues a day after it finds the metric read.
+        """
+        known = self._catalogs.get(provider)
+        if known is None or abs(now - known[0]) > CATALOG_AGE or known[0].timestamp() < enqueued_at:
+            known = self._catalogs[provider] = (now, ledger.catalog_of(connection, provider))
         return known[1]
 
     def _without_a_call(
@@ -367,30 +443,51 @@ class Ingest:
             return skipped(entry, why_not)
         if (now.date() - entry.day).days > self._max_age_days:
             return out_of_range(entry, self._max_age_days)
-        provider = self._provider(integration)
-        if wait := seconds_until_over(entry.day, provider, now):
-            return put_off(entry, wait, NOT_YET, f"{entry.day} is not over in {provider.day_zone}", now)
-        today = self._today(integration, now)
+        if (wait := (end_of(entry.day, integration.zone) - now).total_seconds()) > 0:
+            return put_off(entry, wait, NOT_YET, f"{entry.day} is not over in {integration.zone}", now)
+        today = _today(integration, now)
         # Not for yesterday, which no call of a later day has brought, nor for a Sunday, whose job sweeps.
         if (today - entry.day).days > 1 and not days_to_sweep(entry.day, today):
             kept = ledger.kept(connection, entry.integration_id, entry.day)
-            if kept and was_read_since(kept, delivery.job.enqueued_at):
+            if kept and ended_since(kept, delivery.job.enqueued_at):
                 return Verdict(replace(entry, state="done"))  # as its row is, which is therefore left as it is
         if wait := integration.blocked_for(now):
             wait = max(wait, ledger.SHORTEST_BLOCK)
             return put_off(entry, wait, "rate_limited", "the provider asked for a pause", now)
-        if self._is_carried(entry, today, now, delivery):
+        if verdict := self._on_earlier_refusal(connection, integration, entry, now):
+            return verdict
+        if self._is_carried(integration, entry, today, now, delivery):
             return put_off(entry, WINDOW_WAIT, "later_day_first", "a later day is being read, and this with it", now)
         # Last: who takes the probe will call.
         if integration.incident and not incidents.take_probe(connection, integration.provider, now):
-            return held_back(entry, f"{integration.provider} refuses every page: see `redisq doctor`", now)
+            return held_back(entry, *_why_held(integration), now)
         return None
 
-    def _is_carried(self, entry: Entry, today: dt.date, now: dt.datetime, delivery: Delivery) -> bool:
+    def _on_earlier_refusal(
+        self, connection: Connection[Any], integration: Integration, entry: Entry, now: dt.datetime
+    ) -> Verdict | None:
+        """Return the verdict on a page that was refused, now that more may be known of the others; no second call."""
+        if integration.incident or not integration.refused:
+            return None
+        refusal = incidents.pending(connection, integration, now)
+        if refusal is None:
+            return None
+        known = told_by(refusal.error, entry)
+        match incidents.judge_again(connection, integration, refusal, now):
+            case "incident":
+                return held_back(known, REFUSED, refusal.error.detail, now)
+            case "unclear":
+                return _undecided(known, refusal.error, now)
+        return refused(entry, refusal.error, now, is_last_attempt=True)
+
+    def _is_carried(
+        self, integration: Integration, entry: Entry, today: dt.date, now: dt.datetime, delivery: Delivery
+    ) -> bool:
         """Tell whether the call for a later past day that is under way carries this one; if not, this one is now."""
         if is_recent(entry.day, today) or delivery.attempt > 1:
             return False  # it is read anyway, or alone
-        return not self._windows.begin(entry.integration_id, entry.day, now)
+        span = self._provider(integration).span_days
+        return not self._windows.begin(entry.integration_id, entry.day, now, span)
 
     def _has_the_letter(self, connection: Connection[Any], entry: Entry) -> bool:
         """Tell whether the dead letter that says that the page must be connected again is, or may be, this job's.
@@ -400,79 +497,112 @@ class Ingest:
         kept = ledger.kept(connection, entry.integration_id, entry.day)
         return kept is not None and (kept.state == "dead" or (kept.state == "done" and not kept.beside_dead))
 
-    def _ask_together(
-        self, integration: Integration, metrics: list[Metric], day: dt.date, earlier: list[dt.date], now: dt.datetime
+    def _read_together(
+        self, request: "_Request", day: dt.date, others: list[dt.date], now: dt.datetime
     ) -> Answer | ProviderError:
-        """Ask for `day` and the `earlier` ones in one call; when that is refused for one of them, for `day` alone."""
-        outcome = self._ask(integration, metrics, [*earlier, day])
-        if earlier and isinstance(outcome, ProviderError) and outcome.error_class != "rate_limited":
-            self._windows.give_up(integration.id, now)
+        """Ask for `day` and the `others` in one call; when that is refused for one of them, for `day` alone."""
+        outcome = request.read(sorted([*others, day]))
+        if others and isinstance(outcome, ProviderError) and outcome.error_class != "rate_limited":
+            self._windows.give_up(request.integration.id, now)
             if outcome.may_be_of_one_day:
-                return self._ask(integration, metrics, [day])
+                return request.read([day])
         return outcome
-
-    def _ask(self, integration: Integration, metrics: list[Metric], days: list[dt.date]) -> Answer | ProviderError:
-        provider = self._provider(integration)
-        try:
-            return tidy(provider.read(self._page(integration), days, metrics), days, metrics)
-        except ProviderError as error:
-            return error
 
     def _judge(
         self,
         connection: Connection[Any],
-        integration: Integration,
+        request: "_Request",
         entry: Entry,
         outcome: Answer | ProviderError,
+        asked_at: dt.datetime,
         now: dt.datetime,
         delivery: Delivery,
     ) -> Verdict:
-        """Return how the run ends; a page is not given up for what may be our own fault."""
+        """Return how the run ends; a page is not given up for what may be our own fault, or the provider's."""
+        integration = request.integration
         if isinstance(outcome, Answer):
             if integration.watched or integration.incident:
-                incidents.note_answer(connection, integration, now)
-            return answered(entry, outcome, now)
+                incidents.note_answer(connection, integration, now, asked_at)
+            self._note_metrics(connection, request, outcome, delivery)
+            published_by = end_of(entry.day, integration.zone) + request.provider.published_within
+            return answered(entry, outcome, now, published_by)
+        known = told_by(outcome, entry)
+        is_last = delivery.is_last_attempt
+        if outcome.is_outage:
+            judgement = incidents.judge_outage(connection, integration, outcome, now, is_last_attempt=is_last)
+            if judgement == "incident":
+                return replace(held_back(known, AWAY, outcome.detail, now), gates=outcome.gates)
+            return refused(entry, outcome, now, is_last_attempt=is_last)
+        if outcome.reason == "abrupt_volume":
+            extra = {"provider": integration.provider, "detail": outcome.detail}
+            delivery.log.error("the provider finds that our calls have grown too fast", extra=extra)
+        if integration.watched or integration.incident == "outage":
+            incidents.note_reached(connection, integration, now, asked_at)
         if outcome.error_class == "permanent" and outcome.fault != "page":
-            known = told_by(outcome, entry)
             match incidents.judge(connection, integration, outcome, now):
                 case "incident":
-                    return replace(held_back(known, outcome.detail, now), gates=outcome.gates)
+                    return replace(held_back(known, REFUSED, outcome.detail, now), gates=outcome.gates)
                 case "unclear":
-                    wait = incidents.CONFIRM.total_seconds()
-                    return replace(put_off(known, wait, outcome.reason, outcome.detail, now), gates=outcome.gates)
-        return refused(entry, outcome, now, is_last_attempt=delivery.is_last_attempt)
+                    return replace(_undecided(known, outcome, now), gates=outcome.gates)
+        return refused(entry, outcome, now, is_last_attempt=is_last)
+
+    def _note_metrics(
+        self, connection: Connection[Any], request: "_Request", answer: Answer, delivery: Delivery
+    ) -> None:
+        """Note what the page was given and refused, and what it can be asked for at a time; tell what is odd."""
+        dead = metric_life.note_answer(
+            connection,
+            self._noted,
+            page=request.page.integration_id,
+            provider=request.page.provider,
+            refused_before=request.page.refused,
+            answer=answer,
+            today=request.utc_day,
+        )
+        if dead:
+            delivery.log.error("metrics are refused to every page", extra={"metrics": ", ".join(dead)})
+        if dead or answer.given & request.dead:
+            self._catalogs.pop(request.page.provider, None)  # at once: every call for a dead metric is a dozen
+        if answer.load and answer.load != request.page.load:
+            ledger.note_load(connection, request.page.integration_id, answer.load, self._clock() + LOAD_KEPT)
+        for note in answer.notes:
+            delivery.log.warning(note)
+        if odd := [reading for reading in answer.readings if reading.status == "unreadable"]:
+            told = "; ".join(f"{reading.metric} of {reading.day}: {reading.reason}" for reading in odd[:3])
+            delivery.log.warning("some numbers are unreadable", extra={"count": len(odd), "numbers": told})
 
     def _settle(
         self, connection: Connection[Any], integration: Integration, verdict: Verdict, now: dt.datetime
     ) -> None:
         """Write the verdict, note the days that it is about, and tell the queue."""
-        entry, answer = verdict.entry, verdict.answer
+        entry = verdict.entry
         ledger.close_gates(connection, integration.provider, verdict.gates, now)
         # Both or neither: the page that must be connected again, and the one dead letter that says so.
         with connection.transaction() if verdict.needs_reconnect else nullcontext():
             reason = entry.reason or ""
             if verdict.needs_reconnect and not integrations.set_refresh_needed(connection, integration, reason):
                 raise Defer(0.0, "token_changed", "the page was connected again while its old token was refused")
-            state = ledger.record(connection, entry, integration.provider, answer)
-        days = {entry.day} | {reading.day for reading in answer.readings} if answer else {entry.day}
-        self._under_way.note((entry.organization_id, entry.day), days)
-        if verdict.ask and not (state == "done" and entry.reason == NOT_YET):  # it was published before
+            recorded = ledger.record(connection, entry, integration.provider, verdict.answer)
+        self._under_way.note((entry.organization_id, entry.day), recorded.days)
+        if recorded.has_letters:
+            self._clear_letters(connection, integration.id)
+        if verdict.ask and not (recorded.state == "done" and entry.reason == NOT_YET):  # it was published before
             raise verdict.ask
 
-    def _sweep(
-        self,
-        integration: Integration,
-        metrics: list[Metric],
-        entry: Entry,
-        days: list[dt.date],
-        delivery: Delivery,
-    ) -> None:
+    def _clear_letters(self, connection: Connection[Any], page: str) -> None:
+        """Remove the dead letters of days that are mended now. Reconcile removes what cannot be removed now."""
+        try:
+            letters.clear(connection, self._fan_in.queues, page)
+        except RedisError as error:
+            _log.warning("letters of mended days wait for reconcile", extra={"cause": str(error)})
+
+    def _sweep(self, request: "_Request", entry: Entry, days: list[dt.date], delivery: Delivery) -> None:
         """Read `days`, which are done, again, now that the job's own is.
 
         In a call of its own: one that carried that day too would cost it when anything of four weeks cannot be read.
         What the provider refuses here is told and not tried again, for the next Sunday reads three of the four.
         """
-        outcome = self._ask(integration, metrics, days)
+        outcome = request.read(days)
         if not delivery.lease_holds():
             return  # whoever has this job by now reads them too
         done = replace(entry, state="done")  # as its row is, which is therefore left as it is
@@ -483,7 +613,7 @@ class Ingest:
         else:
             verdict = Verdict(done, answer=outcome, gates=outcome.gates)
         with self._pool.connection() as connection:
-            self._settle(connection, integration, verdict, self._clock())
+            self._settle(connection, request.integration, verdict, self._clock())
 
     def _provider(self, integration: Integration) -> Provider:
         try:
@@ -491,13 +621,56 @@ class Ingest:
         except KeyError:
             raise Retry("unknown_provider", f"this worker has no provider {integration.provider!r}") from None
 
-    def _page(self, integration: Integration) -> Page:
+    def _token_of(self, integration: Integration) -> str:
         try:
-            token = self._vault.decrypt(integration.token)
+            return self._vault.decrypt(integration.token)
         except VaultError as error:
             # The operator's to mend and not the page owner's: it costs no attempt and asks nobody to connect again.
             raise Defer(KEY_WAIT, "token_unreadable", str(error)) from None
-        return Page(integration.id, integration.organization_id, integration.provider, integration.internal_id, token)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What one run asks of the provider: for which page, which metrics, and which are left out."""
+
+    integration: Integration
+    provider: Provider
+    page: Page
+    metrics: Sequence[Metric]
+    left_out: Sequence[Metric]
+    dead: frozenset[str]  # metrics that are taken for dead
+    utc_day: dt.date
+
+    def read(self, days: list[dt.date]) -> Answer | ProviderError:
+        """Return the answer for `days`, in which each (metric, day) stands once."""
+        try:
+            answer = tidy(self.provider.read(self.page, days, self.metrics), days, self.metrics)
+        except ProviderError as error:
+            return error
+        return with_unasked(answer, self.left_out)
+
+
+def _today(integration: Integration, now: dt.datetime) -> dt.date:
+    return now.astimezone(ZoneInfo(integration.zone)).date()
+
+
+def _load_of(integration: Integration, now: dt.datetime) -> Load | None:
+    """Return what the provider accepted for the page, None when it never asked for less or that is long ago."""
+    if integration.load_days and integration.load_metrics and integration.load_until and integration.load_until > now:
+        return Load(integration.load_days, integration.load_metrics)
+    return None
+
+
+def _why_held(integration: Integration) -> tuple[str, str]:
+    """Return reason and detail of a page that waits for the end of an incident."""
+    if integration.incident == "outage":
+        return AWAY, f"{integration.provider} is away: see `redisq doctor`"
+    return REFUSED, f"{integration.provider} refuses every page: see `redisq doctor`"
+
+
+def _undecided(entry: Entry, error: ProviderError, now: dt.datetime) -> Verdict:
+    """Wait until it is known whether others share a refusal."""
+    return put_off(entry, incidents.CHECK.total_seconds(), error.reason, error.detail, now)
 
 
 def _require_lease(delivery: Delivery) -> None:

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import unicodedata
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
 from zoneinfo import available_timezones
@@ -23,8 +23,8 @@ _OF_A_MACHINE = {"localtime", "Factory"}  # among the zones, and of each machine
 
 _COLUMNS = """
     i.id, i.organization_id, i.provider, i.internal_id, i.name, i.token, i.disabled, i.in_between_steps,
-    i.refresh_needed, i.refresh_reason, i.deleted_at IS NOT NULL OR o.deleted_at IS NOT NULL AS deleted,
-    i.zone, i.user_id
+    i.refresh_needed, i.refresh_reason, i.deleted_at IS NOT NULL OR o.deleted_at IS NOT NULL AS deleted, i.zone,
+    i.user_id
 """
 _SOURCE = "integration i JOIN organization o ON o.id = i.organization_id"
 
@@ -44,13 +44,25 @@ class Integration:
     refresh_needed: bool
     refresh_reason: str | None
     deleted: bool
-    zone: str = DAY_ZONE.key  # of the page's days
-    user_id: str | None = None  # whose allowance its calls are charged to
-    # Known of a page found by its id: the provider wants no call before; it refuses every page; pages are refused, so
-    # that an answer is worth noting.
+    zone: str  # of its days
+    user_id: str | None  # whose allowance its calls are charged to, if known
+    # Known of a page found by its id: the provider wants no call before; an incident is open, and of which kind; pages
+    # are refused or fail, so that an answer is worth noting; this page is among them.
     blocked_until: dt.datetime | None = None
-    incident: bool = False
+    incident: Literal["refusal", "outage"] | None = None
     watched: bool = False
+    refused: bool = False
+    # Which metrics it was refused, and on which UTC day; what the provider accepted when it had asked for less data.
+    metrics_refused: tuple[str, ...] = ()
+    metrics_refused_on: tuple[dt.date, ...] = ()
+    load_days: int | None = None
+    load_metrics: int | None = None
+    load_until: dt.datetime | None = None
+
+    @property
+    def user(self) -> str:
+        """Whose allowance its calls are charged to: a person, or the organization whose pages share one."""
+        return f"user:{self.user_id}" if self.user_id else f"org:{self.organization_id}"
 
     def blocked_for(self, now: dt.datetime) -> float:
         """Return for how many seconds the provider wants no call for this page, 0.0 when it may be called."""
@@ -94,16 +106,8 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """A metric that the page was refused, and the UTC day of the last time."""
-
-    metric: str
-    on: dt.date
-
-
-@dataclass(frozen=True, slots=True)
 class Facts:
-    """What the ledger and the answers of its provider say of one page."""
+    """Since when there is a page, and what the ledger has of it."""
 
     created_at: dt.datetime
     read_since: dt.datetime
@@ -113,9 +117,6 @@ class Facts:
     last_number: dt.date | None  # the newest day with one
     numbers: int  # days that have one
     open_days: int  # expected or dead
-    load_days: int | None  # how much one call may ask for, when the provider accepts less than usual
-    load_metrics: int | None
-    refused: tuple[Refused, ...] = ()
 
 
 def zone_of(provider: str, zone: str | None) -> str:
@@ -218,14 +219,26 @@ def removed_as(connection: Connection[Any], organization_id: str, page_id: str) 
 _FIND = f"""
 SELECT {_COLUMNS}, (
     SELECT max(g.blocked_until) FROM provider_gate g
-    WHERE g.provider = i.provider AND (g.scope, g.key) IN (('app', i.provider), ('page', i.internal_id), ('user', i.id))
-) AS blocked_until, EXISTS (
-    SELECT FROM provider_incident n WHERE n.provider = i.provider AND n.closed_at IS NULL
+    WHERE g.provider = i.provider AND (g.scope, g.key) IN (
+        ('app', i.provider), ('page', i.internal_id),
+        ('user', coalesce('user:' || i.user_id, 'org:' || i.organization_id)))
+) AS blocked_until, (
+    SELECT CASE WHEN n.is_outage THEN 'outage' ELSE 'refusal' END FROM provider_incident n
+    WHERE n.provider = i.provider AND n.closed_at IS NULL
 ) AS incident, EXISTS (
     SELECT FROM provider_refusal r
     WHERE r.provider = i.provider AND (r.integration_id = i.id OR NOT r.others_answered)
-) AS watched
-FROM {_SOURCE} WHERE i.id = %s
+) AS watched, EXISTS (
+    SELECT FROM provider_refusal r WHERE r.provider = i.provider AND r.integration_id = i.id AND NOT r.is_outage
+) AS refused,
+    coalesce(m.metrics, '{{}}') AS metrics_refused, coalesce(m.days, '{{}}') AS metrics_refused_on,
+    l.days AS load_days, l.metrics AS load_metrics, l.until AS load_until
+FROM {_SOURCE}
+LEFT JOIN page_load l ON l.integration_id = i.id
+LEFT JOIN LATERAL (
+    SELECT array_agg(metric) AS metrics, array_agg(refused_on) AS days FROM metric_refusal WHERE integration_id = i.id
+) AS m ON true
+WHERE i.id = %s
 """
 
 
@@ -349,27 +362,20 @@ def remove(connection: Connection[Any], integration_id: str) -> bool:
 
 
 _FACTS = """
-SELECT i.created_at, i.read_since, i.deleted_at, s.*, l.days AS load_days, l.metrics AS load_metrics
+SELECT i.created_at, i.read_since, i.deleted_at, s.*
 FROM integration i CROSS JOIN LATERAL (
     SELECT min(day) AS first_day, max(day) AS last_day, max(day) FILTER (WHERE has_value) AS last_number,
            count(*) FILTER (WHERE has_value) AS numbers,
            count(*) FILTER (WHERE state IN ('expected', 'dead')) AS open_days
     FROM ingest_day_state WHERE integration_id = i.id
-) AS s LEFT JOIN page_load l ON l.integration_id = i.id AND l.until > now()
-WHERE i.id = %s
+) AS s WHERE i.id = %s
 """
 
 
 def facts(connection: Connection[Any], integration_id: str) -> Facts | None:
     """Return what is known of a page, deleted or not; None when there never was one."""
     with connection.cursor(row_factory=class_row(Facts)) as cursor:
-        found = cursor.execute(_FACTS, [integration_id]).fetchone()
-    with connection.cursor(row_factory=class_row(Refused)) as cursor:
-        refused = cursor.execute(
-            'SELECT metric, refused_on AS "on" FROM metric_refusal WHERE integration_id = %s ORDER BY 2 DESC, 1',
-            [integration_id],
-        ).fetchall()
-    return replace(found, refused=tuple(refused)) if found else None
+        return cursor.execute(_FACTS, [integration_id]).fetchone()
 
 
 @fail_points

@@ -10,7 +10,7 @@ import orjson
 from psycopg import Connection
 from psycopg.rows import class_row
 
-from jobs.providers.base import Answer, Gate, Metric
+from jobs.providers.base import Answer, Gate, Load, Metric
 from redisq import fail_point, fail_points
 
 State = Literal["expected", "done", "dead", "skipped", "abandoned"]
@@ -46,7 +46,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A row of the ledger that has not ended well, with the queue its job belongs to."""
+    """A row of the ledger that has not ended well or is wanted again, with the queue its job belongs to."""
 
     integration_id: str
     organization_id: str
@@ -57,11 +57,12 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """For whom a day was planned, what became of it, and when it was last read."""
+    """For whom a day was planned, what became of it and when, and whether it is wanted once more."""
 
     organization_id: str
     state: State
-    last_success_at: dt.datetime | None
+    updated_at: dt.datetime
+    wanted_again: bool
     beside_dead: bool  # it is done, and another day of the page is dead
 
 
@@ -103,25 +104,31 @@ def _squeezed(sql: str) -> str:
 # -- planning --------------------------------------------------------------------------------------------------------
 
 # Of an integration i and its organization o.
-_READABLE = "i.deleted_at IS NULL AND o.deleted_at IS NULL AND NOT i.disabled AND NOT i.in_between_steps"
-_ELIGIBLE = f"""
-{_READABLE} AND EXISTS (SELECT FROM metric_catalog c WHERE c.provider = i.provider AND c.supported)
-"""
+_THERE = "i.deleted_at IS NULL AND o.deleted_at IS NULL AND NOT i.in_between_steps"
+_READABLE = f"{_THERE} AND NOT i.disabled"
+# The provider `import` is never asked for anything, whatever its catalog says.
+_HAS_METRICS = (
+    "i.provider <> 'import' AND EXISTS (SELECT FROM metric_catalog c WHERE c.provider = i.provider AND c.supported)"
+)
 
-# And on a day, of which it was read at least the end.
-_ELIGIBLE_THEN = f"{_ELIGIBLE} AND i.read_since < %(day)s::date + interval '1 day'"
+# What a backfill asks for: a disabled page's past is nobody's wish.
+_WANTED = f"{_READABLE} AND {_HAS_METRICS}"
+# A page that a person has disabled is planned too, and skipped: its days are no holes that nobody knows of.
+_PLANNED = f"{_THERE} AND {_HAS_METRICS}"
+# One that was read on a day, of which it was read at least the end.
+_PLANNED_THEN = f"{_READABLE} AND {_HAS_METRICS} AND i.read_since < %(day)s::date + interval '1 day'"
 
 _EXPECT = """
 WITH eligible AS (
-    SELECT i.id, i.organization_id, i.refresh_needed
+    SELECT i.id, i.organization_id,
+           CASE WHEN i.disabled THEN 'disabled' WHEN i.refresh_needed THEN 'refresh_needed' END AS why_not
     FROM integration i JOIN organization o ON o.id = i.organization_id
     WHERE {eligible}
       AND (%(organization)s::text IS NULL OR i.organization_id = %(organization)s)
 ), expected AS (
     INSERT INTO ingest_day_state AS s (integration_id, day, organization_id, queue, state, reason)
     SELECT id, %(day)s, organization_id, %(queue)s,
-           CASE WHEN refresh_needed THEN 'skipped' ELSE 'expected' END,
-           CASE WHEN refresh_needed THEN 'refresh_needed' END
+           CASE WHEN why_not IS NULL THEN 'expected' ELSE 'skipped' END, why_not
     FROM eligible ORDER BY id
     -- A page that was skipped and can be read again is expected again, by whoever owns it now.
     ON CONFLICT (integration_id, day) DO UPDATE
@@ -145,12 +152,99 @@ def expect(
     Rows that are there stay as they are, on the queue they are on, but for skipped ones whose reason is gone. Each
     organization's day is marked, so that its aggregate comes at the deadline even when no page ever answers.
     """
-    return _expect(connection, _ELIGIBLE, day, queue, organization_id)
+    return _expect(connection, _PLANNED, day, queue, organization_id)
 
 
 def expect_forgotten(connection: Connection[Any], day: dt.date) -> tuple[int, int]:
     """Write, as `expect` does for the queue "default", the rows of the pages that were read on `day`."""
-    return _expect(connection, _ELIGIBLE_THEN, day, "default", None)
+    return _expect(connection, _PLANNED_THEN, day, "default", None)
+
+
+Chosen = Literal["missing", "failed", "done"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which days of an organization's pages are to be read: those that are missing, have failed, or are done.
+
+    Missing is a day without a row, and one that was skipped and whose page can be read now.
+    """
+
+    organization_id: str
+    kinds: frozenset[Chosen]
+    integration_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What became of the selected pages of one day: how many are expected, skipped, and wanted again; the dead ones."""
+
+    expected: int
+    skipped: int
+    again: int
+    dead: tuple[tuple[str, str], ...]  # page, and queue of its letter
+
+
+# The one question which days are selected, of an integration i and its organization o, with a row s or none.
+_SELECTED = f"""
+SELECT i.id, i.organization_id, i.refresh_needed, s.state, s.queue
+FROM integration i JOIN organization o ON o.id = i.organization_id
+LEFT JOIN ingest_day_state s ON s.integration_id = i.id AND s.day = %(day)s
+WHERE i.organization_id = %(organization)s AND (%(page)s::text IS NULL OR i.id = %(page)s) AND {_WANTED}
+  -- A day of a former owner stays the former owner's.
+  AND (s.organization_id IS NULL OR s.organization_id = i.organization_id)
+  AND CASE coalesce(s.state, 'none')
+      WHEN 'none' THEN 'missing' WHEN 'skipped' THEN 'missing' WHEN 'dead' THEN 'failed' WHEN 'done' THEN 'done'
+      END = ANY(%(kinds)s)
+"""
+
+_WANT = f"""
+WITH selected AS ({_SELECTED}), expected AS (
+    INSERT INTO ingest_day_state AS s (integration_id, day, organization_id, queue, state, reason)
+    SELECT id, %(day)s, organization_id, %(queue)s,
+           CASE WHEN refresh_needed THEN 'skipped' ELSE 'expected' END,
+           CASE WHEN refresh_needed THEN 'refresh_needed' END
+    FROM selected WHERE state IS NULL OR (state = 'skipped' AND NOT refresh_needed) ORDER BY id
+    ON CONFLICT (integration_id, day) DO UPDATE
+    SET state = 'expected', reason = NULL, detail = NULL, queue = excluded.queue, updated_at = now()
+    WHERE s.state = 'skipped' AND excluded.state = 'expected'
+    RETURNING organization_id, state
+), again AS (
+    UPDATE ingest_day_state s SET read_again_at = %(now)s, queue = %(queue)s
+    FROM selected WHERE s.integration_id = selected.id AND s.day = %(day)s AND s.state = 'done'
+      AND NOT selected.refresh_needed
+    RETURNING s.integration_id
+), marked AS (
+    INSERT INTO aggregate_dirty (organization_id, day, reason)
+    SELECT DISTINCT organization_id, %(day)s::date, 'planned' FROM expected
+)
+SELECT (SELECT count(*) FROM expected WHERE state = 'expected'),
+    (SELECT count(*) FROM expected WHERE state = 'skipped'), (SELECT count(*) FROM again),
+    (SELECT array_agg(id ORDER BY id) FROM selected WHERE state = 'dead' AND NOT refresh_needed),
+    (SELECT array_agg(queue ORDER BY id) FROM selected WHERE state = 'dead' AND NOT refresh_needed)
+"""
+
+
+@fail_points
+def want(connection: Connection[Any], selection: Selection, day: dt.date, *, queue: str, now: dt.datetime) -> Wanted:
+    """Note that the selected pages' `day` is wanted, on `queue`; return what became of them.
+
+    A done day stays done: it is wanted again until it was read after `now`. The dead days are only returned.
+    """
+    row = connection.execute(
+        _WANT,
+        {
+            "organization": selection.organization_id,
+            "page": selection.integration_id,
+            "kinds": sorted(selection.kinds),
+            "day": day,
+            "queue": queue,
+            "now": now,
+        },
+    ).fetchone()
+    assert row is not None
+    expected, skipped, again, pages, queues = row
+    return Wanted(expected, skipped, again, tuple(zip(pages or (), queues or (), strict=True)))
 
 
 @fail_points
@@ -191,7 +285,7 @@ _FORGOTTEN = f"""
 SELECT d.day::date FROM generate_series(%(first)s::date, %(last)s::date, interval '1 day') AS d(day)
 WHERE EXISTS (
     SELECT FROM integration i JOIN organization o ON o.id = i.organization_id
-    WHERE {_ELIGIBLE_THEN.replace("%(day)s", "d.day")}
+    WHERE {_PLANNED_THEN.replace("%(day)s", "d.day")}
       -- A look by key for each page. As NOT EXISTS, the planner would read all of the ledger into a hash table.
       AND (SELECT true FROM ingest_day_state s WHERE s.integration_id = i.id AND s.day = d.day::date LIMIT 1) IS NULL)
 ORDER BY 1 DESC
@@ -206,45 +300,57 @@ def forgotten_days(connection: Connection[Any], first: dt.date, last: dt.date) -
 
 @fail_points
 def open_days(connection: Connection[Any]) -> list[dt.date]:
-    """Return the days that have rows expected or dead, newest first."""
+    """Return the days that have rows expected, dead or wanted again, newest first."""
     rows = connection.execute(
-        "SELECT DISTINCT day FROM ingest_day_state WHERE state IN ('expected', 'dead') ORDER BY day DESC"
+        "SELECT day FROM ingest_day_state WHERE state IN ('expected', 'dead')"
+        # A UNION, for each half has an index of its own.
+        " UNION SELECT day FROM ingest_day_state WHERE read_again_at IS NOT NULL ORDER BY day DESC"
     )
     return [day for (day,) in rows]
 
 
-_OPEN = """
+_IS_OPEN = "(state IN ('expected', 'dead') OR read_again_at IS NOT NULL)"
+
+_OPEN = f"""
 SELECT integration_id, organization_id, day, queue, state FROM ingest_day_state
-WHERE day = %(day)s AND state IN ('expected', 'dead')
+WHERE day BETWEEN %(first)s AND %(last)s AND {_IS_OPEN}
   AND (%(organization)s::text IS NULL OR organization_id = %(organization)s)
-ORDER BY row_number() OVER (PARTITION BY organization_id ORDER BY integration_id), organization_id
+  AND (%(page)s::text IS NULL OR integration_id = %(page)s)
+ORDER BY day DESC, row_number() OVER (PARTITION BY day, organization_id ORDER BY integration_id), organization_id
 """
 
 # A look at each row by its key: right after a plan the planner knows nothing yet of the day's rows and would read
 # all of them for every chunk.
-_STILL_OPEN = """
-SELECT id FROM unnest(%s::text[]) AS id CROSS JOIN LATERAL (
-    SELECT state FROM ingest_day_state WHERE integration_id = id AND day = %s LIMIT 1
-) AS now WHERE state IN ('expected', 'dead')
+_STILL_OPEN = f"""
+SELECT id, day FROM unnest(%s::text[], %s::date[]) AS listed (id, day) CROSS JOIN LATERAL (
+    SELECT state, read_again_at FROM ingest_day_state s WHERE s.integration_id = id AND s.day = listed.day LIMIT 1
+) AS now WHERE {_IS_OPEN}
 """
 
 
 def open_rows(
-    connection: Connection[Any], day: dt.date, *, chunk: int, organization_id: str | None = None
+    connection: Connection[Any],
+    first: dt.date,
+    last: dt.date,
+    *,
+    chunk: int,
+    organization_id: str | None = None,
+    integration_id: str | None = None,
 ) -> Iterator[list[Open]]:
-    """Yield the rows of `day` that are expected or dead, in chunks, the organizations taking turns.
+    """Yield the rows from `first` to `last` that are expected, dead or wanted again, in chunks.
 
-    The list stays on the server. A row that ended while earlier chunks were at work is left out: its job would
-    call the provider once more for nothing.
+    The newest day comes first, and the organizations take turns in each. The list stays on the server. A row that ended
+    while earlier chunks were at work is left out: its job would call the provider once more for nothing.
     """
+    span = {"first": first, "last": last, "organization": organization_id, "page": integration_id}
     with connection.cursor("open_rows", row_factory=class_row(Open), withhold=True) as cursor:
         fail_point("open_rows.before")
-        cursor.execute(_OPEN, {"day": day, "organization": organization_id})
+        cursor.execute(_OPEN, span)
         fail_point("open_rows.after")
         while rows := cursor.fetchmany(chunk):
-            ids = [row.integration_id for row in rows]
-            still_open = {id for (id,) in connection.execute(_STILL_OPEN, [ids, day])}
-            yield [row for row in rows if row.integration_id in still_open]
+            listed = [[row.integration_id for row in rows], [row.day for row in rows]]
+            still_open = set(connection.execute(_STILL_OPEN, listed))
+            yield [row for row in rows if (row.integration_id, row.day) in still_open]
 
 
 @fail_points
@@ -257,8 +363,13 @@ def mark_dead(connection: Connection[Any], row: Open, *, error_class: str, reaso
 def mark_abandoned(connection: Connection[Any], integration_id: str, day: dt.date) -> bool:
     """Note that a person gave this day up, before its dead letter is removed; False when it is not open.
 
-    The day stays visible as abandoned and no plan brings it back.
+    The day stays visible as abandoned and no plan brings it back. One that was done, and wanted again, stays done.
     """
+    connection.execute(
+        "UPDATE ingest_day_state SET read_again_at = NULL"
+        " WHERE integration_id = %s AND day = %s AND state = 'done' AND read_again_at IS NOT NULL",
+        [integration_id, day],
+    )
     return _end(connection, integration_id, day, "abandoned", ("expected", "dead"))
 
 
@@ -307,7 +418,8 @@ def kept(connection: Connection[Any], integration_id: str, day: dt.date) -> Kept
     """Return what the ledger knows of the day, None when it was never planned or read."""
     with connection.cursor(row_factory=class_row(Kept)) as cursor:
         return cursor.execute(
-            "SELECT organization_id, state, last_success_at, state = 'done' AND EXISTS ("
+            "SELECT organization_id, state, updated_at, read_again_at IS NOT NULL AS wanted_again,"
+            " state = 'done' AND EXISTS ("
             "  SELECT FROM ingest_day_state d WHERE d.integration_id = s.integration_id AND d.state = 'dead'"
             " ) AS beside_dead FROM ingest_day_state s WHERE integration_id = %s AND day = %s",
             [integration_id, day],
@@ -316,28 +428,49 @@ def kept(connection: Connection[Any], integration_id: str, day: dt.date) -> Kept
 
 @fail_points
 def days_that_are(
-    connection: Connection[Any], states: Sequence[State], page: str, organization_id: str, days: Sequence[dt.date]
+    connection: Connection[Any], states: Sequence[State], page: str, days: Sequence[dt.date]
 ) -> list[dt.date]:
-    """Return those of a page's `days` that are in one of `states` and the organization's, in order."""
+    """Return those of a page's `days` that are in one of `states`, or are wanted again, in order."""
     if not days:
         return []
     rows = connection.execute(
-        "SELECT day FROM ingest_day_state"
-        " WHERE integration_id = %s AND organization_id = %s AND day = ANY(%s) AND state = ANY(%s) ORDER BY day",
-        [page, organization_id, list(days), list(states)],
+        "SELECT day FROM ingest_day_state WHERE integration_id = %s AND day = ANY(%s)"
+        " AND (state = ANY(%s) OR read_again_at IS NOT NULL) ORDER BY day",
+        [page, list(days), list(states)],
     )
     return [day for (day,) in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What to ask of a provider, and which of it is taken for dead: refused to every page."""
+
+    metrics: tuple[Metric, ...]
+    dead: frozenset[str]
+
+
 @fail_points
-def metrics_of(connection: Connection[Any], provider: str) -> list[Metric]:
+def catalog_of(connection: Connection[Any], provider: str) -> Catalog:
     """Return what to ask of a provider. A ratio is not asked, it is computed from its parts."""
     rows = connection.execute(
-        "SELECT metric, additivity, valid_from, valid_to FROM metric_catalog"
-        " WHERE provider = %s AND supported AND additivity <> 'ratio' ORDER BY metric",
+        "SELECT c.metric, c.additivity, c.valid_from, c.valid_to, l.dead_since IS NOT NULL"
+        " FROM metric_catalog c LEFT JOIN metric_life l ON l.provider = c.provider AND l.metric = c.metric"
+        " WHERE c.provider = %s AND c.supported AND c.additivity <> 'ratio' ORDER BY c.metric",
         [provider],
     ).fetchall()
-    return [Metric(*row) for row in rows]
+    dead = frozenset(name for name, *_, is_dead in rows if is_dead)
+    return Catalog(tuple(Metric(*row[:4]) for row in rows), dead)
+
+
+@fail_points
+def note_load(connection: Connection[Any], page: str, load: Load, until: dt.datetime) -> None:
+    """Remember what the provider accepted for a page after it had asked for less data."""
+    connection.execute(
+        "INSERT INTO page_load (integration_id, days, metrics, until) VALUES (%s, %s, %s, %s)"
+        " ON CONFLICT (integration_id) DO UPDATE"
+        " SET days = excluded.days, metrics = excluded.metrics, until = excluded.until",
+        [page, load.days, load.metrics, until],
+    )
 
 
 @fail_points
@@ -365,31 +498,35 @@ def wait_of(gate: Gate) -> float:
 # travel as a JSON document each: six arrays cost psycopg more than the whole rest of a page.
 _RECORD = _squeezed("""
 WITH incoming AS (
-    SELECT * FROM json_to_recordset(%(readings)s) AS r (
-        metric text, day date, status text, value numeric, breakdown jsonb, source_end_time timestamptz)
-    -- Days before the page was connected are nobody's: they would come as numbers without a ledger row. Those before
-    -- it moved here are another organization's, and what was given up or skipped stays so.
-    WHERE r.day = %(day)s OR EXISTS (
-        SELECT FROM ingest_day_state s WHERE s.integration_id = %(page)s AND s.day = r.day
-          AND s.organization_id = %(organization)s AND s.state IN ('done', 'expected', 'dead'))
+    -- Each day is the organization's that owned the page then. Days before the page was connected are nobody's: they
+    -- would come as numbers without a ledger row. What was given up or skipped stays so.
+    SELECT r.*, CASE WHEN r.day = %(day)s THEN %(organization)s ELSE s.organization_id END AS organization_id
+    FROM json_to_recordset(%(readings)s) AS r (
+        metric text, day date, status text, value numeric, breakdown jsonb, source_end_time timestamptz, reason text)
+    LEFT JOIN ingest_day_state s
+        ON s.integration_id = %(page)s AND s.day = r.day AND s.state IN ('done', 'expected', 'dead')
+    WHERE r.day = %(day)s OR s.day IS NOT NULL
+), valued AS (
+    SELECT DISTINCT day FROM incoming WHERE status = 'value'
 ), stored AS (
     INSERT INTO page_metric_daily AS p (
-        integration_id, metric, day, organization_id, provider, value, breakdown, status, source_end_time,
+        integration_id, metric, day, organization_id, provider, value, breakdown, status, reason, source_end_time,
         fetched_at, first_seen_at, last_changed_at, run_id)
-    SELECT %(page)s, metric, day, %(organization)s, %(provider)s, value, breakdown, status, source_end_time,
+    SELECT %(page)s, metric, day, organization_id, %(provider)s, value, breakdown, status, reason, source_end_time,
            %(at)s, %(at)s, %(at)s, %(run)s
     FROM incoming
     ON CONFLICT (integration_id, day, metric) DO UPDATE
-    SET value = excluded.value, breakdown = excluded.breakdown, status = excluded.status,
+    SET value = excluded.value, breakdown = excluded.breakdown, status = excluded.status, reason = excluded.reason,
         source_end_time = excluded.source_end_time, fetched_at = excluded.fetched_at, run_id = excluded.run_id,
         last_changed_at = excluded.last_changed_at, organization_id = excluded.organization_id,
+        source = NULL,  -- the provider's word replaces an imported number
         -- What was pending is answered now, which restates nothing.
         revision = p.revision + CASE p.status WHEN 'pending' THEN 0 ELSE 1 END
     WHERE (p.value, p.breakdown, p.status) IS DISTINCT FROM (excluded.value, excluded.breakdown, excluded.status)
       AND excluded.fetched_at >= p.fetched_at
       -- An answer is not taken back: nothing replaces a value but a value, nothing becomes pending again.
       AND (excluded.status = 'value' OR (p.status <> 'value' AND excluded.status <> 'pending'))
-    RETURNING day
+    RETURNING organization_id, day
 ), anomalies AS (
     INSERT INTO page_metric_anomaly (integration_id, metric, day, status, kept_value, first_seen_at, run_id)
     SELECT %(page)s, metric, day, status, kept.value, %(at)s, %(run)s
@@ -403,46 +540,78 @@ WITH incoming AS (
 ), written AS (
     INSERT INTO ingest_day_state AS s (
         integration_id, day, organization_id, queue, state, attempts_used, deferrals, error_class, reason, detail,
-        provider_code, provider_subcode, http_status, fbtrace_id, next_attempt_at, last_success_at, run_id)
+        provider_code, provider_subcode, http_status, fbtrace_id, next_attempt_at, last_success_at, run_id, has_value)
     SELECT integration_id, day, organization_id, queue, state, attempts_used, deferrals, error_class, reason, detail,
-        provider_code, provider_subcode, http_status, fbtrace_id, next_attempt_at, last_success_at, run_id
+        provider_code, provider_subcode, http_status, fbtrace_id, next_attempt_at, last_success_at, run_id,
+        day IN (SELECT day FROM valued)
     FROM json_populate_record(NULL::ingest_day_state, %(entry)s),
         -- The numbers first: of two runs whose windows overlap, one waits there, before it holds a row of this table.
         (SELECT count(*) FROM stored) AS numbers
     ON CONFLICT (integration_id, day) DO UPDATE
     SET (state, organization_id, run_id, attempts_used, deferrals, error_class, reason, detail, provider_code,
-         provider_subcode, http_status, fbtrace_id, next_attempt_at, updated_at, last_success_at)
+         provider_subcode, http_status, fbtrace_id, next_attempt_at, updated_at, last_success_at, has_value)
       = (excluded.state, excluded.organization_id, excluded.run_id, excluded.attempts_used,
          s.deferrals + excluded.deferrals, excluded.error_class, excluded.reason, excluded.detail,
          excluded.provider_code, excluded.provider_subcode, excluded.http_status, excluded.fbtrace_id,
-         excluded.next_attempt_at, now(), coalesce(excluded.last_success_at, s.last_success_at))
+         excluded.next_attempt_at, now(), coalesce(excluded.last_success_at, s.last_success_at),
+         s.has_value OR excluded.has_value)
     -- A day that was answered stays answered, whatever becomes of a later reading.
     WHERE s.state <> 'done'
     RETURNING s.day, s.state
 ), healed AS (
-    -- A later day's window brought what this day's own job could not.
-    UPDATE ingest_day_state
+    -- Another day's call brought what this day's own job could not. Its letter has nothing more to say, unless the page
+    -- must be connected again: then it may be the one that says so.
+    UPDATE ingest_day_state s
     SET state = 'done', error_class = NULL, reason = 'read_with_later_day', detail = NULL, next_attempt_at = NULL,
-        last_success_at = %(at)s, run_id = %(run)s, updated_at = now()
-    WHERE integration_id = %(page)s AND organization_id = %(organization)s AND day = ANY(%(earlier)s)
-      AND state IN ('expected', 'dead')
-    RETURNING day
+        last_success_at = %(at)s, run_id = %(run)s, read_again_at = NULL,
+        updated_at = clock_timestamp(),  -- near the commit: a job that is enqueued meanwhile has nothing left to do
+        has_value = s.has_value OR s.day IN (SELECT day FROM valued),
+        letter_queue = CASE WHEN s.state = 'dead' AND NOT i.refresh_needed THEN s.queue ELSE s.letter_queue END
+    FROM integration i
+    WHERE s.integration_id = %(page)s AND i.id = %(page)s AND s.day = ANY(%(others)s)
+      AND s.state IN ('expected', 'dead')
+    RETURNING s.day, s.organization_id, s.letter_queue
+), read_again AS (
+    -- A done day that was read once more, or cannot be: it is not wanted again, and may have a number now.
+    UPDATE ingest_day_state s
+    SET last_success_at = greatest(%(at)s, last_success_at), read_again_at = NULL,
+        updated_at = clock_timestamp(),  -- as above
+        has_value = s.has_value OR s.day IN (SELECT day FROM valued)
+    WHERE integration_id = %(page)s AND day = ANY(%(answered)s::date[] || %(given_up)s::date[]) AND state = 'done'
+      AND (read_again_at <= %(at)s OR day = ANY(%(given_up)s::date[])
+           OR (NOT has_value AND day IN (SELECT day FROM valued)))
 ), marked AS (
     INSERT INTO aggregate_dirty (organization_id, day, reason)
-    SELECT %(organization)s, day, 'ingest' FROM (
-        SELECT day FROM stored UNION SELECT day FROM written WHERE state <> 'expected' UNION SELECT day FROM healed
+    SELECT organization_id, day, 'ingest' FROM (
+        SELECT organization_id, day FROM stored
+        UNION SELECT %(organization)s, day FROM written WHERE state <> 'expected'
+        UNION SELECT organization_id, day FROM healed
     ) AS changed
 )
-SELECT coalesce((SELECT state FROM written), 'done')
+SELECT coalesce((SELECT state FROM written), 'done'),
+    (SELECT array_agg(DISTINCT day) FROM incoming WHERE organization_id <> %(organization)s),
+    (SELECT array_agg(DISTINCT organization_id ORDER BY organization_id) FROM incoming
+     WHERE organization_id <> %(organization)s),
+    EXISTS (SELECT FROM healed WHERE letter_queue IS NOT NULL)
 """)
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What became of a run's words: the state of its day, whose sums they concern, and whether letters are to go."""
+
+    state: State
+    days: frozenset[Day]
+    has_letters: bool
+
+
 @fail_points
-def record(connection: Connection[Any], entry: Entry, provider: str, answer: Answer | None = None) -> State:
-    """Write the answer, the ledger row and the marks of what they change, all or nothing; return the row's state.
+def record(connection: Connection[Any], entry: Entry, provider: str, answer: Answer | None = None) -> Recorded:
+    """Write the answer, the ledger row and the marks of what they change, all or nothing.
 
     Doing it again with the same numbers changes nothing. `answer` must hold each (metric, day) once.
     """
+    answered = answered_days(answer) if answer else []
     row = connection.execute(
         _RECORD,
         {
@@ -454,15 +623,44 @@ def record(connection: Connection[Any], entry: Entry, provider: str, answer: Ans
             "readings": _document(answer.readings if answer else ()),
             "provider": provider,
             "at": answer.fetched_at if answer else None,
-            "earlier": [day for day in answered_days(answer) if day != entry.day] if answer else [],
+            "answered": answered,
+            "given_up": [entry.day] if entry.state == "skipped" else [],
+            "others": [day for day in answered if day != entry.day],
         },
     ).fetchone()
-    return row[0] if row else entry.state
+    assert row is not None
+    state, foreign, owners, has_letters = row
+    days = {entry.day} | {reading.day for reading in answer.readings} if answer else {entry.day}
+    own = {(entry.organization_id, day) for day in days.difference(foreign or ())}
+    # Few pages ever move, and fewer twice: each former owner is asked about each of these days.
+    return Recorded(state, frozenset(own | {(id, day) for id in owners or () for day in foreign}), has_letters)
 
 
 def _document(records: object) -> str:
     """Return dataclasses as JSON, numbers exact: as text."""
     return orjson.dumps(records, default=str).decode()
+
+
+@fail_points
+def mended_letters(connection: Connection[Any], page: str | None = None) -> list[tuple[str, dt.date, str]]:
+    """Return page, day and queue of the dead letters whose days a later reading has mended, of one page or of all."""
+    rows = connection.execute(
+        "SELECT integration_id, day, letter_queue FROM ingest_day_state WHERE letter_queue IS NOT NULL"
+        " AND (%(page)s::text IS NULL OR integration_id = %(page)s) ORDER BY letter_queue, integration_id, day",
+        {"page": page},
+    )
+    return rows.fetchall()
+
+
+@fail_points
+def forget_letters(connection: Connection[Any], pages: Sequence[str], days: Sequence[dt.date]) -> None:
+    """Note that the letters of these pages' days, one of each at a time, are gone."""
+    connection.execute(
+        "UPDATE ingest_day_state s SET letter_queue = NULL"
+        " FROM unnest(%s::text[], %s::date[]) AS gone (page, day)"
+        " WHERE s.integration_id = gone.page AND s.day = gone.day",
+        [list(pages), list(days)],
+    )
 
 
 def answered_days(answer: Answer) -> list[dt.date]:

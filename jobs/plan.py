@@ -1,17 +1,18 @@
 """Puts into the queue what the ledger expects: of one day when it is planned, of every day when it is reconciled."""
 
 import datetime as dt
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import groupby
 from typing import Any
 
 from psycopg import Connection
 
-from jobs import ledger, payloads
+from jobs import ledger, letters, payloads
 from jobs.aggregate import Clock, FanIn, Kinds, Queues, settled_before
 from jobs.database import Pool
-from jobs.ledger import Open
+from jobs.ledger import Open, Selection
 from redisq import Delivery, Enqueued
 
 # One script's worth of jobs: the memory of a plan stays the same however many pages there are.
@@ -23,22 +24,21 @@ YOUNGEST_HOLE, OLDEST_HOLE = 2, 8
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What a plan did: rows that became expected or skipped, jobs put in, jobs that were there, dead ones."""
+    """What a plan did: rows that became expected or skipped, jobs put in, jobs that were there, dead ones.
+
+    `again`: done days that are wanted once more. `requeued`: dead letters that run again.
+    """
 
     expected: int = 0
     skipped: int = 0
     enqueued: int = 0
     live: int = 0
     dead: int = 0
+    again: int = 0
+    requeued: int = 0
 
     def __add__(self, other: "Planned") -> "Planned":
-        return Planned(
-            self.expected + other.expected,
-            self.skipped + other.skipped,
-            self.enqueued + other.enqueued,
-            self.live + other.live,
-            self.dead + other.dead,
-        )
+        return Planned(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 class Plan:
@@ -59,11 +59,22 @@ class Plan:
         """Expect `day` of every eligible page, of one organization or of all, and enqueue what has not ended well.
 
         Running it again enqueues exactly what is not done and has no job, which is everything after a flush.
-        A backfill plans each of its days, newest first, on a queue of its own.
         """
         with self._pool.connection() as connection:
             expected, skipped = ledger.expect(connection, day, queue=queue, organization_id=organization_id)
         return Planned(expected, skipped) + self.enqueue_open(day, organization_id=organization_id)
+
+    def want(self, day: dt.date, selection: Selection, *, queue: str, now: dt.datetime) -> Planned:
+        """Want `day` of the selected pages, and run their dead letters again.
+
+        A backfill wants all of its days before it enqueues the first one, so that one call can carry many of them.
+        """
+        with self._pool.connection() as connection:
+            wanted = ledger.want(connection, selection, day, queue=queue, now=now)
+        requeued = 0
+        for of_queue, group in groupby(sorted(wanted.dead, key=lambda row: row[1]), key=lambda row: row[1]):
+            requeued += self._queues(of_queue).requeue([f"ingest:{page}:{day}" for page, _ in group]).count(1)
+        return Planned(wanted.expected, wanted.skipped, again=wanted.again, requeued=requeued)
 
     def plan_forgotten(self, day: dt.date) -> Planned:
         """Expect `day` of every page that was read then and has no row for it, and enqueue what has not ended well."""
@@ -71,25 +82,44 @@ class Plan:
             expected, skipped = ledger.expect_forgotten(connection, day)
         return Planned(expected, skipped) + self.enqueue_open(day)
 
-    def enqueue_open(self, day: dt.date, *, organization_id: str | None = None) -> Planned:
-        """Enqueue the rows of `day` that are expected or dead, the organizations taking turns.
+    def enqueue_open(
+        self,
+        first: dt.date,
+        last: dt.date | None = None,
+        *,
+        organization_id: str | None = None,
+        integration_id: str | None = None,
+    ) -> Planned:
+        """Enqueue the rows of `first`, or from `first` to `last`, that are expected, dead or wanted again.
 
-        A dead row whose letter is still there stays dead; it is the operator's to requeue.
+        The newest day comes first, and the organizations take turns. A dead row whose letter is still there stays dead;
+        it is the operator's to requeue.
         """
-        total = Planned()
+        total, began = Planned(), time.time()
         with self._pool.connection() as connection:
-            for rows in ledger.open_rows(connection, day, chunk=CHUNK, organization_id=organization_id):
+            chunks = ledger.open_rows(
+                connection,
+                first,
+                last or first,
+                chunk=CHUNK,
+                organization_id=organization_id,
+                integration_id=integration_id,
+            )
+            for rows in chunks:
                 # A queue keeps the order within it; rows of one day are rarely on two.
                 for queue, group in groupby(sorted(rows, key=_queue_of), key=_queue_of):
-                    total += self._enqueue(connection, list(group), queue)
+                    total += self._enqueue(connection, list(group), queue, began)
         return total
 
-    def _enqueue(self, connection: Connection[Any], rows: Sequence[Open], queue: str) -> Planned:
+    def _enqueue(self, connection: Connection[Any], rows: Sequence[Open], queue: str, began: float) -> Planned:
         kind = self._kinds["ingest"]
         jobs = [
             kind.job(payloads.Ingest(row.organization_id, row.integration_id, row.day.isoformat()), queue=queue)
             for row in rows
         ]
+        for job in jobs:
+            # Before the rows were read: a day that another's call ends meanwhile has ended after this.
+            job.enqueued_at = began
         answers = self._queues(queue).enqueue_many(jobs)
         dead = [(row, answer) for row, answer in zip(rows, answers, strict=True) if answer.state == "dead"]
         for row, answer in dead:
@@ -149,6 +179,7 @@ class Reconcile:
         with self._pool.connection() as connection:
             ledger.reopen(connection, max_age_days=self._max_age_days)
             ledger.mark_settled(connection, settled_before(now))
+            letters.clear(connection, self._fan_in.queues)
         # Before the days: a backfill of years is millions of them, and may take all the time that there is.
         created = self._enqueue_sums(now)
         with self._pool.connection() as connection:

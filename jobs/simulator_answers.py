@@ -12,6 +12,7 @@ from functools import cache, lru_cache, partial
 from typing import Any, Literal
 
 from jobs.providers.insights import end_time
+from jobs.simulator_odd import HUGE, ODD, at_noon
 from jobs.simulator_pages import SimulatedPage, Source
 
 Wire = Literal[
@@ -103,20 +104,20 @@ def plain(question: Question) -> Reply:
 def behaviour(name: str) -> Behaviour:
     """Return the behaviour called `name`. Raises ValueError for an unknown one.
 
-    Beside those of the table there is `error-CODE`, `error-CODE-SUBCODE`, each with `@STATUS` if wanted,
-    `token-SUBCODE` and `perm-CODE`, and `limit-page:MINUTES`.
+    Beside those of the table there are `error-CODE`, `error-CODE-SUBCODE`, `token-SUBCODE`, `perm-CODE`,
+    `limit-page:MINUTES`, `retry-after:SECONDS` (HTTP 503), `refuse:METRIC` (a call with that metric in it),
+    `reduce-above:DAYSxMETRICS` and `reduce-above:VALUES` (a call for more than that), and the odd values of
+    `odd-string` and its like, in the first of the asked metrics or in that of `odd-string:METRIC`.
+    Each may be followed by `@STATUS`, the HTTP status to send it with.
     """
+    plain_name, at, status = name.partition("@")
+    if at and re.fullmatch(r"[1-9]\d\d", status):
+        return partial(_with_status, int(status), behaviour(plain_name))
     if name in _BEHAVIOURS:
         return _BEHAVIOURS[name]
-    if match := re.fullmatch(r"error-(\d+)(?:-(\d+))?(?:@(\d+))?", name):
-        code, subcode, status = (int(part) if part else None for part in match.groups())
-        return lambda _: error_reply(code or 0, subcode, status=status)
-    if match := re.fullmatch(r"token-(\d+)", name):
-        return behaviour(f"error-190-{match[1]}@401")
-    if match := re.fullmatch(r"perm-(\d+)", name):
-        return behaviour(f"error-{match[1]}@403")
-    if match := re.fullmatch(r"limit-page:(\d+)", name):
-        return partial(_limit_page, int(match[1]))
+    for pattern, make in _PATTERNS.items():
+        if match := re.fullmatch(pattern, name):
+            return make(*match.groups())
     raise ValueError(f"unknown behaviour {name!r}")
 
 
@@ -251,6 +252,44 @@ def _leaky(question: Question) -> Reply:
     return error_reply(2, message=text)
 
 
+def _with_status(status: int, answer: Behaviour, question: Question) -> Reply:
+    return replace(answer(question), status=status)
+
+
+def _coded(code: str, subcode: str | None) -> Behaviour:
+    return lambda _: error_reply(int(code), int(subcode) if subcode else None)
+
+
+def _refuse(metric: str) -> Behaviour:
+    return lambda question: invalid_metric() if metric in question.metrics else plain(question)
+
+
+def _reduce_above(days: int, metrics: int, values: int, question: Question) -> Reply:
+    """Answer as the API does when a call is too large for it, which it says of no size in advance."""
+    asked = len(question.days), len(question.metrics)
+    if asked[0] > days or asked[1] > metrics or asked[0] * asked[1] > values:
+        return _reduce(question)
+    return plain(question)
+
+
+def _retry_after(seconds: str) -> Behaviour:
+    return lambda question: replace(_html(503)(question), headers={"retry-after": seconds})
+
+
+def _odd(kind: str, metric: str | None, question: Question) -> Reply:
+    """Answer with one metric spoilt (by default the first), and the others as they are."""
+    name = metric or question.metrics[0]
+    document = _document(question)
+    data = [ODD[kind](item) if item["name"] == name else item for item in document["data"]]
+    reply = json_reply({**document, "data": data})
+    return replace(reply, body=reply.body.replace(json.dumps(HUGE).encode(), b"9" * 5000))
+
+
+def _no_days_end(question: Question) -> Reply:
+    document = _document(question)
+    return json_reply({**document, "data": [at_noon(item) for item in document["data"]]})
+
+
 def _html(status: int) -> Behaviour:
     page = b"<!DOCTYPE html><html><body>Sorry, something went wrong.</body></html>"
     return lambda _: Reply(status, page, {"content-type": "text/html; charset=utf-8"})
@@ -268,6 +307,20 @@ def _sent(headers: Mapping[str, str], question: Question) -> Reply:
 def _over(wire: Wire, question: Question) -> Reply:
     return replace(plain(question), wire=wire)
 
+
+_reduce = _error(1, status=500, message="Please reduce the amount of data you're asking for, then retry your request")
+
+_PATTERNS: dict[str, Callable[..., Behaviour]] = {
+    r"error-(\d+)(?:-(\d+))?": _coded,
+    r"token-(\d+)": lambda subcode: behaviour(f"error-190-{subcode}@401"),
+    r"perm-(\d+)": lambda code: behaviour(f"error-{code}@403"),
+    r"limit-page:(\d+)": lambda minutes: partial(_limit_page, int(minutes)),
+    r"retry-after:(\d+)": _retry_after,
+    r"refuse:(\w+)": _refuse,
+    r"reduce-above:(\d+)x(\d+)": lambda days, metrics: partial(_reduce_above, int(days), int(metrics), 10**9),
+    r"reduce-above:(\d+)": lambda values: partial(_reduce_above, 10**9, 10**9, int(values)),
+    rf"odd-({'|'.join(ODD)})(?::(\w+))?": lambda kind, metric: partial(_odd, kind, metric),
+}
 
 _BEHAVIOURS: dict[str, Behaviour] = {
     "ok": plain,
@@ -287,7 +340,11 @@ _BEHAVIOURS: dict[str, Behaviour] = {
     "server-error": _error(2),
     "transient-401": _error(2, status=401, transient=True),
     "transient-400": _error(2, status=400, transient=True),
-    "reduce-request": _error(1, status=500, message="Please reduce the amount of data you're asking for"),
+    "reduce-request": _reduce,
+    "app-190": _error(190, message="Error validating application. Application has been deleted."),
+    "fault-104": _error(104, message="An access token is required to request this resource."),
+    "no-proof": _error(100, message="API calls from the server require an appsecret_proof argument"),
+    "no-days-end": _no_days_end,
     "bad-metric": lambda _: invalid_metric(),
     "limit-page": partial(_limit_page, 7),
     "limit-app": _error(4, x_app_usage=_app_usage(100)),

@@ -10,7 +10,7 @@ from jobs.app import application
 from redisq.service import worker_main
 
 if __name__ == "__main__":
-    incidents.PROBE = incidents.CONFIRM = dt.timedelta(seconds=1)
+    incidents.PROBE = incidents.CONFIRM = incidents.CHECK = dt.timedelta(seconds=1)
     ingest.INCIDENT_WAIT = 2.0
     application.open()
     sys.exit(worker_main(application.registry))

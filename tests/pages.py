@@ -19,7 +19,7 @@ from jobs.aggregate import Aggregate, FanIn
 from jobs.database import Pool, open_pool
 from jobs.ingest import Ingest
 from jobs.plan import Plan, Reconcile
-from jobs.providers.base import Answer, Gate, Metric, Page, Reading
+from jobs.providers.base import Answer, Gate, Load, Metric, Page, Reading
 from jobs.vault import Vault
 from redisq import Delivery, Job, Kind, Queue
 from tests.roles import as_services
@@ -46,19 +46,32 @@ class ToldProvider:
     fetched_at: dt.datetime = NOW
     asked: list[tuple[str, tuple[dt.date, ...]]] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
+    pages: list[Page] = field(default_factory=list)
+    metrics: list[list[str]] = field(default_factory=list)
+    refused: set[tuple[str, str]] = field(default_factory=set)  # page and metric
+    load: Load | None = None
+    notes: tuple[str, ...] = ()
     during: Callable[[], object] = lambda: None
 
     def read(self, page: Page, days: Sequence[dt.date], metrics: Sequence[Metric]) -> Answer:
         self.asked.append((page.page_id, tuple(days)))
         self.tokens.append(page.token)
+        self.pages.append(page)
+        self.metrics.append([metric.name for metric in metrics])
         self.during()
         readings: list[Reading] = []
+        refused = frozenset(metric.name for metric in metrics if (page.page_id, metric.name) in self.refused)
         for day in days:
             told = self.answers.get((page.page_id, day), {})
             if isinstance(told, Exception):
                 raise told
-            readings += [self._reading(metric.name, day, told.get(metric.name)) for metric in metrics]
-        return Answer(tuple(readings), self.fetched_at, self.gates)
+            readings += [
+                self._reading(metric.name, day, "unsupported" if metric.name in refused else told.get(metric.name))
+                for metric in metrics
+            ]
+        given = frozenset(metric.name for metric in metrics) - refused
+        load = self.load if page.page_id == "page" else None
+        return Answer(tuple(readings), self.fetched_at, self.gates, given, refused, load, self.notes)
 
     def close(self) -> None:
         pass

@@ -73,14 +73,14 @@ class System:
         with self.database() as connection:
             return connection.execute(query).fetchall()
 
-    def start(self, service: str | Path) -> subprocess.Popen[bytes]:
+    def start(self, service: str | Path, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `worker`, `scheduler` or a program of the tests; its log goes to `log()`."""
         program = PROGRAMS / service  # a whole path stays as it is
         paths = os.pathsep.join([str(PROGRAMS.parent), self.environ.get("PYTHONPATH", "")])
         user = "scheduler" if program.name == "scheduler" else "worker"
         environ = self.environ_of(user) | {"PYTHONPATH": paths}
         with (self.folder / f"{program.name}.log").open("ab") as log:
-            process = subprocess.Popen([sys.executable, program], env=environ, stderr=log)
+            process = subprocess.Popen([sys.executable, program, *arguments], env=environ, stderr=log)
         self.processes.append(process)
         return process
 
@@ -94,12 +94,12 @@ class System:
     def reconcile(self) -> None:
         self.queue.enqueue(self.application.registry["reconcile"].job(payloads.Reconcile()))
 
-    def settle(self, within: float = 90) -> None:
+    def settle(self, within: float = 90, queue: str = "default") -> None:
         """Wait until the queue is empty but for dead letters, and no aggregate is due."""
-        queue = self.queue
+        of_it = self.application.queue(queue)
 
         def is_settled() -> bool:
-            counts = queue.counts()
+            counts = of_it.counts()
             busy = counts["ready"] + counts["processing"] + counts["delayed"]
             return not busy and self.rows("SELECT count(*) FROM aggregate_dirty")[0][0] == 0
 

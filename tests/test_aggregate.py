@@ -6,6 +6,7 @@ import datetime as dt
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -53,6 +54,7 @@ def only(summaries: list[Summary]) -> Summary:
 
 def counts(summary: Summary) -> tuple[int, ...]:
     """Expected, value, no data, pending, failed, unsupported."""
+    assert (summary.n_refused, summary.n_unreadable) == (0, 0)
     return (
         summary.n_expected,
         summary.n_value,
@@ -122,14 +124,74 @@ def test_zero_is_a_value() -> None:
     assert only(summarise([page("a")], [row("a", 0)], [SUM])).value == 0
 
 
-def test_a_refused_metric_is_not_expected() -> None:
+def test_a_page_lacks_a_metric_that_others_of_its_provider_have() -> None:
+    """Left out of what is expected, a page's hole would be published as a complete sum."""
+    rows = [row("a", None, status="unsupported"), row("b", 3), row("c", None, status="unsupported")]
+    pages = [page("a"), page("b"), page("c", provider="csv")]
+    summary = only(summarise(pages, rows, [SUM, Policy("csv", "views", "sum")]))
+    assert (summary.value, summary.n_expected, summary.n_refused, summary.n_unsupported) == (3, 2, 1, 1)
+    assert (summary.completeness, summary.value_coverage) == (Decimal("0.5"), Decimal("0.5"))
+    assert summary.missing == (("a", "unsupported_here"),)
+
+
+def test_a_metric_that_the_provider_gives_to_nobody_is_not_expected() -> None:
     """A metric that died for all would otherwise keep every day incomplete for ever."""
-    rows = [row("a", None, status="unsupported"), row("b", 3)]
+    rows = [row("a", None, status="unsupported")]
+    nobody = only(summarise([page("a")], rows, [SUM]))
+    assert (nobody.n_expected, nobody.completeness, nobody.n_unsupported) == (0, None, 1)
+
+
+def test_a_metric_that_other_organizations_have_is_missing() -> None:
+    """The only page of an organization lacks what the provider gives to others' pages, unless it had none then."""
+    rows = [row("a", None, status="unsupported")]
+    alive = replace(SUM, is_alive=True)
+    lacking = only(summarise([page("a")], rows, [alive]))
+    assert (lacking.n_expected, lacking.n_refused, lacking.completeness) == (1, 1, 0)
+    before = only(summarise([page("a")], rows, [replace(alive, covers=False, is_owed=False)]))
+    assert (before.n_expected, before.n_refused) == (0, 0)
+
+
+def test_an_unreadable_answer_is_missing() -> None:
+    """It was answered, and there is no number: whoever trusts the sum must know."""
+    summary = only(summarise([page("a"), page("b")], [row("a", None, status="unreadable"), row("b", 3)], [SUM]))
+    assert (summary.value, summary.n_expected, summary.n_unreadable, summary.completeness) == (3, 2, 1, Decimal("0.5"))
+    assert summary.missing == (("a", "unreadable"),)
+
+
+def test_value_coverage_counts_only_pages_with_a_number() -> None:
+    """A page that was answered without a number is complete, and there is still no number."""
+    summary = only(summarise([page("a"), page("b")], [row("a", None, status="no_data"), row("b", 3)], [SUM]))
+    assert (summary.completeness, summary.value_coverage) == (1, Decimal("0.5"))
+
+
+def test_completeness_is_never_rounded_up() -> None:
+    """20,001 of 20,002 pages are not all of them."""
+    pages = [page(f"p{number:05}") for number in range(20_001)] + [page("z", "dead", "app")]
+    summary = only(summarise(pages, [row(f"p{number:05}", 1) for number in range(20_001)], [SUM]))
+    assert summary.completeness == Decimal("0.9999")
+
+
+def test_a_sum_is_exact_at_any_size() -> None:
+    """The columns take more digits than the default arithmetic keeps."""
+    rows: list[Row] = [("a", "views", "value", Decimal(10**60)), ("b", "views", "value", Decimal("0.1") ** 30)]
     summary = only(summarise([page("a"), page("b")], rows, [SUM]))
-    assert counts(summary) == (1, 1, 0, 0, 0, 1)
-    assert summary.completeness == 1
-    nobody = only(summarise([page("a")], rows[:1], [SUM]))
-    assert (nobody.n_expected, nobody.completeness) == (0, None)
+    assert str(summary.value) == "1" + "0" * 60 + "." + "0" * 29 + "1"
+
+
+def test_a_sum_says_of_which_zone_its_day_is() -> None:
+    """A day in California and a day of UTC add up under one date: nobody may take it for either."""
+    here, there = replace(page("a"), zone="America/Los_Angeles"), replace(page("b"), zone="UTC")
+    rows = [row("a", 1), row("b", 2)]
+    assert only(summarise([here, there], rows, [SUM])).zone == "mixed"
+    assert only(summarise([here], rows[:1], [SUM])).zone == "America/Los_Angeles"
+
+
+def test_days_with_the_same_pages_can_be_told() -> None:
+    """A change is compared over pages that have a number on both days."""
+    one = only(summarise([page("a"), page("b")], [row("a", 1), row("b", 2)], [SUM]))
+    same = only(summarise([page("b"), page("a")], [row("a", 7), row("b", 8)], [SUM]))
+    fewer = only(summarise([page("a"), page("b")], [row("a", 1), row("b", None, status="no_data")], [SUM]))
+    assert one.pages_hash == same.pages_hash != fewer.pages_hash
 
 
 def test_a_page_that_ended_before_it_was_published_has_failed() -> None:
@@ -163,7 +225,7 @@ OUTCOMES: st.SearchStrategy[tuple[ledger.State, tuple[Status, int | None] | None
     st.one_of(
         st.none(),
         st.tuples(st.just("value"), st.integers(0, 10**12)),
-        st.tuples(st.sampled_from(["no_data", "pending", "unsupported"]), st.none()),
+        st.tuples(st.sampled_from(["no_data", "pending", "unsupported", "unreadable"]), st.none()),
     ),
 )
 
@@ -175,9 +237,9 @@ def test_every_expected_page_is_counted_once_in_any_order(outcomes: list[Any], r
     rows = [row(f"p{n}", found[1], status=found[0]) for n, (_, found) in enumerate(outcomes) if found]
     summaries = summarise(pages, rows, [SUM])
     for summary in summaries:
-        expected, *parts, _ = counts(summary)
-        assert expected == sum(parts)
-        assert len(summary.missing) == summary.n_pending + summary.n_failed
+        missing = summary.n_pending + summary.n_failed + summary.n_refused + summary.n_unreadable
+        assert summary.n_expected == summary.n_value + summary.n_no_data + missing
+        assert len(summary.missing) == missing
     random.shuffle(pages)
     random.shuffle(rows)
     assert summarise(pages, rows, [SUM]) == summaries
@@ -308,3 +370,38 @@ def test_a_killed_aggregate_leaves_its_marks(world: World) -> None:
         assert aggregate(connection, "org", DAY, now=NOW)
     assert world.fetch("SELECT * FROM org_metric_daily") == []
     assert ledger.due_days(world.db, "org", [DAY]) == [DAY]
+
+
+def test_a_retired_metric_keeps_its_past(world: World) -> None:
+    """How a stored number adds up does not hang on whether it is still asked for; nor does who was missing then."""
+    world.connect("org", "c")
+    world.provider.answers = {("a", DAY): {VIEWS: 100}, ("b", DAY): {VIEWS: 7}, ("c", DAY): EXPIRED}
+    for each in "ab":
+        world.ingest("org", each)
+    with pytest.raises(Permanent):
+        world.ingest("org", "c")
+    world.aggregate("org")
+    before = stored(world)
+    assert before == (107, 2, 3, Decimal("0.6666"), True, 1)
+    world.db.execute("UPDATE metric_catalog SET supported = false WHERE metric = %s", [VIEWS])
+    world.db.execute("INSERT INTO aggregate_dirty (organization_id, day, reason) VALUES ('org', %s, 'test')", [DAY])
+    world.aggregate("org")
+    assert stored(world) == before
+
+
+def test_a_retired_ratio_keeps_its_past_and_gets_no_future(world: World) -> None:
+    """It is computed and never asked for, so only what was computed for a day before tells that it was alive then."""
+    world.db.execute(
+        "INSERT INTO metric_catalog (provider, metric, additivity, numerator, denominator)"
+        " VALUES ('facebook', 'rate', 'ratio', 'page_post_engagements', %s)",
+        [VIEWS],
+    )
+    next_day = DAY + dt.timedelta(days=1)
+    for day in (DAY, next_day):
+        world.provider.answers[("a", day)] = {VIEWS: 8, "page_post_engagements": 2}
+        world.ingest("org", "a", day)
+    world.aggregate("org")
+    world.db.execute("UPDATE metric_catalog SET supported = false WHERE metric = 'rate'")
+    for day in (DAY, next_day):
+        world.aggregate("org", day)
+    assert world.fetch("SELECT day, value FROM org_metric_daily WHERE metric = 'rate'") == [(DAY, Decimal("0.25"))]

@@ -9,6 +9,7 @@ import traceback
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from pathlib import Path
 from threading import Thread
 from time import monotonic, sleep
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -80,7 +82,9 @@ def page(simulator: Simulator) -> Page:
 
 
 def page_of(simulated: SimulatedPage, token: str | None = None) -> Page:
-    return Page("integration-1", "organization-1", "facebook", simulated.page_id, token or simulated.token)
+    return Page(
+        "integration-1", "organization-1", "facebook", simulated.page_id, token or simulated.token, user="user-1"
+    )
 
 
 def only(answer: Answer) -> Reading:
@@ -229,6 +233,38 @@ def test_zero_null_and_absent_stay_apart(
     assert len(simulator.log()) == 1
 
 
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        *("odd-string", "odd-list", "odd-map", "odd-bool", "odd-nan", "odd-total", "odd-huge"),
+        *("odd-no-end", "odd-no-days-end", "odd-total-value", "odd-no-name"),
+    ],
+)
+def test_one_odd_value_costs_only_itself(
+    simulator: Simulator, provider: FacebookProvider, page: Page, behaviour: str
+) -> None:
+    """The other numbers of the page are right, and a day of them is not asked for again and again."""
+    plain = provider.read(page, [DAY], METRICS)
+    simulator.script(page.page_id, behaviour)
+    answer = provider.read(page, [DAY], METRICS)
+    odd, *others = answer.readings
+    assert (odd.status, odd.value, others) == ("unreadable", None, list(plain.readings[1:]))
+    assert odd.reason
+    assert len(odd.reason) <= 200
+    assert answer.given == plain.given
+
+
+def test_text_in_the_place_of_every_number_is_unreadable(
+    simulator: Simulator, provider: FacebookProvider, page: Page
+) -> None:
+    """A text is none even when it reads like one, and the provider that writes it so now may not mean the number."""
+    simulator.script(page.page_id, "ok-string")
+    answer = provider.read(page, [DAY], METRICS)
+    assert {(reading.status, reading.reason) for reading in answer.readings} == {
+        ("unreadable", "a text where a number belongs")
+    }
+
+
 def test_one_missing_metric_leaves_the_others(simulator: Simulator, provider: FacebookProvider, page: Page) -> None:
     """Two of three metrics are still two."""
     simulator.script(page.page_id, "ok-missing-metric")
@@ -276,6 +312,31 @@ def test_day_not_published_yet_is_pending_and_then_has_its_value(
     assert only(provider.read(page, [DAY], [VIEWS])).status == "value"
 
 
+@pytest.mark.parametrize(("hours", "expected"), [(1, "pending"), (23.9, "pending"), (24, "no_data")])
+def test_empty_answer_is_awaited_for_a_day(
+    simulator: Simulator, provider: FacebookProvider, page: Page, clock: Clock, hours: float, expected: str
+) -> None:
+    """An empty list soon after midnight is what a day looks like whose numbers are not there yet."""
+    clock.now = end_time(DAY) + timedelta(hours=hours)
+    simulator.script(page.page_id, "ok-empty")
+    assert statuses(provider.read(page, [DAY], METRICS)) == [expected] * 3
+
+
+def test_metric_that_is_absent_from_a_published_day_is_no_data_at_once(
+    simulator: Simulator, provider: FacebookProvider, page: Page, clock: Clock
+) -> None:
+    """The page has no number of that kind, and waiting for it would keep the day open."""
+    clock.now = end_time(DAY) + timedelta(hours=1)
+    simulator.script(page.page_id, "ok-missing-metric")
+    assert statuses(provider.read(page, [DAY], METRICS)) == ["value", "value", "no_data"]
+
+
+def test_days_are_those_of_the_zone_of_the_page(provider: FacebookProvider, page: Page) -> None:
+    """Values that end with a day in California are no values of a day in Bangkok, and must not be labelled so."""
+    error = error_of(provider, replace(page, zone=ZoneInfo("Asia/Bangkok")))
+    assert (error.reason, "Asia/Bangkok" in error.detail) == ("malformed", True)
+
+
 def test_day_that_never_came_is_no_data(
     simulator: Simulator, provider: FacebookProvider, page: Page, clock: Clock
 ) -> None:
@@ -302,11 +363,11 @@ def test_restated_number_is_read_as_it_is_now(simulator: Simulator, provider: Fa
     assert second == third
 
 
-@pytest.mark.parametrize("behaviour", ["ok-string", "wrong-page"])
+@pytest.mark.parametrize("behaviour", ["wrong-page", "no-days-end"])
 def test_answer_that_makes_no_sense_is_malformed(
     simulator: Simulator, provider: FacebookProvider, page: Page, behaviour: str
 ) -> None:
-    """Numbers of another page, or texts, must never be stored."""
+    """Numbers of another page, or of no day, must never be stored, nor be taken for a day without data."""
     simulator.script(page.page_id, behaviour)
     error = error_of(provider, page)
     assert (error.error_class, error.reason) == ("transient", "malformed")
@@ -339,12 +400,13 @@ FAILURES = [
     ("error-1", TRANSIENT, "server", False, 1),
     ("error-1-99", TRANSIENT, "server", False, 1),
     ("error-960", TRANSIENT, "network", False, 1),
-    ("error-104", TRANSIENT, "network", False, 1),
     ("transient-401", TRANSIENT, "server", False, 1),
     ("transient-400", TRANSIENT, "server", False, 1),
-    ("reduce-request", TRANSIENT, "reduce_request", False, 1),
-    ("error-100-1487534", TRANSIENT, "reduce_request", False, 1),
+    ("reduce-request", TRANSIENT, "reduce_request", False, 2),
+    ("error-100-1487534", TRANSIENT, "reduce_request", False, 2),
     ("error-3", PERMANENT, "app", False, 1),
+    ("fault-104", PERMANENT, "app", False, 1),
+    ("app-190", PERMANENT, "app", False, 1),
     ("error-803", PERMANENT, "request", False, 1),
     ("error-2500", PERMANENT, "request", False, 1),
     ("error-3001-1504028", PERMANENT, "request", False, 1),
@@ -370,13 +432,13 @@ FAILURES = [
     ("limit-user", LIMITED, "rate_limited", False, 1),
     ("limit-no-header", LIMITED, "rate_limited", False, 1),
     ("error-341", LIMITED, "rate_limited", False, 1),
-    ("error-613-1996", LIMITED, "rate_limited", False, 1),
+    ("error-613-1996", LIMITED, "abrupt_volume", False, 1),
     ("error-80004-2446079", LIMITED, "rate_limited", False, 1),
     ("error-368", LIMITED, "policy_block", False, 1),
     ("html-200", TRANSIENT, "malformed", False, 1),
     ("html-401", TRANSIENT, "malformed", False, 1),
-    ("html-503", TRANSIENT, "malformed", False, 1),
-    ("empty-500", TRANSIENT, "malformed", False, 1),
+    ("html-503", TRANSIENT, "server", False, 1),
+    ("empty-500", TRANSIENT, "server", False, 1),
     ("empty-200", TRANSIENT, "malformed", False, 1),
     ("truncated", TRANSIENT, "network", False, 1),
     ("truncated-chunked", TRANSIENT, "network", False, 1),
@@ -400,11 +462,24 @@ def test_failure_has_its_class_its_mark_and_its_number_of_calls(
     needs_reconnect: bool,
     calls: int,
 ) -> None:
-    """Retries are the queue's; a redirect is not followed; only a token or a permission asks for a reconnect."""
+    """Retries are the queue's; a redirect is not followed; only a token or a permission asks for a reconnect.
+
+    What asks for less data is asked for less: three metrics, then one.
+    """
     simulator.script(page.page_id, then=behaviour)
     error = error_of(provider, page)
     assert (error.error_class, error.reason, error.needs_reconnect) == (error_class, reason, needs_reconnect)
     assert len(simulator.log()) == calls
+
+
+@pytest.mark.parametrize(("behaviour", "expected"), [("error-190", False), ("perm-200", False), ("error-2500", True)])
+def test_a_token_is_refused_for_all_days(
+    simulator: Simulator, provider: FacebookProvider, page: Page, behaviour: str, expected: bool
+) -> None:
+    """Asking for fewer days helps where one of them was refused; a token that is gone would be asked twice."""
+    simulator.script(page.page_id, behaviour)
+    error = error_of(provider, page)
+    assert (error.fault, error.may_be_of_one_day) == ("unclear", expected)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -436,6 +511,21 @@ def test_unknown_token_and_page_are_told_apart(simulator: Simulator, provider: F
     assert error_of(provider, page_of(simulator.pages[0], "EAAunknown")).reason == "token_invalid"
     stranger = Page("i", "o", "facebook", "999", page.token)
     assert error_of(provider, stranger).reason == "object_not_found"
+
+
+@pytest.mark.parametrize(
+    "page_id", ["", "cafe.bangkok", "12 34", "-5", "1" * 31, "١٢٣", "12\n", "https://facebook.com/1"]
+)
+def test_a_page_is_added_by_its_number(page_id: str) -> None:
+    """A name would be asked for every day, and never be found."""
+    with pytest.raises(ValueError, match="a page is added by its number"):
+        FacebookProvider.check_page_id(page_id)
+
+
+@pytest.mark.parametrize("page_id", ["1", "246675545449582", "1" * 30])
+def test_a_number_is_the_id_of_a_page(page_id: str) -> None:
+    """What the API gives as id is taken."""
+    FacebookProvider.check_page_id(page_id)
 
 
 def test_page_id_never_changes_the_address(provider: FacebookProvider, page: Page) -> None:
@@ -635,33 +725,48 @@ def test_no_secret_and_no_escape_sequence_leaves_with_an_error(
 # --- dead metrics ----------------------------------------------------------------------------------------------
 
 
-def test_dead_metric_is_isolated_and_remembered_for_the_day(
-    simulator: Simulator, provider: FacebookProvider, clock: Clock
-) -> None:
-    """One bad name refuses the whole call; the discovery is made once, not for each of 500 pages."""
-    first, second, third = (page_of(simulated) for simulated in simulator.pages)
+def test_one_pages_refusal_says_nothing_about_another(simulator: Simulator, provider: FacebookProvider) -> None:
+    """Metrics are refused by the kind of a page and by its token's role: what is refused here is a number there."""
+    first, second, _ = (page_of(simulated) for simulated in simulator.pages)
+    simulator.script(first.page_id, then=f"refuse:{VIEWS.name}")
+    found = [statuses(provider.read(page, [DAY], METRICS)) for page in (second, first, second)]
+    assert found == [["value"] * 3, ["unsupported", "value", "value"], ["value"] * 3]
+
+
+def test_dead_metric_is_isolated_and_told(simulator: Simulator, provider: FacebookProvider, page: Page) -> None:
+    """One bad name refuses the whole call; the caller learns which, for all that it reads later."""
     metrics = (VIEWS, DEAD, ENGAGEMENTS)
-    answer = provider.read(first, [DAY], metrics)
-    assert (statuses(answer), len(simulator.log())) == (["value", "unsupported", "value"], 4)
-    answer = provider.read(second, [DAY], metrics)
-    assert (statuses(answer), len(simulator.log())) == (["value", "unsupported", "value"], 4 + 1)
-    clock.now += timedelta(days=1)
-    provider.read(third, [DAY], metrics)
-    assert len(simulator.log()) == 4 + 1 + 4
+    answer = provider.read(page, [DAY - timedelta(1), DAY], metrics)
+    assert statuses(answer) == ["value", "value", "unsupported", "unsupported", "value", "value"]
+    assert (answer.given, answer.refused) == ({VIEWS.name, ENGAGEMENTS.name}, {DEAD.name})
+    assert len(simulator.log()) == 1 + 3
 
 
-def test_retry_in_the_middle_of_isolation_does_not_multiply_calls(
+def test_what_the_page_was_refused_is_asked_alone(simulator: Simulator, provider: FacebookProvider, page: Page) -> None:
+    """It refuses no other metric then, and is noticed on the day on which it is given again."""
+    page = replace(page, refused=frozenset({DEAD.name, FOLLOWS.name, "not_asked"}))
+    answer = provider.read(page, [DAY], (DEAD, VIEWS, FOLLOWS, ENGAGEMENTS))
+    assert statuses(answer) == ["unsupported", "value", "value", "value"]
+    assert (answer.given, answer.refused) == ({VIEWS.name, ENGAGEMENTS.name, FOLLOWS.name}, {DEAD.name})
+    assert [call.metrics for call in simulator.log()] == [
+        (VIEWS.name, ENGAGEMENTS.name),
+        (DEAD.name,),
+        (FOLLOWS.name,),
+    ]
+
+
+def test_retry_in_the_middle_of_isolation_asks_for_no_metric_twice(
     simulator: Simulator, provider: FacebookProvider, page: Page
 ) -> None:
-    """Six metrics and three attempts must not make twenty-one calls: what is known stays known."""
+    """A read that isolates is one call and one for each metric, and ends with the first that fails otherwise."""
     metrics = (VIEWS, ENGAGEMENTS, DEAD, FOLLOWS, DEAD_TOO, Metric("page_views_total", "sum"))
     # Alone, the first two metrics are answered, the third is dead, and the fourth fails.
     simulator.script(page.page_id, "ok", "ok", "server-error")
     assert error_of(provider, page, metrics).reason == "server"
+    assert len(simulator.log()) == 1 + 4
     answer = provider.read(page, [DAY], metrics)
     assert statuses(answer) == ["value", "value", "unsupported", "value", "unsupported", "value"]
-    # 5 calls up to the failure; then all but the dead one, the two known ones together, and three alone.
-    assert len(simulator.log()) == 5 + 5
+    assert len(simulator.log()) == 1 + 4 + 1 + 6
 
 
 def test_refusal_in_another_language_is_isolated_too(
@@ -712,19 +817,53 @@ def gate_of(page: Page, behaviour: str) -> tuple[Gate, ...]:
     return {
         "limit-page": (Gate("page", page.page_id, 420.0, 100.0, "x-business-use-case-usage"),),
         "limit-app": (Gate("app", "facebook", 300.0, 100.0, "code 4"),),
-        "limit-user": (Gate("user", page.integration_id, 300.0, None, "code 17"),),
+        "limit-user": (Gate("user", "user-1", 300.0, None, "code 17"),),
         "limit-no-header": (Gate("page", page.page_id, 60.0, None, "code 32"),),
         "error-368": (Gate("page", page.page_id, 3600.0, None, "code 368"),),
+        "error-613-1996": (Gate("page", page.page_id, 3600.0, None, "code 613"),),
+        "retry-after:900": (Gate("app", "facebook", 900.0, None, "retry-after"),),
+        "retry-after:900@429": (Gate("app", "facebook", 900.0, None, "retry-after"),),
+        "retry-after:90@429": (Gate("app", "facebook", 300.0, None, "HTTP 429"),),
     }[behaviour]
 
 
-@pytest.mark.parametrize("behaviour", ["limit-page", "limit-app", "limit-user", "limit-no-header", "error-368"])
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        *("limit-page", "limit-app", "limit-user", "limit-no-header", "error-368", "error-613-1996"),
+        *("retry-after:900", "retry-after:900@429", "retry-after:90@429"),
+    ],
+)
 def test_limit_names_whom_it_blocks_and_for_how_long(
     simulator: Simulator, provider: FacebookProvider, page: Page, behaviour: str
 ) -> None:
     """Asking again before that lengthens the block; the header counts minutes, and without one there is a floor."""
     simulator.script(page.page_id, behaviour)
     assert error_of(provider, page).gates == gate_of(page, behaviour)
+
+
+class _Away(_Kept):
+    """Answers every GET with a pause and a body that is no gzip."""
+
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("retry-after", "900")
+        self.send_header("content-encoding", "gzip")
+        self.send_header("content-length", "4")
+        self.end_headers()
+        self.wfile.write(b"away")
+
+
+def test_pause_is_kept_though_the_body_is_of_no_use(clock: Clock) -> None:
+    """A proxy that is overloaded says how long, and its page may be broken."""
+    with _Counting(("127.0.0.1", 0), _Away) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        provider = FacebookProvider(base_url=f"http://127.0.0.1:{server.server_address[1]}", clock=clock)
+        error = error_of(provider, Page("i", "o", "facebook", "42", "token-of-42"))
+        assert (error.error_class, error.reason) == ("transient", "server")
+        assert error.gates == (Gate("app", "facebook", 900.0, None, "retry-after"),)
+        provider.close()
+        server.shutdown()
 
 
 def test_nearly_used_up_allowance_slows_down_a_success(

@@ -110,7 +110,10 @@ def test_every_call_to_a_server_lies_between_two_points() -> None:
 
 # `scripts.py` makes the points of every script, and is the seam itself.
 _WITH_REDIS = ("queue", "server", "bell", "durability", "topology")
-_WITH_SQL = ("ledger", "integrations", "incidents", "aggregate", "database", "ingest", "plan", "app")
+_WITH_SQL = (
+    *("ledger", "integrations", "incidents", "metric_life", "letters", "aggregate", "database", "ingest", "plan"),
+    "app",
+)
 
 
 def _calls_a_server(function: ast.FunctionDef) -> bool:

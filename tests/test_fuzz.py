@@ -19,6 +19,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import orjson
 import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, Phase, given, settings
@@ -32,7 +33,7 @@ from jobs.providers.base import Metric, Page, ProviderError
 from jobs.providers.classify import Failure, UnusableBody, classify
 from jobs.providers.csvfiles import CsvProvider
 from jobs.providers.facebook import FacebookProvider
-from jobs.providers.insights import reading, series
+from jobs.providers.insights import DAY_ZONE, Findings
 from jobs.providers.usage import gates
 from jobs.schedules import SCHEDULES
 from jobs.simulator import Simulator
@@ -529,9 +530,17 @@ HEADERS = st.fixed_dictionaries(
         "x-app-usage": USAGE.map(lambda text: text.decode("latin-1")),
         "x-page-usage": USAGE.map(lambda text: text.decode("latin-1")),
         "x-business-use-case-usage": as_json(
-            st.dictionaries(TEXTS, st.lists(like(call_count=97, estimated_time_to_regain_access=NUMBERS), max_size=2))
+            st.dictionaries(
+                st.just("100") | TEXTS,
+                st.lists(like(type="pages", call_count=97, estimated_time_to_regain_access=NUMBERS), max_size=2),
+            )
         ).map(lambda text: text.decode("latin-1")),
         "content-type": TEXTS,
+        "retry-after": st.one_of(
+            TEXTS,
+            NUMBERS.map(str),
+            bent(st.just(b"Fri, 20 Mar 2026 20:10:00 GMT")).map(lambda text: text.decode("latin-1")),
+        ),
     },
 )
 
@@ -543,7 +552,7 @@ def test_an_answer_of_the_graph_api() -> None:
         status, headers, body = drawn
         outcome = classify(status, headers, body, None)
         failure = outcome if isinstance(outcome, Failure) else None
-        for gate in gates(headers, failure, app="facebook", page=PAGE):
+        for gate in gates(headers, failure, app="facebook", page=PAGE, now=NOW):
             assert 0 < gate.blocked_for <= 86400
             assert gate.usage_pct is None or abs(gate.usage_pct) < float("inf")
         if isinstance(outcome, Failure):
@@ -551,10 +560,14 @@ def test_an_answer_of_the_graph_api() -> None:
             assert outcome.detail
             return
         with says(UnusableBody, secret=""):
-            found = series(outcome["data"], PAGE.page_id)
+            found = Findings(PAGE.page_id, DAY_ZONE)
+            found.add(outcome["data"])
+            found.judge()
             for metric in METRICS:
-                for day in DAYS:
-                    json.dumps(reading(metric.name, day, found.get(metric.name, {}), NOW).breakdown, allow_nan=False)
+                readings = found.readings(metric.name, DAYS, NOW)
+                assert [reading.day for reading in readings] == DAYS
+                assert all(len(reading.reason or "") <= 200 for reading in readings)
+                json.loads(orjson.dumps(readings, default=str))
 
     survive(st.tuples(st.sampled_from([200, 200, 400, 429, 500, 302, 999]), HEADERS, BODIES), check, 300)
 

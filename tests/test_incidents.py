@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -15,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from redis import Redis
 
 from jobs import incidents, integrations
-from jobs.incidents import CONFIRM, PROBE, WAVE, WINDOW
+from jobs.incidents import CHECK, CONFIRM, OUTAGE_PROBE, PROBE, WAVE, WINDOW
 from jobs.ingest import INCIDENT_WAIT
 from jobs.providers.base import Fault, ProviderError
 from jobs.simulator import Simulator
-from redisq import Defer, Permanent
+from redisq import Defer, Permanent, Retry
 from tests.pages import DAY, VIEWS, World, a_world
 from tests.roles import as_services
 from tests.system import System, system
@@ -35,6 +36,11 @@ def refusal(fault: Fault) -> ProviderError:
 
 
 EXPIRED = ProviderError("permanent", "token_expired", code=190, subcode=463, needs_reconnect=True)
+PERMISSION = ProviderError(
+    "permanent", "permission", "API access blocked.", code=200, http_status=403, needs_reconnect=True, fault="unclear"
+)
+SILENT = ProviderError("transient", "network", "NameResolutionError: facebook")
+BROKEN = ProviderError("transient", "server", "HTTP 503", http_status=503)
 
 
 @pytest.fixture
@@ -49,11 +55,12 @@ def answers(world: World, *pages: str, error: ProviderError | None = None) -> No
     world.provider.answers |= {(page, DAY): error or {VIEWS: 1} for page in pages}
 
 
-def run(world: World, page: str) -> str:
+def run(world: World, page: str, **delivery: Any) -> str:
     """Run the page's ingest and return how it ended: "done", or the reason that it gave."""
+    world.provider.fetched_at = world.now
     try:
-        world.ingest("org", page)
-    except (Defer, Permanent) as asked:
+        world.ingest("org", page, **delivery)
+    except (Defer, Permanent, Retry) as asked:
         return f"{type(asked).__name__.lower()} {asked.reason}"
     return "done"
 
@@ -74,21 +81,33 @@ def refused(world: World) -> World:
 # -- opening ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["app", "unclear"])
+@pytest.mark.parametrize(
+    ("error", "calls"), [(refusal("app"), 1), (refusal("unclear"), WAVE), (PERMISSION, WAVE)], ids=str
+)
 def test_a_wave_of_refusals_is_one_incident_and_no_pages_fault(
-    world: World, fault: Fault, caplog: pytest.LogCaptureFixture
+    world: World, error: ProviderError, calls: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One wrong app secret used to make a dead letter of every page."""
-    answers(world, *PAGES, error=refusal(fault))
+    """One wrong app secret used to make a dead letter of every page. A fault that names the app needs no wave."""
+    answers(world, *PAGES, error=error)
     ended = [run(world, page) for page in PAGES]
-    assert ended[: WAVE - 1] == [f"defer {refusal(fault).reason}"] * (WAVE - 1)
-    assert set(ended[WAVE - 1 :]) == {"defer app_refused"}
-    assert world.fetch(INCIDENTS) == [(refusal(fault).reason, True)]
+    assert ended[: calls - 1] == [f"defer {error.reason}"] * (calls - 1)
+    assert set(ended[calls - 1 :]) == {"defer app_refused"}
+    assert world.fetch(INCIDENTS) == [(error.reason, True)]
     assert {state for state, _ in world.states().values()} == {"expected"}
     assert world.fetch("SELECT sum(attempts_used) FROM ingest_day_state") == [0]
     assert world.fetch("SELECT count(*) FROM integration WHERE refresh_needed OR disabled") == [0]
-    assert len(world.provider.asked) == WAVE, "the others were not called"
+    assert len(world.provider.asked) == calls, "the others were not called"
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+@pytest.mark.parametrize(
+    ("pages", "ended"), [(1, ["permanent permission"]), (2, ["defer permission", "defer app_refused"])]
+)
+def test_where_there_are_few_pages_fewer_make_a_wave(world: World, pages: int, ended: list[str]) -> None:
+    """Two of two pages are everybody. One page cannot tell, and its owner must not wait for a third."""
+    world.db.execute("UPDATE integration SET disabled = true WHERE id > %s", [PAGES[pages - 1]])
+    answers(world, *PAGES, error=PERMISSION)
+    assert [run(world, page) for page in PAGES[:pages]] == ended
 
 
 def test_workers_that_are_refused_at_the_same_moment_open_one_incident(world: World) -> None:
@@ -102,7 +121,7 @@ def test_workers_that_are_refused_at_the_same_moment_open_one_incident(world: Wo
 
 def test_an_expired_token_is_dead_at_once_even_then(world: World) -> None:
     """It is the page's own, whatever is wrong with the app."""
-    answers(world, *PAGES[: WAVE - 1], error=refusal("app"))
+    answers(world, *PAGES[: WAVE - 1], error=refusal("unclear"))
     answers(world, PAGES[WAVE], error=EXPIRED)
     for page in PAGES[: WAVE - 1]:
         run(world, page)
@@ -112,12 +131,26 @@ def test_an_expired_token_is_dead_at_once_even_then(world: World) -> None:
 
 def test_a_page_that_alone_is_refused_is_given_up_after_a_second_look(world: World) -> None:
     """Nobody shares its fate: it is wrong by itself, and a person must see it."""
+    answers(world, PAGES[0], error=PERMISSION)
+    assert run(world, PAGES[0]) == "defer permission"
+    later(world, CHECK)
+    assert run(world, PAGES[0]) == "defer permission"
+    later(world, CONFIRM)
+    assert run(world, PAGES[0]) == "permanent permission"
+    assert world.states() == {PAGES[0]: ("dead", "permission")}
+    assert world.fetch("SELECT provider_code, http_status FROM ingest_day_state") == [(200, 403)]
+    assert world.fetch("SELECT id FROM integration WHERE refresh_needed") == [PAGES[0]]
+    assert len(world.provider.asked) == 1, "it waits for what becomes of others, and is not called again"
+
+
+def test_a_page_that_a_person_has_run_again_is_called_again(world: World) -> None:
+    """The verdict is over with the dead letter."""
     answers(world, PAGES[0], error=refusal("unclear"))
-    assert run(world, PAGES[0]) == "defer request"
+    run(world, PAGES[0])
     later(world, CONFIRM)
     assert run(world, PAGES[0]) == "permanent request"
-    assert world.states() == {PAGES[0]: ("dead", "request")}
-    assert run(world, PAGES[0]) == "defer request", "requeued by a person, it is looked at anew"
+    assert run(world, PAGES[0]) == "defer request"
+    assert len(world.provider.asked) == 2
 
 
 def test_a_page_that_is_refused_while_others_are_answered_is_given_up(world: World) -> None:
@@ -127,6 +160,24 @@ def test_a_page_that_is_refused_while_others_are_answered_is_given_up(world: Wor
     assert [run(world, page) for page in PAGES[:3]] == ["defer request", "done", "done"]
     assert run(world, PAGES[0]) == "permanent request"
     assert world.fetch(INCIDENTS) == []
+    assert len(world.provider.asked) == 3
+
+
+def test_an_answer_to_a_call_that_began_before_says_nothing(world: World) -> None:
+    """When the app is switched off, dozens of answers are still in the air: none of them shows that it is alive."""
+    answers(world, PAGES[0], error=PERMISSION)
+    answers(world, PAGES[1])
+    refused: list[str] = []
+
+    def meanwhile() -> None:
+        world.provider.during = lambda: None
+        later(world, dt.timedelta(seconds=1))
+        refused.append(run(world, PAGES[0]))
+
+    world.provider.during = meanwhile
+    assert run(world, PAGES[1]) == "done"
+    assert refused == ["defer permission"]
+    assert run(world, PAGES[0]) == "defer permission", "nobody was answered since"
 
 
 def test_a_refusal_of_long_ago_says_nothing(world: World) -> None:
@@ -140,14 +191,90 @@ def test_a_refusal_of_long_ago_says_nothing(world: World) -> None:
 
 
 def test_a_refusal_that_names_the_app_never_gives_a_page_up(world: World) -> None:
-    """A fleet of which one machine has the wrong secret: every other answer is a good one."""
+    """A fleet of which one machine has the wrong secret: every other answer is a good one, and ends the incident."""
     answers(world, PAGES[0], error=refusal("app"))
     answers(world, PAGES[1])
     for _ in range(5):
-        assert run(world, PAGES[0]) == "defer app"
+        assert run(world, PAGES[0]) == "defer app_refused"
+        later(world, PROBE)
         assert run(world, PAGES[1]) == "done"
         later(world, CONFIRM)
+    assert world.fetch("SELECT count(*) FROM provider_incident WHERE closed_at IS NULL") == [0]
+
+
+# -- a provider that is away ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [SILENT, BROKEN], ids=str)
+def test_a_provider_that_is_away_is_one_incident(
+    world: World, error: ProviderError, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Eleven seconds without a name server used to lay every page of the day down as dead."""
+    answers(world, *PAGES, error=error)
+    ended = [run(world, page) for page in PAGES]
+    assert ended[: WAVE - 1] == [f"retry {error.reason}"] * (WAVE - 1)
+    assert set(ended[WAVE - 1 :]) == {"defer provider_away"}
+    ended = [run(world, page, attempt=3, is_last_attempt=True) for page in PAGES]
+    assert set(ended) == {"defer provider_away"}
+    assert len(world.provider.asked) == WAVE
+    assert {state for state, _ in world.states().values()} == {"expected"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "the provider is away: an incident, and no page's fault"
+    ]
+
+
+def test_all_go_on_within_a_minute_of_its_return(world: World) -> None:
+    """The probe and the wait of the others together."""
+    answers(world, *PAGES, error=SILENT)
+    for page in PAGES:
+        run(world, page)
+    answers(world, *PAGES)
+    later(world, OUTAGE_PROBE)
+    assert [run(world, page) for page in PAGES] == ["done"] * len(PAGES)
+    assert world.fetch("SELECT count(*) FROM provider_refusal") == [0]
+    assert OUTAGE_PROBE.total_seconds() + 2 * INCIDENT_WAIT < 60
+
+
+def test_a_page_that_fails_while_others_are_answered_has_three_attempts(world: World) -> None:
+    """It is not the provider, and not for the others to wait for."""
+    answers(world, *PAGES[: WAVE + 1], error=BROKEN)
+    answers(world, *PAGES[WAVE + 1 :])
+    for attempt in (1, 2, 3):
+        for page in PAGES[: WAVE + 1]:
+            ended = run(world, page, attempt=attempt, is_last_attempt=attempt == 3)
+            later(world, dt.timedelta(seconds=1))
+            assert (ended, run(world, PAGES[-attempt])) == ("retry server", "done")
+            later(world, dt.timedelta(seconds=1))
+    assert {world.states()[page] for page in PAGES[: WAVE + 1]} == {("dead", "server")}
     assert world.fetch(INCIDENTS) == []
+
+
+@pytest.mark.parametrize(("error", "ended"), [(SILENT, "defer provider_away"), (BROKEN, "retry server")], ids=str)
+def test_where_there_are_few_pages_two_silences_are_an_outage(world: World, error: ProviderError, ended: str) -> None:
+    """A single page would be given up after six seconds. A server error comes from the provider: three attempts."""
+    world.db.execute("UPDATE integration SET disabled = true WHERE id > %s", [PAGES[0]])
+    answers(world, PAGES[0], error=error)
+    assert run(world, PAGES[0]) == f"retry {error.reason}"
+    assert run(world, PAGES[0], attempt=2) == ended
+
+
+def test_the_last_attempt_in_silence_is_no_pages_fault(world: World) -> None:
+    """Of many pages only one may be read at that hour: nobody was answered, so nothing says that it is the page."""
+    answers(world, PAGES[0], error=SILENT)
+    ended = [run(world, PAGES[0], attempt=n, is_last_attempt=n == 3) for n in (1, 2, 3)]
+    assert ended == ["retry network", "retry network", "defer provider_away"]
+
+
+@pytest.mark.parametrize("error", [EXPIRED, PERMISSION, ProviderError("rate_limited", "rate_limited", code=4)], ids=str)
+def test_any_word_of_the_provider_ends_its_outage(world: World, error: ProviderError) -> None:
+    """A refusal is an answer: the provider is there."""
+    answers(world, *PAGES, error=SILENT)
+    for page in PAGES:
+        run(world, page)
+    answers(world, PAGES[0], error=error)
+    later(world, OUTAGE_PROBE)
+    run(world, PAGES[0])
+    assert world.fetch(INCIDENTS) == [("network", False)]
 
 
 EVENTS = st.lists(
@@ -158,9 +285,9 @@ EVENTS = st.lists(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(events=EVENTS, fault=st.sampled_from(["app", "unclear"]))
+@given(events=EVENTS, error=st.sampled_from([refusal("unclear"), PERMISSION]))
 def test_an_incident_is_so_many_pages_refused_in_a_row(
-    world: World, events: list[tuple[str, str, int]], fault: Fault
+    world: World, events: list[tuple[str, str, int]], error: ProviderError
 ) -> None:
     """Never fewer, so that one bad page alone never stops the others, and never with an answer in between."""
     world.db.execute("TRUNCATE provider_refusal, provider_incident")
@@ -175,11 +302,10 @@ def test_an_incident_is_so_many_pages_refused_in_a_row(
             assert not incidents.is_open(world.db, "facebook")
             continue
         was_open = incidents.is_open(world.db, "facebook")
-        judgement = incidents.judge(world.db, found, refusal(fault), world.now)
+        judgement = incidents.judge(world.db, found, error, world.now)
         in_a_row.setdefault(page, world.now)
         recent = [since for since in in_a_row.values() if world.now - since <= WINDOW]
         if judgement == "page":
-            assert fault == "unclear"
             in_a_row.pop(page)
         if was_open:
             assert judgement == "incident"
@@ -308,6 +434,33 @@ def test_a_wrong_app_secret_costs_no_dead_letter_and_nobody_a_hand(
         assert installed.queue.counts().get("total_dead", 0) == 0
         assert installed.log().count("every page is refused") == 1
         assert "none refuses every page" in installed.redisq("doctor").stdout
+
+
+@pytest.mark.slow
+def test_seconds_without_the_provider_cost_no_dead_letter(redis_url: str, database: str, tmp_path: Path) -> None:
+    """Three attempts are over in six seconds: an outage of eleven used to lay every page of the day down as dead."""
+    day = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=5)
+    simulator = Simulator(pages=8)
+    simulator.start()
+    simulator.stop()  # its port is known, and nobody listens on it
+    services = as_services(database)
+    with system(redis_url, database, tmp_path, simulator, REDISQ_DATABASE_URL=services) as installed:
+        installed.connect_pages(lambda number: f"org{number % 3}")
+        installed.plan([day])
+        installed.start("worker")
+        installed.start("scheduler")
+        eventually(lambda: incident_of(installed) == [("network", True)], within=60)
+        began = time.monotonic()
+        eventually(lambda: time.monotonic() - began > 11, within=60)  # as long as the outage lasts
+        doctor = installed.redisq("doctor")
+        with simulator:
+            done = "SELECT count(*) FROM ingest_day_state WHERE state = 'done'"
+            # Within a minute on a machine of its own: a probe every 15 s, and up to 40 s until the last page is back.
+            eventually(lambda: installed.rows(done) == [(8,)], within=120)
+        assert installed.queue.counts().get("total_dead", 0) == 0
+        assert incident_of(installed) == [("network", False)]
+        assert doctor.returncode == 3
+        assert installed.log().count("the provider is away") == 1
 
 
 def begin(installed: System) -> None:

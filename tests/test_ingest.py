@@ -14,14 +14,14 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
 from jobs import ingest, integrations, ledger, payloads
-from jobs.ingest import Ingest, days_before, days_to_sweep, seconds_until_over, tidy
-from jobs.providers.base import Answer, Gate, Metric, ProviderError, Reading
+from jobs.ingest import Ingest, days_before, days_to_sweep, end_of, tidy
+from jobs.providers.base import Answer, Gate, Load, Metric, ProviderError, Reading
 from jobs.providers.facebook import FacebookProvider
 from jobs.providers.insights import Window
 from jobs.simulator import Simulator
 from jobs.vault import Vault
 from redisq import Defer, Delivery, Permanent, Retry, TimeLimitExceeded
-from tests.pages import DAY, FOLLOWS, NOW, VIEWS, Told, ToldProvider, World, a_world
+from tests.pages import DAY, FOLLOWS, NOW, VIEWS, Told, World, a_world
 
 AGGREGATE = f"aggregate:org:{DAY}"
 SUNDAY, MONDAY = dt.date(2026, 3, 29), dt.date(2026, 3, 30)
@@ -74,13 +74,13 @@ def struck(*_: object) -> None:
 
 def test_a_recent_day_is_read_together_with_the_two_before_it() -> None:
     """Providers correct their numbers for two days, and one call can carry them all."""
-    assert days_before(DAY, DAY + dt.timedelta(days=3)) == [dt.date(2026, 3, 5), dt.date(2026, 3, 6)]
+    assert days_before(DAY, DAY + dt.timedelta(days=3), 89) == [dt.date(2026, 3, 5), dt.date(2026, 3, 6)]
 
 
 def test_a_call_for_a_past_day_can_carry_88_before_it() -> None:
     """The Graph API refuses more than 90 times 24 hours, and in autumn one day has 25."""
     for day in (DAY, dt.date(2026, 11, 1), dt.date(2026, 11, 24), dt.date(2027, 1, 28)):
-        before = days_before(day, day + dt.timedelta(days=4))
+        before = days_before(day, day + dt.timedelta(days=4), FacebookProvider.span_days)
         assert before == [day - dt.timedelta(days=back) for back in range(88, 0, -1)]
         Window.of([*before, day])
 
@@ -88,7 +88,7 @@ def test_a_call_for_a_past_day_can_carry_88_before_it() -> None:
 def test_once_a_week_the_days_of_four_weeks_are_read_again() -> None:
     """Some numbers are corrected weeks later, and a day that nobody reads again keeps the wrong one for good."""
     four_weeks = [SUNDAY - dt.timedelta(days=back) for back in range(27, -1, -1)]
-    assert [*days_to_sweep(SUNDAY, MONDAY), *days_before(SUNDAY, MONDAY), SUNDAY] == four_weeks
+    assert [*days_to_sweep(SUNDAY, MONDAY), *days_before(SUNDAY, MONDAY, 89), SUNDAY] == four_weeks
     assert days_to_sweep(SUNDAY, SUNDAY + dt.timedelta(days=4)) == []
     assert days_to_sweep(MONDAY, MONDAY + dt.timedelta(days=1)) == []
 
@@ -113,10 +113,10 @@ def test_an_answer_is_tidied_before_it_is_stored() -> None:
 )
 def test_a_providers_day_ends_at_its_own_midnight(day: dt.date, hours: int) -> None:
     """Twice a year a Pacific day does not have 24 hours."""
-    provider = ToldProvider()
-    midnight = dt.datetime.combine(day, dt.time(), provider.day_zone).astimezone(dt.UTC)
-    assert seconds_until_over(day, provider, midnight) == hours * 3600
-    assert seconds_until_over(day, provider, midnight + dt.timedelta(hours=hours)) == 0
+    zone = "America/Los_Angeles"
+    midnight = end_of(day - dt.timedelta(days=1), zone)
+    assert end_of(day, zone) - midnight == dt.timedelta(hours=hours)
+    assert (midnight.hour, midnight.tzinfo) == (8, dt.UTC) if hours != 25 else (7, dt.UTC)
 
 
 # -- answers
@@ -262,7 +262,11 @@ def test_only_what_is_done_is_read_again(world: World) -> None:
             [SUNDAY - dt.timedelta(days=back), "org" if state != "done" else "other", state],
         )
     world.ingest("org", "page", SUNDAY)
-    assert [days for _, days in world.provider.asked] == [(*days_before(SUNDAY, MONDAY), SUNDAY), (DAY,)]
+    former_owners = SUNDAY - dt.timedelta(days=9)
+    assert [days for _, days in world.provider.asked] == [
+        (*days_before(SUNDAY, MONDAY, 89), SUNDAY),
+        (DAY, former_owners),
+    ]
     assert world.fetch("SELECT count(*) FROM ingest_day_state WHERE state = 'done'") == [3]
 
 
@@ -520,6 +524,142 @@ def test_a_past_day_brings_none_that_the_provider_has_forgotten(world: World) ->
     wait_for_it(world, last, last - dt.timedelta(days=1))
     world.ingest("org", "page", last)
     assert [days for _, days in world.provider.asked] == [(last,)]
+
+
+# -- days that are wanted again
+
+
+def test_a_done_day_that_is_wanted_again_is_read_with_the_others(world: World) -> None:
+    """Sixty days of a page are one call, whether they were read before or not; each is then wanted no more."""
+    wait_for_it(world, DAY, back(1), back(2))
+    for days in (2, 0):
+        world.ingest("org", "page", back(days), attempt=2)
+    world.db.execute("UPDATE ingest_day_state SET read_again_at = %s WHERE state = 'done'", [NOW])
+    world.provider.asked.clear()
+    world.provider.answers = {("page", back(days)): {VIEWS: 7} for days in range(3)}
+    world.ingest("org", "page")
+    world.ingest("org", "page", back(2), enqueued_at=LONG_AGO)
+    assert world.provider.asked == [("page", (back(2), back(1), DAY))]
+    assert values(world, day=back(2)) == {VIEWS: 7}
+    assert world.fetch("SELECT count(*) FROM ingest_day_state WHERE read_again_at IS NOT NULL") == [0]
+
+
+def test_a_day_that_is_wanted_again_comes_back_after_a_flush(world: World) -> None:
+    """The ledger is the backlog: a wiped Redis costs minutes, also for days that are done."""
+    world.ingest("org", "page")
+    world.db.execute("UPDATE ingest_day_state SET read_again_at = %s", [NOW])
+    world.redis.flushall()
+    world.reconciles.reconcile()
+    assert f"ingest:page:{DAY}" in world.ready()
+
+
+def test_a_page_that_cannot_be_read_is_not_wanted_again(world: World) -> None:
+    """Its job would come back every five minutes for ever, and end as skipped each time."""
+    world.ingest("org", "page")
+    world.db.execute("UPDATE ingest_day_state SET read_again_at = %s", [NOW])
+    integrations.disable(world.db, "page")
+    world.ingest("org", "page")
+    assert world.fetch("SELECT state, read_again_at FROM ingest_day_state") == [("done", None)]
+
+
+# -- what a provider does not give
+
+
+def metric_names(world: World, call: int = -1) -> set[str]:
+    return set(world.provider.metrics[call])
+
+
+def test_a_metric_that_one_page_is_refused_is_asked_for_others(world: World) -> None:
+    """One page's refusal says nothing about another page, on whichever worker."""
+    world.provider.refused = {("page", VIEWS)}
+    world.provider.answers |= {(page, DAY): {VIEWS: 7, FOLLOWS: 1} for page in ("page", "second")}
+    for page in ("page", "second", "page"):
+        world.ingest("org", page)
+    assert values(world, "second") == {VIEWS: 7, FOLLOWS: 1}
+    assert VIEWS in metric_names(world, 1)
+    assert VIEWS not in metric_names(world, 2), "of this page it is known for the day"
+    world.now += dt.timedelta(days=1)
+    world.ingest("org", "page")
+    assert VIEWS in metric_names(world)
+    assert world.provider.pages[-1].refused == {VIEWS}, "asked for alone, so that it refuses no other"
+    world.provider.refused = set()
+    world.ingest("org", "page", DAY - dt.timedelta(days=1), attempt=2)
+    world.now += dt.timedelta(days=1)
+    world.ingest("org", "page")
+    world.ingest("org", "page")
+    assert world.provider.pages[-1].refused == frozenset()
+
+
+def test_a_metric_that_three_pages_are_refused_is_left_out_for_others(world: World) -> None:
+    """Each call for a dead metric is a dozen calls: all but one page a day are spared them."""
+    world.connect("org", "third", "fourth", "fifth")
+    pages = ("page", "second", "third", "fourth", "fifth")
+    world.provider.refused = {(page, VIEWS) for page in pages}
+    for page in pages[:4]:
+        world.ingest("org", page)
+    assert [VIEWS in names for names in world.provider.metrics] == [True, True, True, False]
+    assert world.fetch("SELECT DISTINCT status FROM page_metric_daily WHERE metric = %s", VIEWS) == ["unsupported"]
+    world.now += dt.timedelta(days=1)
+    for page in pages[3:]:
+        world.ingest("org", page, DAY + dt.timedelta(days=1))
+    assert [VIEWS in names for names in world.provider.metrics[4:]] == [True, False], "one page a day finds out"
+    world.now += dt.timedelta(days=1)
+    world.provider.refused = set()
+    for page in pages[3:]:
+        world.ingest("org", page, DAY + dt.timedelta(days=2))
+    assert [VIEWS in names for names in world.provider.metrics[6:]] == [True, True], "it is alive again"
+
+
+def test_a_metric_that_a_page_is_given_is_alive_that_day(world: World) -> None:
+    """Three pages of a kind that lacks it would else take it away from all the others."""
+    world.connect("org", "third", "fourth", "fifth")
+    world.provider.answers["fifth", DAY] = {VIEWS: 7}
+    world.provider.refused = {(page, VIEWS) for page in ("page", "second", "third")}
+    for page in ("fifth", "page", "second", "third", "fourth"):
+        world.ingest("org", page)
+    assert VIEWS in metric_names(world)
+
+
+def test_what_a_page_was_accepted_for_is_remembered_for_a_week(world: World) -> None:
+    """Each call would else begin with more than the provider gives, on every worker anew."""
+    world.provider.load = Load(7, 12)
+    world.ingest("org", "page")
+    world.ingest("org", "page")
+    world.ingest("org", "second")
+    assert [page.load for page in world.provider.pages] == [None, Load(7, 12), None]
+    assert world.fetch("SELECT DISTINCT until FROM page_load") == [NOW + dt.timedelta(days=7)]
+
+
+def test_notes_and_unreadable_numbers_are_told(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A person must hear of what was passed over, and which number is missing."""
+    world.provider.notes = ("page.csv: passed over the metrics x, y",)
+    world.provider.answers["page", DAY] = {VIEWS: "unreadable"}
+    world.ingest("org", "page")
+    assert "page.csv: passed over the metrics x, y" in caplog.messages
+    [record] = [record for record in caplog.records if record.message == "some numbers are unreadable"]
+    assert record.__dict__["count"] == 1
+    assert world.states()["page"] == ("done", None)
+
+
+def test_a_day_of_which_nothing_is_there_yet_is_not_asked_for_every_hour(world: World) -> None:
+    """A page that never has numbers would else cost two dozen calls a day."""
+    world.now = dt.datetime(2026, 3, 8, 12, tzinfo=dt.UTC)  # its numbers may come until the ninth, 7 o'clock
+    metrics: list[Any] = world.fetch("SELECT metric FROM metric_catalog WHERE provider = 'facebook'")
+    world.provider.answers["page", DAY] = dict.fromkeys(metrics, "pending")
+    with pytest.raises(Defer, match="not_yet_published") as asked:
+        world.ingest("org", "page")
+    assert asked.value.after == 20 * 3600 / 4
+
+
+def test_a_provider_that_gives_everything_at_once_is_asked_for_everything(world: World) -> None:
+    """A file that was mended mends every day that it has, also those that were done without a number."""
+    wait_for_it(world, DAY, back(1), back(40))
+    world.ingest("org", "page", back(40), attempt=2)
+    world.provider.reads_everything = True
+    world.provider.answers = {("page", back(days)): {VIEWS: 7} for days in (0, 1, 40)}
+    world.ingest("org", "page", back(1))
+    assert world.provider.asked[-1] == ("page", (back(40), back(1), DAY))
+    assert [values(world, day=back(days)) for days in (0, 1, 40)] == [{VIEWS: 7}] * 3
 
 
 # -- refusals
@@ -828,8 +968,8 @@ def graph(world: World, simulator: Simulator) -> Iterator[World]:
         ("token-463", Permanent, ("dead", "permanent", "token_expired"), 1, True),
         ("token-460", Permanent, ("dead", "permanent", "token_password_changed"), 1, True),
         ("perm-200", Permanent, ("dead", "permanent", "permission"), 1, True),
-        ("error-3", Defer, ("expected", "defer", "app"), 1, False),
-        ("error-101", Defer, ("expected", "defer", "app"), 1, False),
+        ("error-3", Defer, ("expected", "defer", "app_refused"), 1, False),
+        ("error-101", Defer, ("expected", "defer", "app_refused"), 1, False),
         ("error-2500", Defer, ("expected", "defer", "request"), 1, False),
         ("error-987654", Defer, ("expected", "defer", "unclassified"), 1, False),
         ("error-100-33", Permanent, ("dead", "permanent", "object_not_found"), 2, False),

@@ -122,8 +122,8 @@ def test_a_run_is_written_whole_or_not_at_all(world: World) -> None:
 def test_a_done_day_stays_done(world: World) -> None:
     """A later reading that fails says nothing about the numbers that are there."""
     ledger.record(world.db, DONE, "facebook", answer(value(VIEWS, 12)))
-    state = ledger.record(world.db, replace(DONE, state="dead", reason="token_expired"), "facebook")
-    assert state == "done"
+    recorded = ledger.record(world.db, replace(DONE, state="dead", reason="token_expired"), "facebook")
+    assert recorded.state == "done"
     assert world.states() == {"page": ("done", None)}
 
 
@@ -149,8 +149,8 @@ def test_a_window_does_not_reach_days_that_nobody_planned(world: World) -> None:
     assert world.fetch("SELECT day FROM aggregate_dirty") == [DAY]
 
 
-def test_a_window_does_not_reach_days_when_another_organization_had_the_page(world: World) -> None:
-    """They are in the other one's reports, and are not for this one's token to change."""
+def test_a_correction_reaches_the_organization_that_had_the_page_then(world: World) -> None:
+    """A page that moved yesterday is corrected today: the sum that is wrong is the former owner's."""
     failed, had = DAY - dt.timedelta(days=2), DAY - dt.timedelta(days=1)
     ledger.record(world.db, replace(DONE, day=failed, state="dead", reason="server"), "facebook")
     ledger.record(world.db, replace(DONE, day=had), "facebook", answer(value(VIEWS, 1, had)))
@@ -158,12 +158,52 @@ def test_a_window_does_not_reach_days_when_another_organization_had_the_page(wor
     world.connect("other", "another")
 
     later = answer(value(VIEWS, 9, failed), value(VIEWS, 9, had), value(VIEWS, 2))
-    ledger.record(world.db, replace(DONE, organization_id="other"), "facebook", later)
+    recorded = ledger.record(world.db, replace(DONE, organization_id="other"), "facebook", later)
 
+    assert {("org", failed), ("org", had), ("other", DAY)} <= recorded.days
     numbers = world.fetch("SELECT organization_id, day, value FROM page_metric_daily ORDER BY day")
-    assert numbers == [("org", had, 1), ("other", DAY, 2)]
-    assert world.fetch("SELECT state FROM ingest_day_state ORDER BY day") == ["dead", "done", "done"]
-    assert world.fetch("SELECT organization_id, day FROM aggregate_dirty") == [("other", DAY)]
+    assert numbers == [("org", failed, 9), ("org", had, 9), ("other", DAY, 2)]
+    assert world.fetch("SELECT state FROM ingest_day_state ORDER BY day") == ["done", "done", "done"]
+    marks = world.fetch("SELECT organization_id, day FROM aggregate_dirty ORDER BY day")
+    assert marks == [("org", failed), ("org", had), ("other", DAY)]
+
+
+@pytest.mark.parametrize(("refresh_needed", "letters"), [(False, [("page", DAY, "default")]), (True, [])])
+def test_a_mended_day_leaves_no_letter_behind(world: World, refresh_needed: bool, letters: list[Any]) -> None:
+    """A letter beside a done day sends a person to look for nothing, unless it may tell of a page that must be
+    connected again."""
+    ledger.record(world.db, replace(DONE, state="dead", error_class="transient", reason="network"), "facebook")
+    world.db.execute("UPDATE integration SET refresh_needed = %s", [refresh_needed])
+    later = replace(DONE, day=DAY + dt.timedelta(days=1))
+    both = answer(value(VIEWS, 1), value(VIEWS, 2, later.day))
+    assert ledger.record(world.db, later, "facebook", both).has_letters is not refresh_needed
+    assert ledger.mended_letters(world.db) == letters
+    ledger.forget_letters(world.db, ["page"], [DAY])
+    assert ledger.mended_letters(world.db, "page") == []
+
+
+def test_the_ledger_knows_which_days_have_a_number(world: World) -> None:
+    """A day that was answered without any number is done, and must not look like one that has numbers."""
+    empty = Reading(VIEWS, DAY, "no_data")
+    ledger.record(world.db, DONE, "facebook", answer(empty))
+    assert world.fetch("SELECT has_value FROM ingest_day_state") == [False]
+    later = replace(DONE, day=DAY + dt.timedelta(days=1))
+    both = answer(value(VIEWS, 1), Reading(VIEWS, later.day, "no_data"), at=NOW + dt.timedelta(days=1))
+    ledger.record(world.db, later, "facebook", both)
+    assert world.fetch("SELECT has_value FROM ingest_day_state ORDER BY day") == [True, False]
+    ledger.record(world.db, DONE, "facebook", answer(empty, at=NOW + dt.timedelta(days=2)))
+    assert world.fetch("SELECT has_value FROM ingest_day_state ORDER BY day") == [True, False]
+
+
+def test_an_unreadable_number_is_kept_with_its_reason(world: World) -> None:
+    """It is no hole that nobody knows of, and the number that was read before stays."""
+    odd = Reading(VIEWS, DAY, "unreadable", reason="a text where a number belongs")
+    ledger.record(world.db, DONE, "facebook", answer(odd))
+    assert world.fetch("SELECT status, value, reason FROM page_metric_daily") == [("unreadable", None, odd.reason)]
+    ledger.record(world.db, DONE, "facebook", answer(value(VIEWS, 5), at=NOW + dt.timedelta(days=1)))
+    ledger.record(world.db, DONE, "facebook", answer(odd, at=NOW + dt.timedelta(days=2)))
+    assert world.fetch("SELECT status, value, reason FROM page_metric_daily") == [("value", 5, None)]
+    assert world.fetch("SELECT status, kept_value FROM page_metric_anomaly") == [("unreadable", 5)]
 
 
 @pytest.mark.parametrize("state", ["skipped", "abandoned"])
@@ -219,15 +259,18 @@ def test_attempts_are_the_latest_and_deferrals_add_up(world: World) -> None:
 
 
 def test_a_gate_holds_back_those_it_names(world: World) -> None:
-    """A limit on one page must not stop the others; one on the app must."""
+    """A limit on one page must not stop the others; one on the app must, and one on a user all of the user's pages."""
     world.connect("org", "other")
+    world.db.execute("UPDATE integration SET user_id = 'ann' WHERE id = 'other'")
     ledger.close_gates(world.db, "facebook", [Gate("page", "page", 420.0, None, "usage")], NOW)
     assert waits(world, "page", "other") == [420.0, 0.0]
     ledger.close_gates(world.db, "facebook", [Gate("app", "facebook", 120.0, 100.0, "usage")], NOW)
     assert waits(world, "page", "other") == [420.0, 120.0]
     assert found(world, "page").blocked_for(NOW + dt.timedelta(seconds=420)) == 0.0
-    ledger.close_gates(world.db, "facebook", [Gate("user", "other", 240.0, None, "usage")], NOW)
+    ledger.close_gates(world.db, "facebook", [Gate("user", "user:ann", 240.0, None, "usage")], NOW)
     assert waits(world, "page", "other") == [420.0, 240.0]
+    ledger.close_gates(world.db, "facebook", [Gate("user", "org:org", 600.0, None, "usage")], NOW)
+    assert waits(world, "page", "other") == [600.0, 240.0]
 
 
 def test_a_gate_is_never_shortened(world: World) -> None:

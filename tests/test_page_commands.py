@@ -81,7 +81,7 @@ def back(days: int) -> dt.date:
 def test_a_facebook_page_is_connected_by_its_number(shell: Shell, page: str) -> None:
     """The name is what people know, and the API takes it: until the owner gives it to another page."""
     ran = shell.run("integration", "add", "--org", "acme", "--integration", "fb-1", f"--page={page}", stdin="EAAB")
-    assert (ran.returncode, "is no number: a facebook page is connected by its Page ID" in ran.stderr) == (2, True), (
+    assert (ran.returncode, "a page is added by its number, which is 1 to 30 digits" in ran.stderr) == (2, True), (
         ran.stderr
     )
 

@@ -58,8 +58,12 @@ def test_a_plan_expects_every_eligible_page_and_enqueues_it(world: World) -> Non
         "UPDATE organization SET deleted_at = now() WHERE id = 'gone'",
     ):
         world.db.execute(change.encode())
-    assert world.plans.plan(DAY) == Planned(expected=1, skipped=1, enqueued=1)
-    assert world.states() == {"page": ("expected", None), "waits": ("skipped", "refresh_needed")}
+    assert world.plans.plan(DAY) == Planned(expected=1, skipped=2, enqueued=1)
+    assert world.states() == {
+        "page": ("expected", None),
+        "waits": ("skipped", "refresh_needed"),
+        "disabled": ("skipped", "disabled"),
+    }
     assert world.ready() == ingest_ids("page")
 
 
@@ -126,7 +130,7 @@ def test_a_page_that_ended_meanwhile_is_not_called_again(world: World) -> None:
     """A long plan reads its list once; workers are at work behind it."""
     world.connect("org", "a", "b", "c")
     ledger.expect(world.db, DAY, queue="default")
-    chunks = ledger.open_rows(world.db, DAY, chunk=1)
+    chunks = ledger.open_rows(world.db, DAY, DAY, chunk=1)
     assert [row.integration_id for row in next(chunks)] == ["a"]
     world.ingest("org", "b")
     assert [[row.integration_id for row in rows] for rows in chunks] == [[], ["c"]]

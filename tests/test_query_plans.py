@@ -18,9 +18,9 @@ from psycopg import Connection, Cursor, Rollback, ServerCursor
 from psycopg._queries import PostgresQuery  # what every cursor of psycopg makes of its statement
 from psycopg.adapt import Transformer
 
-from jobs import aggregate, incidents, integrations, ledger
+from jobs import aggregate, incidents, integrations, ledger, metric_life
 from jobs.integrations import Integration
-from jobs.ledger import Entry
+from jobs.ledger import Chosen, Entry, Selection
 from jobs.providers.base import Answer, Gate, ProviderError, Reading
 from jobs.servers import PostgresServer
 from tests.many_pages import many_days, many_pages
@@ -39,6 +39,8 @@ LARGE = {
     "aggregate_dirty",
     "provider_gate",
     "provider_incident",
+    "metric_refusal",
+    "page_load",
 }
 
 PAGE = Integration(
@@ -53,11 +55,14 @@ PAGE = Integration(
     refresh_needed=False,
     refresh_reason=None,
     deleted=False,
+    zone="America/Los_Angeles",
+    user_id=None,
 )
 GATE = Gate("page", "7", blocked_for=60.0, usage_pct=None, source="usage")
 REFUSAL = ProviderError("permanent", "app_secret", fault="app")
 
 DONE = Entry(integration_id="page-7", organization_id="org-7", day=LAST, queue="default", run_id="run", state="done")
+SELECTION = Selection("org-7", frozenset[Chosen](("missing", "failed", "done")))
 READINGS = (
     Reading("page_follows", LAST, "no_data"),
     Reading("page_media_view", LAST - dt.timedelta(days=1), "value", Decimal(7)),
@@ -79,7 +84,10 @@ HOT = [
     Hot(
         "find",
         lambda db: integrations.find(db, "page-7"),
-        {"integration_pkey", "organization_pkey", "provider_gate_pkey", "provider_incident_open"},
+        {
+            *("integration_pkey", "organization_pkey", "provider_gate_pkey", "provider_incident_open"),
+            *("metric_refusal_pkey", "page_load_pkey"),
+        },
         "Every ingest begins with its page and the gates that may hold it back: a row each.",
     ),
     Hot(
@@ -120,6 +128,28 @@ HOT = [
         reads=frozenset({"organization", "integration"}),
     ),
     Hot(
+        "want",
+        lambda db: ledger.want(db, SELECTION, LAST, queue="backfill", now=NOW),
+        {"ingest_day_state_pkey"},
+        "Asked for each day of a backfill: a look by key for each page of one organization.",
+        reads=frozenset({"integration"}),
+    ),
+    Hot(
+        "mended letters",
+        ledger.mended_letters,
+        {"ingest_day_state_letter"},
+        "Asked every five minutes; of years of days the partial index holds those with a letter that is to go.",
+    ),
+    Hot(
+        "metrics refused",
+        lambda db: (
+            metric_life.note_refused(db, "page-7", "facebook", ["page_follows"], LAST),
+            metric_life.bury_metrics(db, "facebook", ["page_follows"], LAST),
+        ),
+        {"metric_refusal_pkey", "metric_refusal_of_metric", "metric_life_pkey"},
+        "When a metric dies every page is refused it on one day.",
+    ),
+    Hot(
         "due days",
         lambda db: ledger.due_days(db, "org-7", [LAST]),
         {"aggregate_dirty_of", "ingest_day_state_expected"},
@@ -142,12 +172,12 @@ HOT = [
     Hot(
         "open days",
         ledger.open_days,
-        {"ingest_day_state_open"},
+        {"ingest_day_state_open", "ingest_day_state_read_again"},
         "Asked every five minutes of years of days, nearly all of which have ended: the partial index holds the rest.",
     ),
     Hot(
         "open rows",
-        lambda db: list(ledger.open_rows(db, LAST, chunk=500)),
+        lambda db: list(ledger.open_rows(db, LAST, LAST, chunk=500)),
         {"ingest_day_state_open", "ingest_day_state_pkey"},
         "A plan reads one day's open rows, and looks at each again by its key before it is enqueued.",
     ),
@@ -201,6 +231,9 @@ _BESIDES: tuple[LiteralString, ...] = (
     " SELECT DISTINCT i.organization_id, c.metric, day::date, 'sum', 10, 10, 0, 0, 0, 0, day < '2026-03-06',"
     " '[]'::jsonb, '', now() FROM integration i JOIN metric_catalog c USING (provider)"
     " CROSS JOIN generate_series('2026-02-15'::date, '2026-03-07', interval '1 day') AS day",
+    "INSERT INTO metric_refusal (integration_id, metric, provider, refused_on)"
+    " SELECT i.id, c.metric, i.provider, '2026-03-01' FROM integration i JOIN metric_catalog c USING (provider)",
+    "INSERT INTO page_load (integration_id, days, metrics, until) SELECT id, 7, 12, now() FROM integration",
     "INSERT INTO provider_gate (provider, scope, key, blocked_until, source)"
     " SELECT 'facebook', 'page', n::text, now(), 'usage' FROM generate_series(1, 1000) AS n",
     "INSERT INTO provider_refusal (provider, integration_id, reason, since, others_answered)"

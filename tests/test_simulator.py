@@ -396,3 +396,59 @@ def test_a_request_that_cannot_be_read_is_answered(simulator: Simulator, request
     with socket.create_connection(("127.0.0.1", int(simulator.url.rpartition(":")[2])), timeout=10) as link:
         link.sendall(request_ + b"\r\n\r\n")
         assert link.recv(1000).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "refused"),
+    [
+        ("reduce-above:2x9", (True, True, False)),
+        ("reduce-above:9x1", (True, False, True)),
+        ("reduce-above:5", (True, False, False)),
+        ("refuse:page_follows", (True, False, True)),
+    ],
+)
+def test_a_call_is_refused_for_what_it_asks(
+    simulator: Simulator, client: PoolManager, behaviour: str, refused: tuple[bool, ...]
+) -> None:
+    """Three days of two metrics, of one, and two days of two."""
+    both = {"metric": "page_media_view,page_follows"}
+    calls = (
+        {**both, "since": "2026-03-15", "until": "2026-03-18"},
+        {**METRIC, "since": "2026-03-15", "until": "2026-03-18"},
+        {**both, "since": "2026-03-15", "until": "2026-03-17"},
+    )
+    simulator.script("*", then=behaviour)
+    assert tuple("error" in insights(client, simulator, **call) for call in calls) == refused
+
+
+@pytest.mark.parametrize("kind", ["string", "list", "map", "bool", "total", "nan", "no-end", "total-value", "no-name"])
+@pytest.mark.parametrize("where", [0, 1])
+def test_an_odd_value_is_in_one_metric_only(simulator: Simulator, client: PoolManager, kind: str, where: int) -> None:
+    """The first of the asked ones, or the named one."""
+    names = ["page_media_view", "page_follows"]
+    query = {"metric": ",".join(names), **DAY}
+    plain = insights(client, simulator, **query)["data"]
+    simulator.script("*", f"odd-{kind}" + (f":{names[where]}" if where else ""))
+    odd = insights(client, simulator, **query)["data"]
+    assert [index for index in (0, 1) if odd[index] != plain[index]] == [where]
+
+
+def test_every_behaviour_may_come_under_another_status(simulator: Simulator, client: PoolManager) -> None:
+    """The status of the API does not carry the class, and a client must not believe that it does."""
+    address = f"{simulator.url}/v25.0/{simulator.pages[0].page_id}/insights"
+    headers = {"Authorization": f"Bearer {simulator.pages[0].token}"}
+    for name, code in (("app-190@200", 190), ("fault-104@503", 104), ("token-463@429", 190), ("error-2@401", 2)):
+        simulator.script("*", name)
+        answer = client.request("GET", address, fields={**METRIC, **DAY}, headers=headers)
+        assert (answer.status, answer.json()["error"]["code"]) == (int(name[-3:]), code)
+
+
+def test_values_of_no_day_and_a_wait_can_be_scripted(simulator: Simulator, client: PoolManager) -> None:
+    """A proxy names its pause in seconds."""
+    address = f"{simulator.url}/v25.0/{simulator.pages[0].page_id}/insights"
+    headers = {"Authorization": f"Bearer {simulator.pages[0].token}"}
+    simulator.script("*", "retry-after:17", "no-days-end")
+    answer = client.request("GET", address, fields={**METRIC, **DAY}, headers=headers)
+    assert (answer.status, answer.headers["retry-after"]) == (503, "17")
+    (element,) = insights(client, simulator, **METRIC, **DAY)["data"]
+    assert [value["end_time"] for value in element["values"]] == ["2026-03-18T19:00:00+0000"]

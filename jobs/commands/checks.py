@@ -44,10 +44,10 @@ def _check_app_secret() -> list[Finding]:
 
 def _check_providers() -> list[Finding]:
     with connected(JobSettings.from_environment()) as connection:
-        found, away = incidents.all_open(connection), health.outages(connection)
+        found = incidents.all_open(connection)
     if not found:
         return [Finding("ok", "providers", "none refuses every page, none is away")]
-    return [_is_away(incident) if incident.provider in away else _refuses(incident) for incident in found]
+    return [_is_away(incident) if incident.is_outage else _refuses(incident) for incident in found]
 
 
 def _is_away(incident: Incident) -> Finding:

@@ -12,7 +12,9 @@ from jobs import integrations, organizations
 from jobs.app import Application
 from jobs.commands.store import connected
 from jobs.integrations import Facts, Integration, Moved
+from jobs.providers.base import Load
 from jobs.providers.csvfiles import CsvProvider
+from jobs.providers.facebook import FacebookProvider
 from jobs.vault import Vault
 from redisq import protect, redact
 from redisq.cli import JSON_OPTION, Exit, Failed, page_note, say, show_document, show_table
@@ -63,13 +65,11 @@ def add(token_file: TextIO, provider: str, page_id: str, zone: str | None, user:
     say(f"connected {page['integration_id']}")
 
 
-def _check_facebook(page_id: str) -> None:
-    if not (page_id.isascii() and page_id.isdigit()):
-        raise ValueError(f"page {page_id!r} is no number: a facebook page is connected by its Page ID, not by its name")
-
-
 _WITHOUT_TOKEN = ("csv", "import")
-_CHECKS: Mapping[str, Callable[[str], None]] = {"facebook": _check_facebook, "csv": CsvProvider.check_page_id}
+_CHECKS: Mapping[str, Callable[[str], None]] = {
+    "facebook": FacebookProvider.check_page_id,
+    "csv": CsvProvider.check_page_id,
+}
 
 
 def check_page_id(provider: str, page_id: str) -> None:
@@ -109,7 +109,7 @@ def show(integration_id: str, as_json: bool) -> None:
     if found is None or facts is None:
         raise _unknown(integration_id)
     if as_json:
-        show_document(_page(found) | _facts(facts))
+        show_document(_page(found) | _facts(found, facts))
     else:
         show_table(("fact", "value"), _lines(found, facts))
 
@@ -300,7 +300,8 @@ def _show_pages(found: Sequence[Integration], organization_id: str | None) -> No
     show_table(columns[begin:], [row[begin:] for row in rows])
 
 
-def _facts(facts: Facts) -> dict[str, object]:
+def _facts(found: Integration, facts: Facts) -> dict[str, object]:
+    load = _load(found)
     return {
         "connectedAt": _moment(facts.created_at),
         "readSince": _moment(facts.read_since),
@@ -310,8 +311,8 @@ def _facts(facts: Facts) -> dict[str, object]:
         "lastNumber": facts.last_number and facts.last_number.isoformat(),
         "daysWithNumber": facts.numbers,
         "openDays": facts.open_days,
-        "refused": [{"metric": each.metric, "on": each.on.isoformat()} for each in facts.refused],
-        "load": {"days": facts.load_days, "metrics": facts.load_metrics} if facts.load_days else None,
+        "refused": [{"metric": metric, "on": day.isoformat()} for day, metric in _refused(found)],
+        "load": {"days": load.days, "metrics": load.metrics} if load else None,
     }
 
 
@@ -330,10 +331,23 @@ def _lines(found: Integration, facts: Facts) -> Iterator[tuple[str, object]]:
     yield "days", f"{facts.first_day} to {facts.last_day}" if facts.first_day else "none was planned yet"
     yield "last number", facts.last_number or "none yet"
     yield "open days", facts.open_days
-    for each in facts.refused:
-        yield "refused", f"{each.metric}, the last time on {each.on}"
-    if facts.load_days:
-        yield "a call asks for", f"at most {facts.load_days} days and {facts.load_metrics} metrics"
+    for day, metric in _refused(found):
+        yield "refused", f"{metric}, the last time on {day}"
+    if load := _load(found):
+        yield "a call asks for", f"at most {_days(load.days)} and {load.metrics} metrics"
+
+
+def _refused(found: Integration) -> list[tuple[dt.date, str]]:
+    """Return the metrics that the page was refused, the latest first, and on which UTC day."""
+    return sorted(zip(found.metrics_refused_on, found.metrics_refused, strict=True), reverse=True)
+
+
+def _load(found: Integration) -> Load | None:
+    """Return how much a call may ask for, None when the provider accepts what is usual."""
+    if not (found.load_days and found.load_metrics and found.load_until):
+        return None
+    is_over = found.load_until <= dt.datetime.now(dt.UTC)
+    return None if is_over else Load(found.load_days, found.load_metrics)
 
 
 def _moment(at: dt.datetime | None) -> str | None:

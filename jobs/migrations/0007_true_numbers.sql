@@ -56,9 +56,12 @@ ALTER TABLE org_metric_daily
     ADD COLUMN n_unreadable integer NOT NULL DEFAULT 0,  -- answered with what is no number: missing
     ADD COLUMN n_refused integer NOT NULL DEFAULT 0,  -- refused to this page and given to others: missing
     ADD COLUMN value_coverage numeric,  -- pages with a number / expected, NULL when nothing is expected
-    ADD COLUMN zone text,  -- of the day; "mixed" where the zones of the pages differ, NULL before this column was there
+    ADD COLUMN zone text,  -- of the day; "mixed" where the zones of the pages differ, NULL without any page
     ADD COLUMN pages_hash text;  -- of the ids of the pages with a number: two days with the same hash have the same pages
 UPDATE org_metric_daily SET value_coverage = trunc(n_value::numeric / n_expected, 4) WHERE n_expected > 0;
+UPDATE org_metric_daily d SET zone = (
+    SELECT CASE WHEN count(DISTINCT zone) > 1 THEN 'mixed' ELSE min(zone) END
+    FROM integration i WHERE i.organization_id = d.organization_id);
 
 -- Which metrics a page was refused, and on which UTC day the last time.
 CREATE TABLE metric_refusal (

@@ -155,6 +155,11 @@ class ProviderError(Exception):
         self.gates = gates
         super().__init__(f"{error_class}/{reason}: {self.detail}".removesuffix(": "))
 
+    def facts(self) -> dict[str, Any]:
+        """Return what `ProviderError(**facts)` makes anew, ready for JSON, without the gates."""
+        names = ("error_class", "reason", "detail", "code", "subcode", "http_status", "trace_id", "needs_reconnect")
+        return {name: getattr(self, name) for name in (*names, "fault")}
+
     @property
     def is_silence(self) -> bool:
         """Tell whether not one byte came from the provider: no address, no connection, no answer in time."""
@@ -168,7 +173,9 @@ class ProviderError(Exception):
     @property
     def may_be_of_one_day(self) -> bool:
         """Tell whether fewer days may be had though these are refused for good: it is not the page that is at fault."""
-        return self.error_class == "permanent" and (self.reason == "malformed" or self.fault == "unclear")
+        if self.error_class != "permanent" or self.needs_reconnect:  # a token and a right are those of every day
+            return False
+        return self.reason == "malformed" or self.fault == "unclear"
 
 
 class Provider(Protocol):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from json import JSONDecodeError, JSONDecoder
 from typing import Any
 
 from jobs.providers.base import ErrorClass, Fault
@@ -14,13 +15,14 @@ RATE_LIMITS = frozenset({4, 17, 32, 341, 613, *range(80000, 80015)})
 POLICY_BLOCK = 368
 REDUCE_REQUEST = (100, 1487534)
 OBJECT_NOT_FOUND = (100, 33)
+ABRUPT_VOLUME = (613, 1996)
 
 _SERVICE = frozenset({1, 2})
-_CONNECTION = frozenset({104, 960})
+_CONNECTION = 960
 _TOKEN = frozenset({102, 190})
 _PERMISSION = frozenset({10, *range(200, 300)})
-_APP = frozenset({3, 12, 101})  # no such right, no such version any more, no such app
-_REQUEST = frozenset({100, 803, 2500, 3001})
+_APP = frozenset({3, 12, 101, 104})  # no such right, no such version any more, no such app, no token came along
+_REQUEST = frozenset({100, 506, 803, 2500, 3001, 1609005})
 _NO_SUCH_OBJECT = 803  # as a request it can be wrong for one page alone
 _UNCLEAR = frozenset({"request", "invalid_metric", "unclassified"})  # the last: a proxy's page, a code of next year
 _TOKEN_REASONS = {
@@ -33,6 +35,10 @@ _TOKEN_REASONS = {
     492: "no_page_role",
     493: "data_access_expired",
 }
+
+# Only what begins a sentence about the app: "The user has not authorized application 123" is about one page's token.
+_OF_THE_APP = re.compile(r"\berror validating application\b", re.IGNORECASE)
+_LESS_DATA = "reduce the amount of data"
 
 Document = dict[str, Any]
 
@@ -56,13 +62,19 @@ class Failure:
     @property
     def needs_reconnect(self) -> bool:
         """Tell whether only the owner of the page can help."""
-        return self.code in _TOKEN | _PERMISSION and self.error_class == "permanent"
+        is_theirs = self.code in _TOKEN or self.code in _PERMISSION
+        return is_theirs and self.error_class == "permanent" and self.reason != "app"
 
     @property
     def fault(self) -> Fault:
-        """Tell whether the refusal is about the page, about our app, or may be either."""
+        """Tell whether the refusal is about the page, about our app, or may be either.
+
+        An app that was switched off is refused in the words of a bad token or a missing right, but for every page.
+        """
         if self.reason == "app":
             return "app"
+        if self.needs_reconnect:
+            return "page" if self.subcode in _TOKEN_REASONS else "unclear"
         is_unclear = self.reason in _UNCLEAR and self.code != _NO_SUCH_OBJECT
         return "unclear" if is_unclear else "page"
 
@@ -74,12 +86,10 @@ def classify(
 
     `exception` is what the transport raised, with `status` None when no answer began. The HTTP status does not
     carry the class (code 2 comes under 200, 400, 401 and 500) and texts may be translated: a known code
-    decides alone.
+    decides alone. A number that cannot be read at all is NaN or infinite, so that it costs only itself.
     """
     if exception is not None:
-        reason = "malformed" if isinstance(exception, UnusableBody) else "network"
-        detail = f"{type(exception).__name__}: {exception}".removesuffix(": ")
-        return Failure("transient", reason, detail, http_status=status)
+        return _by_exception(status, exception)
     document = _parse(body)
     error = document.get("error")
     if isinstance(error, dict):
@@ -89,17 +99,45 @@ def classify(
     return _by_status(status or 0, headers, len(body))
 
 
+def _by_exception(status: int | None, exception: Exception) -> Failure:
+    """Judge an answer that did not come, or not whole. A body that is useless leaves the status to say something."""
+    detail = f"{type(exception).__name__}: {exception}".removesuffix(": ")
+    if not isinstance(exception, UnusableBody):
+        return Failure("transient", "network", detail, http_status=status)
+    if status == 429:
+        return Failure("rate_limited", "rate_limited", detail, http_status=status)
+    return Failure("transient", "server" if (status or 0) >= 500 else "malformed", detail, http_status=status)
+
+
+def _as_number(text: str) -> int | Decimal | float:
+    """Return the exact number, infinity for one that Python does not take: thousands of digits, absurd exponents."""
+    try:
+        return int(text) if text.lstrip("-").isdigit() else Decimal(text)
+    except (ValueError, ArithmeticError):
+        return float("inf")
+
+
+_DECODER = JSONDecoder(parse_float=Decimal, parse_constant=float)
+_PATIENT_DECODER = JSONDecoder(parse_float=_as_number, parse_int=_as_number, parse_constant=float)
+
+
 def _parse(body: bytes) -> Document:
     """Return the JSON object in `body`, numbers exact; empty when it holds none."""
     try:
-        document = json.loads(body.decode("utf-8-sig"), parse_float=Decimal, parse_constant=_refuse)
-    except (ValueError, ArithmeticError, RecursionError):
+        text = body.decode("utf-8-sig")
+        document = _decoded(text)
+    except (UnicodeDecodeError, JSONDecodeError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+def _decoded(text: str) -> Any:
+    try:
+        return _DECODER.decode(text)
+    except JSONDecodeError:
+        raise
+    except (ValueError, ArithmeticError):
+        return _PATIENT_DECODER.decode(text)  # one number is at fault, and asking for each is slow
 
 
 def _by_code(status: int, error: Document) -> Failure:
@@ -126,21 +164,21 @@ def _verdict(
     The text decides between reasons of one class only, never between classes.
     """
     if code in RATE_LIMITS:
-        return "rate_limited", "rate_limited"
+        return "rate_limited", "abrupt_volume" if (code, subcode) == ABRUPT_VOLUME else "rate_limited"
     if code == POLICY_BLOCK:
         return "rate_limited", "policy_block"
     if (code, subcode) == REDUCE_REQUEST:
         return "transient", "reduce_request"
     if is_transient or code in _SERVICE or subcode == 99:
-        return "transient", "reduce_request" if "reduce the amount of data" in message else "server"
-    if code in _CONNECTION:
+        return "transient", "reduce_request" if _LESS_DATA in message.lower() else "server"
+    if code == _CONNECTION:
         return "transient", "network"
+    if code in _APP or _names_the_app(code, subcode, message):
+        return "permanent", "app"
     if code in _TOKEN:
         return "permanent", _TOKEN_REASONS.get(subcode or 0, "token_invalid")
     if code in _PERMISSION:
         return "permanent", "permission"
-    if code in _APP or (code == 100 and "appsecret_proof" in message):
-        return "permanent", "app"
     if (code, subcode) == OBJECT_NOT_FOUND:
         return "permanent", "object_not_found"
     if code == 100 and "insights metric" in message:
@@ -151,6 +189,13 @@ def _verdict(
     if status == 429:
         return "rate_limited", "rate_limited"
     return ("transient", "server") if status >= 500 else ("permanent", "unclassified")
+
+
+def _names_the_app(code: int | None, subcode: int | None, message: str) -> bool:
+    """Tell whether the text of a code that has several meanings is about our app. A known subcode is about a token."""
+    if code == 100:
+        return "appsecret_proof" in message
+    return code in _TOKEN and subcode not in _TOKEN_REASONS and _OF_THE_APP.search(message) is not None
 
 
 def _by_status(status: int, headers: Mapping[str, str], size: int) -> Failure:
@@ -170,7 +215,7 @@ def _by_status(status: int, headers: Mapping[str, str], size: int) -> Failure:
         case _ if status < 500:
             error_class, reason = "permanent", "unclassified"
         case _:
-            error_class, reason = "transient", "malformed"
+            error_class, reason = "transient", "server"
     kind = headers.get("content-type", "unknown type")
     detail = f"HTTP {status} with neither data nor an error ({kind}, {size} bytes)"
     return Failure(error_class, reason, detail, http_status=status, trace_id=headers.get("x-fb-trace-id"))

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from functools import partial
-from threading import Lock
-from time import sleep
+from time import monotonic, sleep
+from typing import Any
 from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
-from jobs.providers.base import Answer, Gate, Metric, Page, ProviderError, Reading
-from jobs.providers.classify import Document, Failure, UnusableBody, classify
+from jobs.providers.base import Answer, Gate, Metric, Page, ProviderError, Reading, printable
+from jobs.providers.classify import Failure, UnusableBody, classify
 from jobs.providers.graph import Graph
-from jobs.providers.insights import DAY_ZONE, PUBLISHED_WITHIN, Buckets, Window, reading, series
+from jobs.providers.insights import DAY_ZONE, PUBLISHED_WITHIN, Findings, Window
+from jobs.providers.portions import Portions
 from jobs.providers.usage import gates, merged
 
 VERSION = "v25.0"
 
 _SENDABLE = re.compile(r"[\x21-\x7e]+")
+_PAGE_ID = re.compile(r"[0-9]{1,30}")
+_MOST_CALLS = 40  # of one read; its time is bounded too
+_UNFINISHED = Failure("transient", "unfinished", "one read took as many calls, or as long, as it may")
 
 
 class FacebookProvider:
-    """Reads pages over HTTP. Retries nothing by itself, except to confirm once that a page is not there."""
+    """Reads pages over HTTP. Retries nothing by itself, except to confirm once that a page is not there.
+
+    It remembers nothing between two reads: what it learns of a page is in the answer.
+    """
 
     name = "facebook"
     day_zone = DAY_ZONE
@@ -43,9 +49,13 @@ class FacebookProvider:
         max_body: int = 2 * 1024 * 1024,
         max_connections: int = 64,
         confirm_after: float = 1.0,
+        read_deadline: float = 60.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`total_deadline` bounds each HTTP call; `confirm_after` is the pause before asking for a page again."""
+        """`total_deadline` bounds each HTTP call, `read_deadline` all calls of a read together: two at least.
+
+        `confirm_after` is the pause before asking for a page again.
+        """
         self._graph = Graph(
             base_url=base_url,
             version=version,
@@ -55,92 +65,92 @@ class FacebookProvider:
             max_connections=max_connections,
         )
         self._confirm_after = confirm_after
+        self._read_deadline = max(read_deadline, 2 * total_deadline)
         self._clock = clock
-        self._refusals = _Refusals()
+
+    @staticmethod
+    def check_page_id(page_id: str) -> None:
+        """Raise ValueError, with a sentence that says what to do, for what cannot be the id of a page."""
+        if not _PAGE_ID.fullmatch(page_id):
+            raise ValueError(
+                f"a page is added by its number, which is 1 to 30 digits, and not by {printable(page_id)[:50]!r}: "
+                "use the page ID that the page shows under About, Page transparency"
+            )
 
     def read(self, page: Page, days: Sequence[date], metrics: Sequence[Metric]) -> Answer:
         """Return one reading for each metric and day, in that order.
 
-        One call, unless the API refuses a metric: then each is asked alone, the refused ones are unsupported and
-        not asked again before the next UTC day. Raises ProviderError; ValueError for more than 90 days.
+        One call, unless the API refuses something. A refused metric is found by asking for each alone; it is
+        unsupported for this page. A call that asks for too much is halved until it is accepted; days that take too
+        many calls then are left out, the oldest first. Raises ProviderError; ValueError for more than 90 days.
         """
-        window, now = Window.of(days), self._clock()
+        window, now = Window.of(days, page.zone or DAY_ZONE), self._clock()
         names = list(dict.fromkeys(m.name for m in metrics if any(map(m.covers, window.days))))
-        conversation = _Conversation(self._graph, page, window, self._confirm_after)
-        try:
-            found = self._collect(conversation, self._refusals.without(names, now.date()), now.date())
-            readings = tuple(
-                reading(metric.name, day, found[metric.name], now)
-                if metric.name in found and metric.covers(day)
-                else Reading(metric.name, day, "unsupported")
-                for metric in metrics
-                for day in window.days
-            )
-        except UnusableBody as error:
-            raise conversation.error(Failure("transient", "malformed", str(error), http_status=200)) from None
-        return Answer(readings, now, merged(conversation.gates))
+        portions = Portions(window.days, names, alone=page.refused, load=page.load)
+        conversation = _Conversation(
+            self._graph,
+            page,
+            confirm_after=self._confirm_after,
+            ends=monotonic() + self._read_deadline,
+            most_calls=max(_MOST_CALLS, 2 * len(names)),  # of very many metrics the latest day alone takes more
+            clock=self._clock,
+        )
+        findings = Findings(page.page_id, window.zone)
+        notes = _collect(conversation, portions, findings, window)
+        readings = _readings(metrics, [day for day in window.days if portions.is_whole(day)], portions, findings, now)
+        return Answer(
+            readings,
+            now,
+            merged(conversation.gates),
+            frozenset(portions.given),
+            frozenset(portions.refused),
+            portions.load,
+            notes,
+        )
 
     def close(self) -> None:
         """Close the connections."""
         self._graph.close()
 
-    def _collect(self, conversation: _Conversation, names: list[str], today: date) -> dict[str, Buckets]:
-        """Return the buckets of every metric that the API accepts; it refuses a call for one bad name in it.
-
-        A refused call is split: what was accepted alone before goes together, the rest one by one. What is
-        learned is kept at once, so that a retry after a failure in the middle does not start again; but a page of
-        which nothing was accepted may be refused itself, and says nothing about metrics.
-        """
-        found: dict[str, Buckets] = {}
-        refused: dict[str, Failure] = {}
-        groups = deque([names] if names else [])
-        while groups:
-            group = groups.popleft()
-            answer = conversation.ask(group)
-            if isinstance(answer, dict):
-                found |= answer
-                self._refusals.accept(group, today)
-            elif len(group) == 1:
-                refused[group[0]] = answer
-            else:
-                groups.extend(self._refusals.split(group, today, whole=group == names))
-            if found and refused:
-                self._refusals.refuse(refused, today)
-        if refused and not found:
-            # Nothing was accepted, so the fault is ours and not a metric's: a missing proof, a wrong version.
-            raise conversation.error(next(iter(refused.values())))
-        return found
-
 
 class _Conversation:
     """One read of one page, and the gates it meets."""
 
-    def __init__(self, graph: Graph, page: Page, window: Window, confirm_after: float) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        page: Page,
+        *,
+        confirm_after: float,
+        ends: float,
+        most_calls: int,
+        clock: Callable[[], datetime],
+    ) -> None:
+        """No call begins after the moment `ends` of the monotonic clock, or after `most_calls` of them."""
         self.gates: list[Gate] = []
         self._graph = graph
         self._page = page
-        self._window = window
         self._confirm_after = confirm_after
+        self._ends = ends
+        self._calls_left = most_calls
+        self._clock = clock
         if not _SENDABLE.fullmatch(page.token):
             detail = "the stored token is empty or holds characters that no token has"
             raise ProviderError("permanent", "token_invalid", detail, needs_reconnect=True)
 
-    def ask(self, names: list[str]) -> dict[str, Buckets] | Failure:
-        """Return the buckets of each name (none for an absent one), or the refusal of one of the names.
+    def ask(self, metrics: Sequence[str], window: Window) -> list[Any] | Failure:
+        """Return the data, the refusal of one of the metrics, or that of a call that asks for too much.
 
-        Raises ProviderError for every other failure, UnusableBody for an answer that makes no sense.
+        Raises ProviderError for every other failure.
         """
-        outcome = self._call(names)
+        outcome = self._call(metrics, window)
         if isinstance(outcome, Failure) and outcome.reason == "object_not_found":
             # Seen for pages that are there: throttling, or a replica that lags behind.
             sleep(self._confirm_after)
-            outcome = self._call(names)
-        if isinstance(outcome, dict):
-            found = series(outcome["data"], self._page.page_id)
-            return {name: found.get(name, {}) for name in names}
-        if not _may_be_a_metric(outcome):
-            raise self.error(outcome)
-        return outcome
+            outcome = self._call(metrics, window)
+        if isinstance(outcome, list) or outcome.reason == "reduce_request" or _may_be_a_metric(outcome):
+            return outcome
+        raise self.error(outcome)
 
     def error(self, failure: Failure) -> ProviderError:
         """Return the failure as what a provider raises: without a secret, with the gates met so far."""
@@ -158,21 +168,96 @@ class _Conversation:
             gates=merged(self.gates),
         )
 
-    def _call(self, names: list[str]) -> Document | Failure:
+    def malformed(self, error: UnusableBody) -> ProviderError:
+        """Return what a provider raises for an answer that makes no sense."""
+        return self.error(Failure("transient", "malformed", str(error), http_status=200))
+
+    def _call(self, metrics: Sequence[str], window: Window) -> list[Any] | Failure:
+        time_left = self._ends - monotonic()
+        if time_left <= 0 or self._calls_left <= 0:
+            raise self.error(_UNFINISHED)
+        self._calls_left -= 1
         exchange = self._graph.get(
             f"{quote(self._page.page_id, safe='')}/insights",
             {
-                "metric": ",".join(names),
+                "metric": ",".join(metrics),
                 "period": "day",
-                "since": str(self._window.since),
-                "until": str(self._window.until),
+                "since": str(window.since),
+                "until": str(window.until),
             },
             self._page.token,
+            within=time_left,
         )
+        if exchange.exception is not None and monotonic() >= self._ends:
+            raise self.error(_UNFINISHED)  # it was cut short by us, and is no sign that the provider is away
         outcome = classify(exchange.status, exchange.headers, exchange.body, exchange.exception)
         failure = outcome if isinstance(outcome, Failure) else None
-        self.gates += gates(exchange.headers, failure, app=FacebookProvider.name, page=self._page)
-        return outcome
+        self.gates += gates(exchange.headers, failure, app=FacebookProvider.name, page=self._page, now=self._clock())
+        return outcome if isinstance(outcome, Failure) else outcome["data"]
+
+
+def _collect(conversation: _Conversation, portions: Portions, findings: Findings, window: Window) -> tuple[str, ...]:
+    """Ask for everything and return lines for people. What goes wrong once the latest day is whole costs older days."""
+    notes: tuple[str, ...] = ()
+    refusal: Failure | None = None
+    try:
+        refusal = _ask_in_portions(conversation, portions, findings, window.zone)
+    except ProviderError as error:
+        left_out = [day for day in window.days if not portions.is_whole(day)]
+        if window.days[-1] in left_out:
+            raise
+        notes = (f"{left_out[-1]} and the days before it were left out: {error}",)
+    if refusal is not None and not portions.given:
+        # Nothing was accepted, so the fault is ours and not a metric's: a missing proof, a wrong version.
+        raise conversation.error(refusal)
+    try:
+        findings.judge()
+    except UnusableBody as error:
+        raise conversation.malformed(error) from None
+    return notes
+
+
+def _ask_in_portions(
+    conversation: _Conversation, portions: Portions, findings: Findings, zone: ZoneInfo
+) -> Failure | None:
+    """Ask until nothing is left; return the first refusal of a metric."""
+    refusal: Failure | None = None
+    while (portion := portions.next()) is not None:
+        outcome = conversation.ask(portion.metrics, Window(portion.days[::-1], zone))
+        if isinstance(outcome, list):
+            try:
+                findings.add(outcome)
+            except UnusableBody as error:
+                raise conversation.malformed(error) from None
+            portions.accept(portion)
+        elif outcome.reason == "reduce_request":
+            if not portions.shrink(portion):
+                raise conversation.error(outcome)
+        elif len(portion.metrics) > 1:
+            portions.isolate(portion)
+        elif portion.metrics[0] in portions.given:
+            raise conversation.error(outcome)  # these days are refused, and not the metric
+        else:
+            refusal = refusal or outcome
+            portions.refuse(portion.metrics[0])
+    return refusal
+
+
+def _readings(
+    metrics: Sequence[Metric], days: Sequence[date], portions: Portions, findings: Findings, now: datetime
+) -> tuple[Reading, ...]:
+    """Return the readings of days that are whole."""
+    found: list[Reading] = []
+    for metric in metrics:
+        if metric.name in portions.given and metric.valid_from is None and metric.valid_to is None:
+            found += findings.readings(metric.name, days, now)
+            continue
+        for day in days:
+            if metric.name in portions.given and metric.covers(day):
+                found += findings.readings(metric.name, [day], now)
+            else:
+                found.append(Reading(metric.name, day, "unsupported"))
+    return tuple(found)
 
 
 def _may_be_a_metric(failure: Failure) -> bool:
@@ -183,45 +268,3 @@ def _may_be_a_metric(failure: Failure) -> bool:
     if failure.reason == "invalid_metric":
         return True
     return failure.reason == "request" and failure.code == 100
-
-
-class _Refusals:
-    """What the API said today about single metrics: a property of app and version, so one page learns for all."""
-
-    def __init__(self) -> None:
-        # Held for a look or a note, never across a call: two slots may make the same discovery at once.
-        self._lock = Lock()
-        self._day: date | None = None
-        self._accepted: set[str] = set()
-        self._refused: set[str] = set()
-
-    def without(self, names: list[str], today: date) -> list[str]:
-        """Return the names not refused today; all of them when that leaves none, for then it is worth a look."""
-        with self._of(today):
-            return [name for name in names if name not in self._refused] or names
-
-    def split(self, group: list[str], today: date, *, whole: bool) -> list[list[str]]:
-        """Return `group` in parts to ask next: those accepted today together (if `whole`), the others alone."""
-        with self._of(today):
-            together = [name for name in group if whole and name in self._accepted]
-        if len(together) == len(group):
-            together = []
-        alone = [[name] for name in group if name not in together]
-        return [together, *alone] if together else alone
-
-    def accept(self, names: list[str], today: date) -> None:
-        """Note that a call with `names` was answered."""
-        with self._of(today):
-            self._accepted.update(names)
-
-    def refuse(self, names: Iterable[str], today: date) -> None:
-        """Note that a call with each of `names` alone was refused, and one with another name was not."""
-        with self._of(today):
-            self._refused.update(names)
-
-    @contextmanager
-    def _of(self, today: date) -> Iterator[None]:
-        with self._lock:
-            if today != self._day:
-                self._day, self._accepted, self._refused = today, set(), set()
-            yield

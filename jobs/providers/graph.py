@@ -58,8 +58,12 @@ class Graph:
         # urllib3 tells every URL at DEBUG, a strange one in a warning, and ours carry the proof.
         logging.getLogger("urllib3").setLevel(logging.ERROR)
 
-    def get(self, path: str, params: Mapping[str, str], token: str) -> Exchange:
-        """Return what came of GET `path`; failures of the transport are part of it and not raised."""
+    def get(self, path: str, params: Mapping[str, str], token: str, *, within: float) -> Exchange:
+        """Return what came of GET `path`; failures of the transport are part of it and not raised.
+
+        The call ends within so many seconds, and within the deadline of every call.
+        """
+        deadline = min(within, self._total_deadline)
         if self._app_secret is not None:
             params = {**params, "appsecret_proof": self._proof(token)}
         query = urlencode(params, safe=",")
@@ -70,8 +74,8 @@ class Graph:
                 headers={"Accept": "application/json", "Accept-Encoding": "gzip", "Authorization": f"Bearer {token}"},
                 retries=_NEVER_AGAIN,
                 redirect=False,
-                timeout=Timeout(self._total_deadline, connect=min(_CONNECT_TIMEOUT, self._total_deadline)),
-                pool_timeout=self._total_deadline,  # type: ignore[arg-type]  # of a queue.Queue, which takes a float
+                timeout=Timeout(deadline, connect=min(_CONNECT_TIMEOUT, deadline)),
+                pool_timeout=deadline,  # type: ignore[arg-type]  # of a queue.Queue, which takes a float
                 preload_content=False,
             )
         except HTTPError as error:
@@ -80,7 +84,7 @@ class Graph:
             self._notice_version(response.headers)
             return Exchange(response.status, response.headers, self._body(response))
         except (HTTPError, UnusableBody) as error:
-            return Exchange(response.status, {}, b"", error)
+            return Exchange(response.status, response.headers, b"", error)
         finally:
             # Which is back in the pool by now if all of it was read.
             response.close()

@@ -1,10 +1,12 @@
-"""Turns the Graph API's usage headers and rate-limit codes into gates."""
+"""Turns usage headers, rate-limit codes and Retry-After into gates."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from jobs.providers.base import Gate, Page, Scope
@@ -21,6 +23,8 @@ _MOST = 1e6  # percent or minutes: more tells nothing more
 _PAUSE = 60.0
 _LONG_PAUSE = 300.0
 _POLICY_PAUSE = 3600.0
+_ABRUPT_PAUSE = 3600.0
+_UNAVAILABLE = 503
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +35,29 @@ class _Usage:
     wait: float
 
 
-def gates(headers: Mapping[str, str], failure: Failure | None, *, app: str, page: Page) -> tuple[Gate, ...]:
-    """Return the gates that one answer asks for: usage of 95 % and more, a given wait, or a rate limit."""
-    keys: dict[Scope, str] = {"app": app, "user": page.integration_id, "page": page.page_id}
-    near = [usage for usage in _usages(headers) if usage.percent >= _SLOW_AT or usage.wait > 0]
+def gates(
+    headers: Mapping[str, str], failure: Failure | None, *, app: str, page: Page, now: datetime
+) -> tuple[Gate, ...]:
+    """Return the gates that one answer asks for: usage of 95 % and more, a given wait, or a rate limit.
+
+    `failure` is what the answer was judged to be. A Retry-After counts when it is longer than our own pause.
+    """
+    keys: dict[Scope, str] = {"app": app, "user": page.user or page.integration_id, "page": page.page_id}
+    near = [usage for usage in _usages(headers, page.page_id) if usage.percent >= _SLOW_AT or usage.wait > 0]
     found = [
         Gate(usage.scope, keys[usage.scope], max(usage.wait, _PAUSE), usage.percent, usage.source) for usage in near
     ]
-    if failure is not None and failure.error_class == "rate_limited":
+    if failure is None:
+        return merged(found)
+    wait = _retry_after(headers.get("retry-after", ""), now)
+    if failure.error_class == "rate_limited":
         scope = _SCOPES.get(failure.code, "page")
         source = f"code {failure.code}" if failure.code is not None else f"HTTP {failure.http_status}"
-        found.append(Gate(scope, keys[scope], _least_pause(failure.code, scope), None, source))
+        found.append(Gate(scope, keys[scope], _least_pause(failure, scope), None, source))
+        if wait > 0:
+            found.append(Gate(scope, keys[scope], wait, None, "retry-after"))
+    elif wait > 0 and failure.http_status in (429, _UNAVAILABLE):
+        found.append(Gate("app", app, wait, None, "retry-after"))  # the service speaks of itself, not of a page
     return merged(found)
 
 
@@ -56,19 +72,39 @@ def merged(found: Iterable[Gate]) -> tuple[Gate, ...]:
     return tuple(longest.values())
 
 
-def _least_pause(code: int | None, scope: Scope) -> float:
-    if code == POLICY_BLOCK:
+def _least_pause(failure: Failure, scope: Scope) -> float:
+    if failure.code == POLICY_BLOCK:
         return _POLICY_PAUSE
+    if failure.reason == "abrupt_volume":
+        return _ABRUPT_PAUSE
     return _PAUSE if scope == "page" else _LONG_PAUSE
 
 
-def _usages(headers: Mapping[str, str]) -> Iterator[_Usage]:
-    """Yield what the headers tell. They come only once enough calls were made; an unreadable one is ignored."""
+def _retry_after(header: str, now: datetime) -> float:
+    """Return the seconds from `now` that a Retry-After names, in either of its forms; 0 when it is none. RFC 9110."""
+    text = header.strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text), _DAY)
+    try:
+        moment = parsedate_to_datetime(text)
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - now
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return min(max(0.0, seconds.total_seconds()), _DAY)
+
+
+def _usages(headers: Mapping[str, str], page_id: str) -> Iterator[_Usage]:
+    """Yield what the headers tell. They come only once enough calls were made; an unreadable one is ignored.
+
+    The business header has a budget for each of up to 32 objects and for each use of them. Of these only the page's
+    own for pages speaks of page insights: messages and advertisements are charged elsewhere.
+    """
     yield from _usage("app", "x-app-usage", _parse(headers.get("x-app-usage")))
     yield from _usage("page", "x-page-usage", _parse(headers.get("x-page-usage")))
     business = _parse(headers.get("x-business-use-case-usage"))
-    for entries in business.values() if isinstance(business, dict) else ():
-        for entry in entries if isinstance(entries, list) else ():
+    entries = business.get(page_id) if isinstance(business, dict) else None
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and entry.get("type") in (None, "pages"):
             yield from _usage("page", "x-business-use-case-usage", entry)
 
 

@@ -25,7 +25,8 @@ DEAD = "acme-4"  # its job crashed too often to tell the ledger
 _TEMPLATE = "template_of_cases"
 _TABLES = (
     *("page_metric_daily", "page_metric_history", "page_metric_anomaly", "org_metric_daily", "aggregate_dirty"),
-    *("provider_refusal", "provider_incident", "provider_gate", "ingest_day_state", "integration", "organization"),
+    *("provider_refusal", "provider_incident", "provider_gate", "metric_refusal", "metric_life", "page_load"),
+    *("ingest_day_state", "integration", "organization"),
 )
 
 _NUMBERS = "SELECT integration_id, metric, day::text, value, status, revision FROM page_metric_daily WHERE day = %s"

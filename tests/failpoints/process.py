@@ -100,6 +100,7 @@ def run(role: Role, arguments: Sequence[str], environ: dict[str, str], strike: S
     # The minutes of an incident are seconds: how long a refused page waits for others, a probe for the next, and a page
     # for the end.
     jobs.incidents.CONFIRM = jobs.incidents.PROBE = dt.timedelta(seconds=1)
+    jobs.incidents.CHECK = dt.timedelta(seconds=0.5)
     jobs.ingest.INCIDENT_WAIT = 2.0
     failpoints.hook = strike
     sys.exit(_ROLES[role](Stage(strike.directory), arguments))
@@ -139,7 +140,13 @@ _ROLES: dict[Role, Callable[[Stage, Sequence[str]], int]] = {
 
 # -- for whoever starts it --------------------------------------------------------------------------------------------
 
-_MODULES = ["redisq.cli.dlq", "redisq.cli.status", "jobs.commands.hooks", "jobs.commands.integration"]
+_MODULES = [
+    "redisq.cli.dlq",
+    "redisq.cli.status",
+    "jobs.commands.hooks",
+    "jobs.commands.integration",
+    "jobs.commands.backfill",
+]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["pytest", "tests.failpoints.process", *_MODULES])
 _lock = threading.Lock()  # protects the exit codes: each can be read once, and the start of any process reads them all

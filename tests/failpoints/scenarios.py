@@ -20,7 +20,7 @@ from jobs.app import Application
 from jobs.simulator import Simulator
 from redisq import Failure, Job, Queue
 from tests.failpoints.crew import FROZEN, Unit
-from tests.failpoints.pages import DAY, DEAD, MOVED, REFUSED, Pages
+from tests.failpoints.pages import DAY, DEAD, MOVED, READ, REFUSED, Pages
 from tests.failpoints.points import Point
 from tests.failpoints.process import DAILY, PRODUCED, Mode, Role, Strike
 from tests.harness import LEASE, Stage, assert_conserved, job
@@ -475,10 +475,79 @@ class Lone(Day):
         self.plan()
 
 
+class Scripted(Day):
+    """The same, and the first page meets something odd of the provider's, as its script says."""
+
+    scripts: ClassVar[dict[str, tuple[str, ...]]] = {
+        "note_refused": ("refuse:page_total_actions",),
+        "bury_metrics": ("refuse:page_total_actions",),
+        "note_load": ("reduce-above:1x6",),
+        "_count_outages": ("server-error",),
+    }
+
+    def tell(self) -> None:
+        with Simulator(pages=5) as self.simulator:
+            pages = self.simulator.pages
+            call = self.case.point.call
+            self.simulator.script(pages[2].page_id, then="token-463")
+            if call == "_count_outages":
+                self.simulator.script(pages[0].page_id, *self.scripts[call])
+            else:
+                self.simulator.script(pages[0].page_id, then=self.scripts[call][0])
+            super().tell()
+
+    def connect(self) -> None:
+        super().connect()
+        self.environ["REDISQ_GRAPH_URL"] = self.simulator.url
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO metric_catalog (provider, metric, additivity)"
+                " VALUES ('facebook', 'page_total_actions', 'sum') ON CONFLICT DO NOTHING"
+            )
+
+
+class Remembered(Day):
+    """The same, and the ledger remembers that a page was refused a metric, and that another one is dead."""
+
+    def connect(self) -> None:
+        super().connect()
+        yesterday = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=1)
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO metric_refusal (integration_id, metric, provider, refused_on)"
+                " VALUES (%s, 'page_views_total', 'facebook', %s)",
+                [READ[0], yesterday],
+            )
+            connection.execute(
+                "INSERT INTO metric_life (provider, metric, dead_since, probed_on)"
+                " VALUES ('facebook', 'page_daily_follows', %s, %s)",
+                [yesterday, yesterday],
+            )
+
+
+class Mended(Day):
+    """The same, and the letter of another day, which a later reading has mended, is still there."""
+
+    def connect(self) -> None:
+        super().connect()
+        before = DAY - dt.timedelta(days=1)
+        self.letter = self.kinds["ingest"].job(payloads.Ingest("acme", READ[0], before.isoformat()))
+        self.bury(self.letter)
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO ingest_day_state (integration_id, day, organization_id, state, letter_queue)"
+                " VALUES (%s, %s, 'acme', 'done', 'default')",
+                [READ[0], before],
+            )
+
+    def settled(self) -> bool:
+        return super().settled() and self.queue.where([self.letter.id]) == [None]
+
+
 class Wave(Day):
     """Every page is refused for a wrong app secret: an incident, which ends when the secret is put right."""
 
-    opens: ClassVar = ("_note_refusal", "is_open", "_count_refusals", "_open_incident")
+    opens: ClassVar = ("_note_refusal", "is_open", "_open_incident")
 
     def tell(self) -> None:
         with Simulator(pages=5, app_secret="the-right-one") as self.simulator:
@@ -520,17 +589,21 @@ class GivenUp(Story):
         self.bury(kind.job(payloads.Ingest("acme", DEAD, DAY.isoformat())))
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             connection.execute("UPDATE ingest_day_state SET state = 'dead' WHERE integration_id = %s", [DEAD])
-            connection.execute("UPDATE integration SET refresh_needed = true WHERE id = %s", [DEAD])
+            if self.case.point.call != "want":
+                connection.execute("UPDATE integration SET refresh_needed = true WHERE id = %s", [DEAD])
         self.strike.arm()
         if self.case.point.call == "mark_abandoned":
             self.start("redisq", "dlq", "remove", self.id)
+        elif self.case.point.call == "want":
+            span = ("--from", DAY.isoformat(), "--to", DAY.isoformat())
+            self.start("redisq", "backfill", "--org", "acme", *span, "--only", "missing,failed", "--integration", DEAD)
         else:
             self.start("redisq", "integration", "reconnect", DEAD, "--token-file", str(self.pages.token_file))
 
     def settled(self) -> bool:
         if self.units[0].exitcode() != 0:
             return False
-        if self.case.point.call == "reconnect":
+        if self.case.point.call in ("reconnect", "want"):
             if len(self.units) == 1:
                 assert self.queue.where([self.id]) == ["ready"]
                 self.start("pages")
@@ -555,13 +628,17 @@ STORIES: dict[str, type[Story]] = {
     **dict.fromkeys(
         (
             *("_expect", "open_rows", "mark_dead", "open_days", "due_everywhere", "mark_settled", "reopen"),
-            *("find", "kept", "metrics_of", "close_gates", "set_refresh_needed", "record", "due_days"),
-            *("days_that_are", "aggregate", "is_marked"),
+            *("find", "kept", "catalog_of", "close_gates", "set_refresh_needed", "record", "due_days"),
+            *("days_that_are", "aggregate", "is_marked", "note_given", "mended_letters"),
         ),
         Day,
     ),
     **dict.fromkeys((*Wave.opens, "take_probe", "_note_others", "_close_incident"), Wave),
     "forgotten_days": Forgotten,
-    "_forget_refusal": Lone,  # of a page that was answered it is between the probe and what is noted of the others
-    **dict.fromkeys(("mark_abandoned", "reconnect"), GivenUp),
+    # Of a page that was answered `_forget_refusal` is between the probe and what is noted of the others.
+    **dict.fromkeys(("_forget_refusal", "_refusal_of", "_count_refusals", "_count_pages"), Lone),
+    **dict.fromkeys(Scripted.scripts, Scripted),
+    **dict.fromkeys(("take_probes", "forget_refusals"), Remembered),
+    "forget_letters": Mended,
+    **dict.fromkeys(("mark_abandoned", "reconnect", "want"), GivenUp),
 }

@@ -1,0 +1,35 @@
+"""Reads a file from the disk, and nothing that only has the name of one."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from jobs.importing.export import Unreadable
+from jobs.importing.table import MAX_BYTES
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a regular file of at most 32 MiB. Never waits for a pipe or a device.
+
+    Raises Unreadable.
+    """
+    try:
+        with open(path, "rb", opener=_opener) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Unreadable(path.name, None, "not a regular file. Give the file itself, not a pipe or a device")
+            # One byte more than allowed, because a file may grow after it was measured.
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise Unreadable(path.name, None, f"{error.strerror or error}. Look at its name and permissions") from None
+    if len(content) > MAX_BYTES:
+        raise Unreadable(
+            path.name, None, f"larger than {MAX_BYTES // 2**20} MiB. An export of a page has some kilobytes"
+        )
+    return content
+
+
+def _opener(path: str, flags: int) -> int:
+    # Without O_NONBLOCK a named pipe holds the command until somebody writes into it.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)

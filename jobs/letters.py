@@ -1,0 +1,22 @@
+"""Removes the dead letters of days that a later reading has mended: they have nothing more to say."""
+
+from itertools import groupby
+from typing import Any
+
+from psycopg import Connection
+
+from jobs import ledger
+from jobs.aggregate import Queues
+
+
+def clear(connection: Connection[Any], queues: Queues, page: str | None = None) -> int:
+    """Remove the letters of mended days, of one page or of all; return how many there were.
+
+    The ledger forgets a letter after it is gone. Whoever dies between the two leaves it to the next reconcile.
+    """
+    cleared = 0
+    for queue, group in groupby(ledger.mended_letters(connection, page), key=lambda row: row[2]):
+        rows = list(group)
+        cleared += sum(queues(queue).remove([f"ingest:{id}:{day}" for id, day, _ in rows]))
+        ledger.forget_letters(connection, [id for id, _, _ in rows], [day for _, day, _ in rows])
+    return cleared

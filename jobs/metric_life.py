@@ -1,0 +1,127 @@
+"""Knows which metrics a provider has stopped giving: one page's refusal says nothing about another page.
+
+A page is refused a metric for its kind, or for the role of whoever connected it. That the metric is dead for everybody
+is believed when several pages were refused it on one UTC day on which no page was given it. It is then left out, but
+for one page a day, which finds out whether it is alive again. All of it is in PostgreSQL, so that every worker sees it.
+"""
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from psycopg import Connection
+
+from jobs.providers.base import Answer
+from redisq import fail_points
+
+REFUSED_BY = 3  # pages: as many as make a wave of refusals an incident
+
+
+@fail_points
+def take_probes(connection: Connection[Any], provider: str, today: dt.date) -> set[str]:
+    """Take the turn to ask for the metrics that are taken for dead; empty when another page had it today."""
+    rows = connection.execute(
+        "UPDATE metric_life SET probed_on = %(today)s"
+        " WHERE provider = %(provider)s AND dead_since IS NOT NULL AND probed_on IS DISTINCT FROM %(today)s"
+        " RETURNING metric",
+        {"provider": provider, "today": today},
+    )
+    return {metric for (metric,) in rows}
+
+
+_NOTE_GIVEN = """
+INSERT INTO metric_life AS l (provider, metric, given_on)
+SELECT %(provider)s, metric, %(today)s FROM unnest(%(metrics)s::text[]) AS metric ORDER BY metric
+ON CONFLICT (provider, metric) DO UPDATE SET given_on = excluded.given_on, dead_since = NULL
+WHERE l.given_on IS DISTINCT FROM excluded.given_on OR l.dead_since IS NOT NULL
+"""
+
+
+@fail_points
+def note_given(connection: Connection[Any], provider: str, metrics: Sequence[str], today: dt.date) -> None:
+    """Note that a page was given these metrics today: they are alive."""
+    connection.execute(_NOTE_GIVEN, {"provider": provider, "metrics": list(metrics), "today": today})
+
+
+@fail_points
+def forget_refusals(connection: Connection[Any], page: str, metrics: Sequence[str]) -> None:
+    """Note that a page was given what it was refused before."""
+    connection.execute(
+        "DELETE FROM metric_refusal WHERE integration_id = %s AND metric = ANY(%s)", [page, list(metrics)]
+    )
+
+
+@fail_points
+def note_refused(connection: Connection[Any], page: str, provider: str, metrics: Sequence[str], today: dt.date) -> None:
+    """Note that a page was refused these metrics today."""
+    connection.execute(
+        "INSERT INTO metric_refusal (integration_id, metric, provider, refused_on)"
+        " SELECT %s, metric, %s, %s FROM unnest(%s::text[]) AS metric ORDER BY metric"
+        " ON CONFLICT (integration_id, metric) DO UPDATE SET refused_on = excluded.refused_on",
+        [page, provider, today, list(metrics)],
+    )
+
+
+_BURY = """
+INSERT INTO metric_life AS l (provider, metric, dead_since, probed_on)
+SELECT %(provider)s, r.metric, %(today)s, %(today)s FROM metric_refusal r
+WHERE r.provider = %(provider)s AND r.metric = ANY(%(metrics)s) AND r.refused_on = %(today)s
+GROUP BY r.metric HAVING count(*) >= %(refused_by)s ORDER BY r.metric
+ON CONFLICT (provider, metric) DO UPDATE
+SET dead_since = excluded.dead_since, probed_on = excluded.probed_on
+WHERE l.dead_since IS NULL AND l.given_on IS DISTINCT FROM excluded.dead_since
+RETURNING metric
+"""
+
+
+@fail_points
+def bury_metrics(connection: Connection[Any], provider: str, metrics: Sequence[str], today: dt.date) -> list[str]:
+    """Take for dead those of `metrics` that enough pages were refused today and none was given; return them.
+
+    Ask after the commit of one's own refusal: of several workers the last one sees them all.
+    """
+    rows = connection.execute(
+        _BURY, {"provider": provider, "metrics": list(metrics), "today": today, "refused_by": REFUSED_BY}
+    )
+    return sorted(metric for (metric,) in rows)
+
+
+@dataclass(slots=True)
+class MetricNotes:
+    """What a worker has noted of metrics today, so that it writes each only once a day and not for each page."""
+
+    _day: dt.date = dt.date.min
+    _given: set[tuple[str, str]] = field(default_factory=set)
+
+    def new_of(self, provider: str, given: Iterable[str], today: dt.date) -> list[str]:
+        """Return which of `given` are not noted today. Two threads may both be told: noting twice is harmless."""
+        if today != self._day:
+            self._day, self._given = today, set()
+        return sorted(metric for metric in given if (provider, metric) not in self._given)
+
+    def add(self, provider: str, given: Iterable[str]) -> None:
+        """Remember that these are noted."""
+        self._given.update((provider, metric) for metric in given)
+
+
+def note_answer(
+    connection: Connection[Any],
+    notes: MetricNotes,
+    *,
+    page: str,
+    provider: str,
+    refused_before: frozenset[str],
+    answer: Answer,
+    today: dt.date,
+) -> list[str]:
+    """Note what a page was given and refused; return the metrics that are taken for dead because of it."""
+    if new := notes.new_of(provider, answer.given, today):
+        note_given(connection, provider, new, today)
+        notes.add(provider, new)
+    if again := answer.given & refused_before:
+        forget_refusals(connection, page, sorted(again))
+    if not answer.refused:
+        return []
+    note_refused(connection, page, provider, sorted(answer.refused), today)
+    return bury_metrics(connection, provider, sorted(answer.refused), today)

@@ -1,0 +1,171 @@
+"""A backfill: which days it takes, how they are asked for, and that a day which is done can be read once more."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from redis import Redis
+
+from jobs import ledger
+from jobs.ledger import Chosen, Selection
+from jobs.plan import Planned
+from jobs.simulator import Simulator
+from redisq import Queue
+from tests.pages import DAY, NOW, VIEWS, World, a_world
+from tests.program import Shell, bury, ingest
+from tests.roles import as_services
+from tests.system import system
+from tests.test_commands import TODAY, add, key, rows, shell, write_day
+
+__all__ = ["key", "rows", "shell"]  # fixtures
+
+ALL = Selection("org", frozenset[Chosen](("missing", "failed", "done")))
+
+
+@pytest.fixture
+def world(database: str, redis: Redis) -> Iterator[World]:
+    with a_world(database, redis) as world:
+        yield world
+
+
+def back(days: int) -> dt.date:
+    return DAY - dt.timedelta(days=days)
+
+
+def test_the_selection_says_which_days_are_taken(world: World) -> None:
+    """One question, for whoever asks it: a command today, a pump of a long backfill later."""
+    world.connect("org", "missing", "done", "dead", "skipped", "abandoned", "waits", "disabled")
+    world.connect("other", "moved", "foreign")
+    world.db.execute(
+        "INSERT INTO ingest_day_state (integration_id, day, organization_id, state)"
+        " SELECT id, %s, 'org', CASE WHEN id IN ('done', 'dead', 'skipped', 'abandoned') THEN id ELSE 'done' END"
+        " FROM integration WHERE id NOT IN ('missing', 'foreign')",
+        [DAY],
+    )
+    world.db.execute("UPDATE integration SET disabled = true WHERE id = 'disabled'")
+    world.db.execute("UPDATE integration SET refresh_needed = true WHERE id = 'waits'")
+    taken: dict[Chosen, list[str]] = {}
+    kinds: tuple[Chosen, ...] = ("missing", "failed", "done")
+    for kind in kinds:
+        parameters = {"day": DAY, "organization": "org", "page": None, "kinds": [kind]}
+        found = world.db.execute(ledger._SELECTED.encode(), parameters).fetchall()
+        taken[kind] = sorted(row[0] for row in found)
+    assert taken == {"missing": ["missing", "skipped"], "failed": ["dead"], "done": ["done", "waits"]}
+
+
+def test_done_days_are_wanted_once_more_and_stay_done(world: World) -> None:
+    """Nobody who looks at the grid may think that numbers were lost."""
+    world.connect("org", "page", "waits")
+    world.provider.answers["page", DAY] = {VIEWS: 1}
+    for page in ("page", "waits"):
+        world.ingest("org", page)
+    world.db.execute("UPDATE integration SET refresh_needed = true WHERE id = 'waits'")
+    world.redis.flushall()
+    assert backfill(world, ALL) == Planned(again=1, enqueued=1)
+    assert world.ready("backfill") == [f"ingest:page:{DAY}"]
+    assert world.states() == {"page": ("done", None), "waits": ("done", None)}
+
+
+def test_a_backfill_of_missing_days_leaves_done_ones_alone(world: World) -> None:
+    """It is the daily habit of an operator, and must cost no call for what is there."""
+    world.connect("org", "page")
+    world.ingest("org", "page")
+    world.redis.flushall()
+    missing = Selection("org", frozenset[Chosen](("missing",)))
+    assert backfill(world, missing) == Planned()
+
+
+def test_a_backfill_of_one_page_asks_for_no_other(world: World) -> None:
+    """The others' days may be wanted by somebody else, at another pace."""
+    world.connect("org", "page", "second")
+    one = Selection("org", ALL.kinds, "second")
+    world.plans.plan(back(1))
+    world.redis.flushall()
+    backfill(world, one, DAY, back(1))
+    assert world.ready("backfill") == [f"ingest:second:{DAY}"]
+    assert world.ready() == [f"ingest:second:{back(1)}"]
+
+
+def test_a_removed_letter_of_a_day_that_is_wanted_again_ends_the_wish(world: World) -> None:
+    """A person gave it up: the day keeps its numbers, and no reconcile brings it back."""
+    world.connect("org", "page")
+    world.ingest("org", "page")
+    backfill(world, ALL)
+    ledger.mark_abandoned(world.db, "page", DAY)
+    world.redis.flushall()
+    world.reconciles.reconcile()
+    assert world.states() == {"page": ("done", None)}
+    assert f"ingest:page:{DAY}" not in world.ready("backfill")
+
+
+def test_the_command_says_how_many_are_read_once_more(
+    shell: Shell, rows: psycopg.Connection[Any], redis: Redis
+) -> None:
+    """And runs dead letters again where it is told to."""
+    add(shell)
+    days = [TODAY - dt.timedelta(days=number) for number in (10, 11, 12)]
+    write_day(rows, days[0], "done")
+    write_day(rows, days[1], "dead")
+    bury(redis, ingest(date=days[1].isoformat()))
+    line = ("backfill", "--org", "acme", "--from", days[-1].isoformat(), "--to", days[0].isoformat())
+    counts = shell.json(*line)
+    assert (counts["enqueued"], counts["again"], counts["requeued"], counts["dead"]) == (1, 0, 0, 1)
+    counts = shell.json(*line, "--only", "all", "--integration", "fb-1")
+    assert (counts["enqueued"], counts["again"], counts["requeued"], counts["live"]) == (1, 1, 1, 2)
+    [claimed] = Queue(redis, "backfill").send([Queue(redis, "backfill").claim("worker-1", 10)])
+    assert [each.id for each in claimed] == [f"ingest:fb-1:{days[2]}", f"ingest:fb-1:{days[0]}"]
+
+
+def backfill(world: World, selection: Selection, *days: dt.date) -> Planned:
+    """Plan and enqueue `days`, or `DAY`, as the command does."""
+    total = Planned()
+    for day in days or (DAY,):
+        total += world.plans.want(day, selection, queue="backfill", now=NOW)
+    first, last = min(days, default=DAY), max(days, default=DAY)
+    return total + world.plans.enqueue_open(
+        first, last, organization_id=selection.organization_id, integration_id=selection.integration_id
+    )
+
+
+@pytest.mark.parametrize("words", [("--only", "nothing"), ("--only", ""), ("--integration", "nobody")])
+def test_a_backfill_refuses_what_it_does_not_know(shell: Shell, words: tuple[str, str]) -> None:
+    """A mistyped word would look like a finished backfill."""
+    add(shell)
+    day = (TODAY - dt.timedelta(days=10)).isoformat()
+    ran = shell.run("backfill", "--org", "acme", "--from", day, "--to", day, *words)
+    assert ran.returncode == (5 if words[0] == "--integration" else 2)
+
+
+@pytest.mark.slow
+def test_sixty_done_days_are_read_once_more_in_one_call(redis_url: str, database: str, tmp_path: Path) -> None:
+    """A metric was added to the catalog: its past is there for one call, and for sixty commands no more."""
+    last = TODAY - dt.timedelta(days=5)
+    first = last - dt.timedelta(days=59)
+    with (
+        Simulator(pages=1) as simulator,
+        # Of several slots more than one may begin a call before it sees the others'.
+        system(
+            redis_url, database, tmp_path, simulator, REDISQ_DATABASE_URL=as_services(database), REDISQ_SLOTS="1"
+        ) as installed,
+    ):
+        installed.connect_pages(lambda _: "acme")
+        line = ("backfill", "--org", "acme", "--from", first.isoformat(), "--to", last.isoformat())
+        installed.start("worker", "--queue", "backfill")
+        assert installed.redisq(*line).returncode == 0
+        installed.settle(within=120, queue="backfill")
+        before = len(simulator.log())
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO metric_catalog (provider, metric, additivity)"
+                " VALUES ('facebook', 'page_total_actions', 'sum')"
+            )
+        assert installed.redisq(*line, "--only", "all").returncode == 0
+        installed.settle(within=120, queue="backfill")
+        assert len(simulator.log()) - before == 1
+        values = "SELECT count(*) FROM page_metric_daily WHERE metric = 'page_total_actions' AND status = 'value'"
+        assert installed.rows(values) == [(60,)]
