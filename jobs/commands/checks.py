@@ -52,7 +52,7 @@ def _check_providers() -> list[Finding]:
 
 def _is_away(incident: Incident) -> Finding:
     what = f"{incident.provider} cannot be reached or is broken since {_moment(incident.opened_at)}: {incident.detail}"
-    return Finding("warning", "providers", f"{what}. Nothing to mend here, a probe goes every few seconds")
+    return Finding("failed", "providers", f"{what}. Nothing to mend here, a probe goes every few seconds")
 
 
 def _refuses(incident: Incident) -> Finding:
