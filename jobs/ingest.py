@@ -520,10 +520,11 @@ class Ingest:
     ) -> Verdict:
         """Return how the run ends; a page is not given up for what may be our own fault, or the provider's."""
         integration = request.integration
+        self._note_metrics(connection, request, outcome, delivery)
         if isinstance(outcome, Answer):
             if integration.watched or integration.incident:
                 incidents.note_answer(connection, integration, now, asked_at)
-            self._note_metrics(connection, request, outcome, delivery)
+            self._note_answer(connection, request, outcome, delivery)
             published_by = end_of(entry.day, integration.zone) + request.provider.published_within
             return answered(entry, outcome, now, published_by)
         known = told_by(outcome, entry)
@@ -547,22 +548,18 @@ class Ingest:
         return refused(entry, outcome, now, is_last_attempt=is_last)
 
     def _note_metrics(
+        self, connection: Connection[Any], request: "_Request", outcome: Answer | ProviderError, delivery: Delivery
+    ) -> None:
+        """Note what the page was given and refused."""
+        if dead := metric_life.note(connection, self._noted, request.page, outcome, request.utc_day):
+            delivery.log.error("metrics are refused to every page", extra={"metrics": ", ".join(dead)})
+        if dead or outcome.given & request.dead:
+            self._catalogs.pop(request.page.provider, None)  # at once: every call for a dead metric is a dozen
+
+    def _note_answer(
         self, connection: Connection[Any], request: "_Request", answer: Answer, delivery: Delivery
     ) -> None:
-        """Note what the page was given and refused, and what it can be asked for at a time; tell what is odd."""
-        dead = metric_life.note_answer(
-            connection,
-            self._noted,
-            page=request.page.integration_id,
-            provider=request.page.provider,
-            refused_before=request.page.refused,
-            answer=answer,
-            today=request.utc_day,
-        )
-        if dead:
-            delivery.log.error("metrics are refused to every page", extra={"metrics": ", ".join(dead)})
-        if dead or answer.given & request.dead:
-            self._catalogs.pop(request.page.provider, None)  # at once: every call for a dead metric is a dozen
+        """Note how much the page can be asked for at a time, and tell what is odd about the answer."""
         if answer.load and answer.load != request.page.load:
             ledger.note_load(connection, request.page.integration_id, answer.load, self._clock() + LOAD_KEPT)
         for note in answer.notes:

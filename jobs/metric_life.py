@@ -12,7 +12,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from jobs.providers.base import Answer
+from jobs.providers.base import Answer, Page, ProviderError
 from redisq import fail_points
 
 REFUSED_BY = 3  # pages: as many as make a wave of refusals an incident
@@ -105,23 +105,21 @@ class MetricNotes:
         self._given.update((provider, metric) for metric in given)
 
 
-def note_answer(
+def note(
     connection: Connection[Any],
     notes: MetricNotes,
-    *,
-    page: str,
-    provider: str,
-    refused_before: frozenset[str],
-    answer: Answer,
+    page: Page,
+    outcome: Answer | ProviderError,
     today: dt.date,
 ) -> list[str]:
     """Note what a page was given and refused; return the metrics that are taken for dead because of it."""
-    if new := notes.new_of(provider, answer.given, today):
-        note_given(connection, provider, new, today)
-        notes.add(provider, new)
-    if again := answer.given & refused_before:
-        forget_refusals(connection, page, sorted(again))
-    if not answer.refused:
+    if new := notes.new_of(page.provider, outcome.given, today):
+        note_given(connection, page.provider, new, today)
+        notes.add(page.provider, new)
+    if again := outcome.given & page.refused:
+        forget_refusals(connection, page.integration_id, sorted(again))
+    if not outcome.refused:
         return []
-    note_refused(connection, page, provider, sorted(answer.refused), today)
-    return bury_metrics(connection, provider, sorted(answer.refused), today)
+    refused = sorted(outcome.refused)
+    note_refused(connection, page.integration_id, page.provider, refused, today)
+    return bury_metrics(connection, page.provider, refused, today)

@@ -126,8 +126,12 @@ class ProviderError(Exception):
     `reason` is a short machine word; `detail` one line for people, at most 2 kB, without control characters.
     The provider that raises it has taken every secret out. `needs_reconnect` means that only the owner of
     the page can help: by connecting it anew, or by giving a right back. `fault` "app" means that every page would be
-    refused for it, "unclear" that this may be so.
+    refused for it, "unclear" that this may be so. `given` and `refused` are the metrics of which this was known before
+    the read failed, so that the next attempt need not find it out again.
     """
+
+    given: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
 
     def __init__(
         self,

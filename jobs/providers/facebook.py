@@ -96,7 +96,12 @@ class FacebookProvider:
             clock=self._clock,
         )
         findings = Findings(page.page_id, window.zone)
-        notes = _collect(conversation, portions, findings, window)
+        try:
+            notes = _collect(conversation, portions, findings, window)
+        except ProviderError as error:
+            if portions.given:
+                error.given, error.refused = frozenset(portions.given), frozenset(portions.refused)
+            raise
         readings = _readings(metrics, [day for day in window.days if portions.is_whole(day)], portions, findings, now)
         return Answer(
             readings,
