@@ -14,6 +14,7 @@ PROGRAM = Program(
             "metric": ("jobs.commands.metric:metric", "List what providers are asked for, add to it, retire from it."),
             "coverage": ("jobs.commands.coverage:coverage", "Show what became of every page's every day."),
             "backfill": ("jobs.commands.backfill:backfill", "Ingest a range of past days."),
+            "import": ("jobs.commands.import_:import_", "Take over numbers that somebody exported."),
             "db": ("jobs.commands.schema:db", "Keep the schema of PostgreSQL."),
             "demo": ("jobs.commands.demo:demo", "Watch the whole system work on synthetic pages."),
         },

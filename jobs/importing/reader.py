@@ -12,7 +12,7 @@ from decimal import Decimal
 from jobs.importing.dates import DateOrder, days_of, looks_like_a_date
 from jobs.importing.export import Export, Form, Series, Unreadable, left_out
 from jobs.importing.numbers import DecimalMark, numbers_of
-from jobs.importing.table import Line, table
+from jobs.importing.table import Line, Table, table
 from jobs.importing.titles import SPARSE, key, metric_of, plain, warning
 
 _LONG = ("date", "metric", "value")
@@ -58,11 +58,7 @@ def read(
     Raises Unreadable, and nothing else.
     """
     whole = table(name, content)
-    lines = tuple(line for line in whole.lines if line.cells)
-    if not lines:
-        raise Unreadable(name, None, "the file is empty. Export it again")
-    form = _form(name, lines)
-    titles, cells = _PARTS[form](name, whole.lines if form == "business_suite" else lines)
+    form, titles, cells = _taken_apart(name, whole)
     longest = max(titles, key=len, default="")
     if len(longest) > _MAX_TITLE:
         raise Unreadable(name, None, f"the title {longest[:40]!r}... has {len(longest)} characters. This is no export")
@@ -76,7 +72,21 @@ def read(
     return Export(form, name, hashlib.sha256(content).hexdigest(), whole.encoding, found, notes)
 
 
+def titles_in(name: str, content: bytes) -> tuple[str, ...]:
+    """Return the titles of the file `name` in their order. Raises Unreadable."""
+    _, titles, _ = _taken_apart(name, table(name, content))
+    return tuple(titles)
+
+
 # -- forms ------------------------------------------------------------------------------------------------------------
+
+
+def _taken_apart(name: str, whole: Table) -> tuple[Form, list[str], list[_Cell]]:
+    lines = tuple(line for line in whole.lines if line.cells)
+    if not lines:
+        raise Unreadable(name, None, "the file is empty. Export it again")
+    form = _form(name, lines)
+    return form, *_PARTS[form](name, whole.lines if form == "business_suite" else lines)
 
 
 def _form(name: str, lines: Sequence[Line]) -> Form:
@@ -195,7 +205,8 @@ def _named(
     for one in given:
         title, _, metric = one.rpartition("=")
         if metric not in known:
-            raise Unreadable(name, None, f"--metric {one}: the catalog has no such metric. It has {_listed(known)}")
+            problem = f"--metric {one}: the catalog has no such metric. It has {_listed(known)}"
+            raise Unreadable(name, None, f"{problem}. Add others by `redisq metric add`")
         mine = [each for each in titles if key(each) == key(title) or (not title and len(titles) == 1)]
         if not mine:
             which = f"has no title {title!r}" if title else "has several titles, so say --metric TITLE=METRIC"
@@ -269,7 +280,7 @@ def _untold(named: Mapping[str, str | None], known: Collection[str]) -> Iterator
 
 def _unfinished(days: Mapping[str, date], today: date) -> Iterator[str]:
     if today in days.values():
-        yield f"{today} is not over, so its numbers are not final. Import the file again tomorrow."
+        yield f"{today} is not over, so its numbers are not final. Export it again tomorrow."
 
 
 def _empty(titles: Sequence[str], found: Sequence[Series]) -> Iterator[str]:

@@ -1,0 +1,161 @@
+"""What importing files would change: the numbers of all of them together, beside what is stored already.
+
+A number that the provider was asked for stands, unless the person who imports says otherwise. Everything else that is
+stored for a metric and day gives way: an earlier file's number, and an answer without a number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Literal
+
+from jobs.importing.export import Export, Unreadable
+
+# How an import treats a number. "unchanged": the same one is stored. "kept": another one is, and it is the provider's.
+Effect = Literal["new", "restated", "unchanged", "kept"]
+# What becomes of a day in the ledger. "left": the daily run will ask the provider for it, and makes its row then.
+Fate = Literal["done", "becomes done", "left", "expected", "dead", "skipped"]
+State = Literal["expected", "done", "dead", "skipped", "abandoned"]
+
+# So old may a day be that the daily run still plans: in its slot, in one that was missed, or because its row lacks.
+_RECENT = 3
+_PLANNED = 9  # eight days of UTC may be nine of the page's zone
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The page that numbers are imported to."""
+
+    id: str
+    organization_id: str
+    provider: str
+    zone: str
+    is_asked: bool  # its provider has metrics that are asked for, so that its days are planned
+    read_since: datetime | None  # None: it is disabled, and nobody reads it
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """One number of a file. `source` is the checksum of the file."""
+
+    metric: str
+    day: date
+    value: Decimal
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What is stored for a metric and day. Without `source` the provider was asked for it."""
+
+    value: Decimal | None
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A row of the ledger: what became of the day, and whose it is."""
+
+    state: State
+    organization_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What an import would do: to each number with what is there now, and to each day."""
+
+    numbers: Mapping[Effect, Sequence[tuple[Imported, Decimal | None]]]
+    days: Mapping[Fate, Sequence[date]]
+    former: Mapping[str, int]  # organizations that had the page before, and how many of these days are theirs
+
+
+def merged(exports: Iterable[Export]) -> list[Imported]:
+    """Return the numbers of all files by day and metric, each once. Zeros that a file leaves out are among them.
+
+    Raises Unreadable for two files that give a metric and day different numbers.
+    """
+    found: dict[tuple[date, str], tuple[str, Imported]] = {}
+    for export in exports:
+        for number in _numbers(export):
+            other, before = found.setdefault((number.day, number.metric), (export.name, number))
+            if before.value != number.value:
+                problem = f"{number.value} for {number.metric} on {number.day}, and {other} says {before.value}"
+                raise Unreadable(export.name, None, f"{problem}. Correct one of them, or leave it out")
+    return [number for _, (_, number) in sorted(found.items())]
+
+
+def _numbers(export: Export) -> Iterator[Imported]:
+    for series in export.series:
+        if series.metric:
+            values = {**dict.fromkeys(series.zeros, Decimal(0)), **series.values}
+            yield from (Imported(series.metric, day, value, export.sha256) for day, value in values.items())
+
+
+def outlook(
+    place: Place,
+    numbers: Sequence[Imported],
+    present: Mapping[tuple[date, str], Present],
+    ledger: Mapping[date, Owned],
+    today: date,
+    *,
+    over_provider: bool,
+) -> Outlook:
+    """Return what importing `numbers` would do. `today` is the day in the page's zone."""
+    by_effect: dict[Effect, list[tuple[Imported, Decimal | None]]] = {}
+    for number in numbers:
+        before = present.get((number.day, number.metric))
+        effect = effect_of(number.value, before, over_provider=over_provider)
+        by_effect.setdefault(effect, []).append((number, before.value if before else None))
+    by_fate: dict[Fate, list[date]] = {}
+    days = sorted({number.day for number in numbers})
+    for day in days:
+        by_fate.setdefault(fate_of(place, day, ledger.get(day), today), []).append(day)
+    owners = Counter(ledger[day].organization_id for day in days if day in ledger)
+    del owners[place.organization_id]
+    return Outlook(by_effect, by_fate, owners)
+
+
+def effect_of(value: Decimal, present: Present | None, *, over_provider: bool) -> Effect:
+    """Return how an import treats `value` where `present` is stored."""
+    if present is None or present.value is None:
+        return "new"
+    if present.value == value:
+        return "unchanged"
+    return "restated" if present.source or over_provider else "kept"
+
+
+def fate_of(place: Place, day: date, owned: Owned | None, today: date) -> Fate:
+    """Return what becomes of the day in the ledger, where its row is `owned`.
+
+    A day is done by an import only when nobody will ask the provider for it any more. One that waits has a job, one
+    that is dead has a letter that can run again, and one that was skipped is read when its page can be read again.
+    """
+    if owned is None:
+        return "left" if is_left_to_daily_run(place, day, today) else "becomes done"
+    if owned.state == "abandoned" or (owned.state != "done" and not place.is_asked):
+        return "becomes done"
+    return owned.state
+
+
+def is_left_to_daily_run(place: Place, day: date, today: date) -> bool:
+    """Tell whether the daily run may still ask the provider for a day that the ledger does not have."""
+    age = (today - day).days
+    if not place.is_asked or age > _PLANNED:
+        return False
+    end = datetime.combine(day + timedelta(days=1), time(), UTC)
+    return age <= _RECENT or (place.read_since is not None and place.read_since < end)
+
+
+def spans(days: Collection[date]) -> list[tuple[date, date]]:
+    """Return `days` as first and last day of each run without a gap, in order."""
+    found: list[tuple[date, date]] = []
+    for day in sorted(days):
+        if found and day - found[-1][1] == timedelta(days=1):
+            found[-1] = (found[-1][0], day)
+        else:
+            found.append((day, day))
+    return found
