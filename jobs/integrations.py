@@ -1,16 +1,25 @@
 """The connected pages: who may be read, and with which token."""
 
 import datetime as dt
+import unicodedata
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Literal
+from zoneinfo import available_timezones
 
 from psycopg import Connection
+from psycopg.errors import UniqueViolation
 from psycopg.rows import class_row
 
-from jobs import ledger
+from jobs import ledger, organizations
 from jobs.payloads import check_name
+from jobs.providers.insights import DAY_ZONE
 from jobs.vault import Vault
 from redisq import fail_points
+
+# Where the provider says what a day is. Elsewhere whoever exports the numbers does, and says so for each page.
+FIXED_ZONES = {"facebook": DAY_ZONE.key}
+_OF_A_MACHINE = {"localtime", "Factory"}  # among the zones, and of each machine another
 
 _COLUMNS = """
     i.id, i.organization_id, i.provider, i.internal_id, i.name, i.token, i.disabled, i.in_between_steps,
@@ -80,6 +89,79 @@ class Reconnected:
     dead: tuple[tuple[dt.date, str], ...]  # day and queue, newest first
 
 
+@dataclass(frozen=True, slots=True)
+class Enabled:
+    """What came of enabling a page: how many days are expected again, and why its owner must connect it first."""
+
+    reopened: int
+    refresh_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Whose the page was, and how many of its days stay there."""
+
+    organization_id: str
+    days: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Since when there is a page, and what the ledger has of it."""
+
+    created_at: dt.datetime
+    read_since: dt.datetime
+    deleted_at: dt.datetime | None
+    first_day: dt.date | None
+    last_day: dt.date | None
+    last_number: dt.date | None  # the newest day with one
+    numbers: int  # days that have one
+    open_days: int  # expected or dead
+
+
+def zone_of(provider: str, zone: str | None) -> str:
+    """Return the zone of the days of a page that is connected with `zone`; raise `ValueError` for one that cannot be.
+
+    Without a name it is the provider's, or UTC. The names are those of IANA's time zone database.
+    """
+    if fixed := FIXED_ZONES.get(provider):
+        if zone:
+            raise ValueError(f"the days of a {provider} page are days of {fixed}, whatever zone is named")
+        return fixed
+    if not zone:
+        return "UTC"
+    known = available_timezones() - _OF_A_MACHINE
+    if zone not in known:
+        near = get_close_matches(zone, known, n=1)
+        raise ValueError(f"there is no zone {zone!r}{f': did you mean {near[0]}?' if near else ''}")
+    return zone
+
+
+def check_display_name(name: str) -> None:
+    """Raise `ValueError` for a name that would do something to a terminal, or that the database cannot keep."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        raise ValueError(f"name {name!r} has characters that cannot be shown")
+    if len(name) > _NAME_CHARACTERS:
+        raise ValueError(f"the name has {len(name)} characters, more than {_NAME_CHARACTERS}")
+
+
+_NAME_CHARACTERS = 200
+
+# Under its old id a page that was removed is the same page: its numbers are still there.
+_BRING_BACK = """
+UPDATE integration SET deleted_at = NULL, name = %(name)s, token = %(token)s, zone = %(zone)s, user_id = %(user)s,
+    disabled = false, in_between_steps = false, refresh_needed = false, refresh_reason = NULL, read_since = now(),
+    updated_at = now()
+WHERE id = %(id)s AND organization_id = %(organization)s AND provider = %(provider)s AND internal_id = %(page)s
+  AND deleted_at IS NOT NULL
+"""
+_INSERT = """
+INSERT INTO integration (id, organization_id, provider, internal_id, name, token, zone, user_id)
+VALUES (%(id)s, %(organization)s, %(provider)s, %(page)s, %(name)s, %(token)s, %(zone)s, %(user)s)
+ON CONFLICT DO NOTHING
+"""
+
+
 def add(
     connection: Connection[Any],
     vault: Vault,
@@ -90,26 +172,48 @@ def add(
     page_id: str,
     token: str,
     name: str = "",
+    zone: str | None = None,
+    user: str | None = None,
 ) -> bool:
     """Connect a page, and its organization when that is new; False when the page or its id is connected already.
 
-    Raise `ValueError` for an id that could not be one, an empty token, or a provider without any metric.
+    A page that was removed comes back, with its numbers, under the id that it had.
+    Raise `ValueError` for an id that could not be one, an empty token, a zone that is none or is not the page's to
+    choose, or a provider without any metric.
     """
     check_name("organization", organization_id)
     check_name("integration", integration_id)
     check_name("page", page_id)
+    check_display_name(name)
+    if user is not None:
+        check_name("user", user)
     if not token.strip():
         raise ValueError("the token is empty")
     if not connection.execute("SELECT 1 FROM metric_catalog WHERE provider = %s LIMIT 1", [provider]).fetchone():
         raise ValueError(f"provider {provider!r} has no metrics in the catalog")
+    page = {
+        "id": integration_id,
+        "organization": organization_id,
+        "provider": provider,
+        "page": page_id,
+        "name": name,
+        "token": vault.encrypt(token.strip()),
+        "zone": zone_of(provider, zone),
+        "user": user,
+    }
     with connection.transaction():
         connection.execute("INSERT INTO organization (id) VALUES (%s) ON CONFLICT DO NOTHING", [organization_id])
-        added = connection.execute(
-            "INSERT INTO integration (id, organization_id, provider, internal_id, name, token)"
-            " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-            [integration_id, organization_id, provider, page_id, name, vault.encrypt(token.strip())],
-        )
-    return added.rowcount == 1
+        changed = connection.execute(_BRING_BACK, page).rowcount or connection.execute(_INSERT, page).rowcount
+    return changed == 1
+
+
+def removed_as(connection: Connection[Any], organization_id: str, page_id: str) -> str | None:
+    """Return the id under which the organization had the provider's page before it was removed, None if it had not."""
+    row = connection.execute(
+        "SELECT id FROM integration WHERE organization_id = %s AND internal_id = %s AND deleted_at IS NOT NULL",
+        [organization_id, page_id],
+    ).fetchone()
+    return row[0] if row else None
 
 
 _FIND = f"""
@@ -186,6 +290,92 @@ def disable(connection: Connection[Any], integration_id: str) -> bool:
         [integration_id],
     )
     return updated.rowcount == 1
+
+
+def enable(connection: Connection[Any], integration_id: str, *, max_age_days: int = 730) -> Enabled | None:
+    """Read a page again from now on, and expect the days that were skipped meanwhile, as far back as `max_age_days`.
+
+    None are expected while its owner must connect it. None is returned when there is no such page.
+    """
+    with connection.transaction():
+        row = connection.execute(
+            "UPDATE integration SET read_since = CASE WHEN disabled THEN now() ELSE read_since END, disabled = false,"
+            " updated_at = now() WHERE id = %s AND deleted_at IS NULL RETURNING refresh_needed, refresh_reason",
+            [integration_id],
+        ).fetchone()
+        if row is None:
+            return None
+        reopened = ledger.reopen(connection, max_age_days=max_age_days, integration_id=integration_id)
+    needed, reason = row
+    return Enabled(reopened, (reason or "refresh_needed") if needed else None)
+
+
+def move(
+    connection: Connection[Any], integration_id: str, organization_id: str
+) -> Moved | Literal["no_page", "no_organization", "has_it"]:
+    """Give a page to another organization, which has its days from now on; those before stay where they are.
+
+    "has_it" when the page is the organization's, or was: under its old id it can be connected again.
+    """
+    try:
+        with connection.transaction():
+            page = connection.execute(
+                "SELECT organization_id FROM integration WHERE id = %s AND deleted_at IS NULL FOR NO KEY UPDATE",
+                [integration_id],
+            ).fetchone()
+            if page is None:
+                return "no_page"
+            if page[0] == organization_id:
+                return "has_it"
+            if not organizations.exists(connection, organization_id):
+                return "no_organization"
+            connection.execute(
+                "UPDATE integration SET organization_id = %s, read_since = now(), updated_at = now() WHERE id = %s",
+                [organization_id, integration_id],
+            )
+            days = connection.execute(
+                "SELECT count(*) FROM ingest_day_state WHERE integration_id = %s AND organization_id = %s",
+                [integration_id, page[0]],
+            ).fetchone()
+    except UniqueViolation:
+        return "has_it"
+    return Moved(page[0], days[0] if days else 0)
+
+
+def rename(connection: Connection[Any], integration_id: str, name: str) -> bool:
+    """Change how people call a page; False when there is none. Raise `ValueError` for a name that cannot be shown."""
+    check_display_name(name)
+    updated = connection.execute(
+        "UPDATE integration SET name = %s, updated_at = now() WHERE id = %s AND deleted_at IS NULL",
+        [name, integration_id],
+    )
+    return updated.rowcount == 1
+
+
+def remove(connection: Connection[Any], integration_id: str) -> bool:
+    """Let go of a page; its numbers stay, and enqueued jobs end as skipped. False when there is no such page."""
+    updated = connection.execute(
+        "UPDATE integration SET deleted_at = now(), updated_at = now() WHERE id = %s AND deleted_at IS NULL",
+        [integration_id],
+    )
+    return updated.rowcount == 1
+
+
+_FACTS = """
+SELECT i.created_at, i.read_since, i.deleted_at, s.*
+FROM integration i CROSS JOIN LATERAL (
+    SELECT min(day) AS first_day, max(day) AS last_day, max(day) FILTER (WHERE has_value) AS last_number,
+           count(*) FILTER (WHERE has_value) AS numbers,
+           count(*) FILTER (WHERE state IN ('expected', 'dead')) AS open_days
+    FROM ingest_day_state WHERE integration_id = i.id
+) AS s WHERE i.id = %s
+"""
+
+
+def facts(connection: Connection[Any], integration_id: str) -> Facts | None:
+    """Return what is known of a page, deleted or not; None when there never was one."""
+    with connection.cursor(row_factory=class_row(Facts)) as cursor:
+        return cursor.execute(_FACTS, [integration_id]).fetchone()
 
 
 @fail_points

@@ -68,10 +68,15 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """One page's days, a character of `MARKS` for each: a year of thousands of pages is millions of cells."""
+    """One page's days, a character of `MARKS` for each: a year of thousands of pages is millions of cells.
+
+    `zone` is that of the days. A page `is_disabled` has days that are skipped without a row of the ledger.
+    """
 
     integration_id: str
     name: str
+    zone: str
+    is_disabled: bool
     marks: str
 
 
@@ -86,8 +91,9 @@ class Explained:
 
 
 MARKS: dict[State, str] = {"done": ".", "dead": "F", "expected": "w", "skipped": "s", "abandoned": "a"}
+EMPTY = "o"  # it is done, and has no number
 MISSING = "-"  # no row in the ledger
-NOBODYS = " "  # nor is one missing: the page is deleted
+NOBODYS = " "  # nor is one missing: the page is deleted, is never asked, or was another organization's
 
 
 def _squeezed(sql: str) -> str:
@@ -734,18 +740,47 @@ def mark_settled(connection: Connection[Any], before: dt.date) -> int:
 
 _MARK = " ".join(f"WHEN '{state}' THEN '{mark}'" for state, mark in MARKS.items())
 
-# The days come in any order, each mark with its place, so that nothing has to be sorted.
+# The days come in any order, each mark with its place, so that nothing has to be sorted. A page that has moved away has
+# its days of then still here; what is known of it is looked up by its key.
 _COVERAGE = f"""
-SELECT i.id, i.name, i.deleted_at IS NOT NULL, coalesce(kept.marks, ''), coalesce(kept.places, '{{}}')
-FROM integration i LEFT JOIN (
-    SELECT integration_id, string_agg(CASE state {_MARK} END, '') AS marks,
+SELECT coalesce(i.id, away.id), coalesce(i.name, away.name), coalesce(i.zone, away.zone),
+       coalesce(i.disabled AND i.deleted_at IS NULL, false), i.read_since > i.created_at,
+       CASE WHEN i.id IS NULL OR i.deleted_at IS NOT NULL THEN '{NOBODYS}'
+            WHEN i.provider NOT IN (SELECT provider FROM metric_catalog WHERE supported) THEN '{NOBODYS}'
+            WHEN i.disabled THEN '{MARKS["skipped"]}' ELSE '{MISSING}' END,
+       coalesce(kept.marks, ''), coalesce(kept.places, '{{}}')
+FROM (
+    SELECT id, name, zone, provider, disabled, created_at, read_since, deleted_at
+    FROM integration WHERE organization_id = %(organization)s
+) AS i FULL JOIN (
+    SELECT integration_id,
+           string_agg(CASE WHEN state = 'done' AND NOT has_value THEN '{EMPTY}' ELSE CASE state {_MARK} END END, '')
+               AS marks,
            array_agg((day - %(first)s::date)::int2) AS places
     FROM ingest_day_state
     WHERE organization_id = %(organization)s AND day BETWEEN %(first)s AND %(last)s
     GROUP BY integration_id
-) AS kept ON kept.integration_id = i.id
-WHERE i.organization_id = %(organization)s AND (i.deleted_at IS NULL OR kept.marks IS NOT NULL)
-ORDER BY i.id
+) AS kept ON kept.integration_id = i.id LEFT JOIN LATERAL (
+    SELECT id, name, zone FROM integration WHERE i.id IS NULL AND id = kept.integration_id LIMIT 1
+) AS away ON true
+WHERE i.id IS NULL OR i.deleted_at IS NULL OR kept.marks IS NOT NULL
+ORDER BY 1
+"""
+
+# Days of pages that another organization had then.
+_ELSEWHERE = """
+SELECT p.id, (s.day - %(first)s::date)::int2 FROM unnest(%(pages)s::text[]) AS p(id) CROSS JOIN LATERAL (
+    SELECT day FROM ingest_day_state
+    WHERE integration_id = p.id AND day BETWEEN %(first)s AND %(last)s AND organization_id <> %(organization)s OFFSET 0
+) AS s
+"""
+
+# A look for each page, which ends with the first number that it meets.
+_HAD_NUMBERS = """
+SELECT p.id FROM unnest(%(pages)s::text[], %(days)s::date[]) AS p(id, day)
+WHERE (SELECT true FROM ingest_day_state s
+       WHERE s.organization_id = %(organization)s AND s.integration_id = p.id AND s.day < p.day AND s.has_value
+       ORDER BY s.day DESC LIMIT 1)
 """
 
 _EXPLAINED = """
@@ -756,14 +791,44 @@ ORDER BY integration_id, day
 
 
 def coverage(connection: Connection[Any], organization_id: str, first: dt.date, last: dt.date) -> list[Coverage]:
-    """Return every page of the organization with its days from `first` to `last`, both included."""
+    """Return every page of the organization with its days from `first` to `last`, both included.
+
+    A day without a row is missing, but for pages that are disabled (skipped) or that nobody asks (nobody's).
+    """
     cells = (last - first).days + 1
+    span = {"organization": organization_id, "first": first, "last": last}
     with connection.cursor(binary=True) as cursor:
-        cursor.execute(_COVERAGE, {"organization": organization_id, "first": first, "last": last})
-        return [
-            Coverage(id, name, _row_of_marks(marks, places, [NOBODYS if is_deleted else MISSING] * cells))
-            for id, name, is_deleted, marks, places in cursor
-        ]
+        rows = cursor.execute(_COVERAGE, span).fetchall()
+        # A page that came from elsewhere is read since then, and has days that are not here.
+        came = [id for id, *_, came, _, _, places in rows if came and len(places) < cells]
+        elsewhere: dict[str, list[int]] = {}
+        if came:
+            for id, place in cursor.execute(_ELSEWHERE, {**span, "pages": came}):
+                elsewhere.setdefault(id, []).append(place)
+    pages = []
+    for id, name, zone, is_disabled, _, rowless, marks, places in rows:
+        row = [rowless] * cells
+        for place in elsewhere.get(id, ()):
+            row[place] = NOBODYS
+        pages.append(Coverage(id, name, zone, is_disabled, _row_of_marks(marks, places, row)))
+    return pages
+
+
+def fallen_silent(
+    connection: Connection[Any], organization_id: str, first: dt.date, pages: Sequence[Coverage]
+) -> set[str]:
+    """Return the ids of those of the organization's `pages` that have an empty day after one with a number.
+
+    `first` is the day of their first mark. A page that never had a number may have none to give.
+    """
+    ends = {page.integration_id: page.marks.rindex(EMPTY) for page in pages if EMPTY in page.marks}
+    silent = {page.integration_id for page in pages if MARKS["done"] in page.marks[: ends.get(page.integration_id, 0)]}
+    asked = sorted(ends.keys() - silent)
+    if not asked:
+        return silent
+    days = [first + dt.timedelta(days=ends[id]) for id in asked]
+    rows = connection.execute(_HAD_NUMBERS, {"organization": organization_id, "pages": asked, "days": days})
+    return silent | {id for (id,) in rows}
 
 
 def explained(connection: Connection[Any], organization_id: str, first: dt.date, last: dt.date) -> list[Explained]:

@@ -9,7 +9,9 @@ PROGRAM = Program(
         schedules="jobs.schedules:SCHEDULES",
         option_names={"organizationId": "org", "integrationId": "integration"},
         commands={
-            "integration": ("jobs.commands.integration:integration", "Connect, list, disable and reconnect pages."),
+            "org": ("jobs.commands.org:org", "List the organizations."),
+            "integration": ("jobs.commands.integration:integration", "Connect, list, show, change and remove pages."),
+            "metric": ("jobs.commands.metric:metric", "List what providers are asked for, add to it, retire from it."),
             "coverage": ("jobs.commands.coverage:coverage", "Show what became of every page's every day."),
             "backfill": ("jobs.commands.backfill:backfill", "Ingest a range of past days."),
             "import": ("jobs.commands.import_:import_", "Take over numbers that somebody exported."),

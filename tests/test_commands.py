@@ -164,20 +164,21 @@ def test_keys_can_be_rotated(shell: Shell, rows: psycopg.Connection[Any], key: P
 
 
 def test_coverage_shows_what_became_of_each_day(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """The grid is where a hole is seen: each day has one of six words, and a hole ends the command with 3."""
+    """The grid is where a hole is seen: each day has one of seven words, and a hole ends the command with 3."""
     add(shell)
-    days = [TODAY - dt.timedelta(days=back) for back in range(7, 1, -1)]
-    for day, state in zip(days, ("done", "dead", "expected", "skipped", "abandoned"), strict=False):
+    days = [TODAY - dt.timedelta(days=back) for back in range(8, 1, -1)]
+    for day, state in zip(days, ("done", "done", "dead", "expected", "skipped", "abandoned"), strict=False):
         write_day(rows, day, state, "permission" if state == "dead" else None)
+    rows.execute("UPDATE ingest_day_state SET has_value = true WHERE day = %s", [days[1]])
     span = ["--org", "acme", "--from", days[0].isoformat(), "--to", days[-1].isoformat()]
     found = shell.json("coverage", *span)
-    words = ["done", "failed", "waiting", "skipped", "abandoned", "missing"]
+    words = ["empty", "done", "failed", "waiting", "skipped", "abandoned", "missing"]
     assert list(found["integrations"][0]["days"].values()) == words
     assert found["counts"] == dict.fromkeys(words, 1)
-    assert found["reasons"] == [{"integrationId": "fb-1", "date": days[1].isoformat(), "reason": "permission"}]
+    assert found["reasons"] == [{"integrationId": "fb-1", "date": days[2].isoformat(), "reason": "permission"}]
     shown = shell.run("coverage", *span)
     letters = [letter for line in shown.stdout.splitlines() if line.startswith("fb-1") for letter in line.split()[1:]]
-    assert (shown.returncode, letters) == (3, [".", "F", "w", "s", "a", "-"])
+    assert (shown.returncode, letters) == (3, ["o", ".", "F", "w", "s", "a", "-"])
     assert "fb-1: 1 day failed, permission" in shown.stderr
 
 

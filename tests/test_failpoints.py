@@ -86,11 +86,11 @@ def test_every_point_is_driven() -> None:
 # Look, for people and for nobody else, and move nothing.
 _LOOKS = {
     *("inspect_server", "read_config", "_clock", "inspect_durability", "coverage", "explained", "list_all"),
-    *("count_all", "has_page", "schema_version", "all_open"),
+    *("count_all", "has_page", "schema_version", "all_open", "fallen_silent", "facts", "removed_as"),
 }
 _LOOKS |= {"place", "catalog", "present", "ledger"}  # of an import, before a person is asked
 # Set up and kept by people, each in one transaction, before any job or beside all of them.
-_SET_UP = {"add", "disable", "rotate_tokens", "upgrade", "_apply", "_missing"}
+_SET_UP = {"add", "disable", "rotate_tokens", "upgrade", "_apply", "_missing", "enable", "move", "rename", "remove"}
 # Parts of a call that has its points; the bell's are in `_listen`.
 _PARTS = {"_letters", "_store", "_end", "subscription", "_mind_the_silence"}
 # Ask for a connection before the call that needs one, or give it back after it: where the master is (sentinels, a

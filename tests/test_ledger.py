@@ -303,6 +303,7 @@ def test_coverage_has_a_cell_for_every_page_and_day(world: World) -> None:
     world.connect("org", "other")
     world.connect("tenant", "third")
     ledger.record(world.db, DONE, "facebook")
+    world.db.execute("UPDATE ingest_day_state SET has_value = true")
     ledger.record(world.db, replace(DONE, integration_id="other", state="dead", reason="app"), "facebook")
     span = (DAY, DAY + dt.timedelta(days=1))
     pages = ledger.coverage(world.db, "org", *span)
@@ -314,6 +315,7 @@ def test_coverage_has_a_cell_for_every_page_and_day(world: World) -> None:
 def test_coverage_asks_nothing_more_of_a_deleted_page(world: World) -> None:
     """What was read of it stays visible; the days after are nobody's."""
     ledger.record(world.db, DONE, "facebook")
+    world.db.execute("UPDATE ingest_day_state SET has_value = true")
     world.db.execute("UPDATE integration SET deleted_at = now()")
     (page,) = ledger.coverage(world.db, "org", DAY - dt.timedelta(days=1), DAY + dt.timedelta(days=1))
     assert page.marks == " . "

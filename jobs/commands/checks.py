@@ -2,7 +2,7 @@
 
 import datetime as dt
 
-from jobs import incidents
+from jobs import health, incidents
 from jobs.app import Application
 from jobs.commands.store import connected
 from jobs.database import latest_version, schema_version
@@ -11,6 +11,8 @@ from jobs.settings import JobSettings
 from redisq import Finding
 
 _SAMPLE = 100  # tokens that must open: either the keys were lost or they were not
+_SILENT_SHOWN = 3
+_METRICS_SHOWN = 5
 
 
 def _check_database() -> list[Finding]:
@@ -43,13 +45,48 @@ def _check_app_secret() -> list[Finding]:
 def _check_providers() -> list[Finding]:
     with connected(JobSettings.from_environment()) as connection:
         found = incidents.all_open(connection)
-    return [_refuses(incident) for incident in found] or [Finding("ok", "providers", "none refuses every page")]
+    if not found:
+        return [Finding("ok", "providers", "none refuses every page, none is away")]
+    return [_is_away(incident) if incident.is_outage else _refuses(incident) for incident in found]
+
+
+def _is_away(incident: Incident) -> Finding:
+    what = f"{incident.provider} cannot be reached or is broken since {_moment(incident.opened_at)}: {incident.detail}"
+    return Finding("failed", "providers", f"{what}. Nothing to mend here, a probe goes every few seconds")
 
 
 def _refuses(incident: Incident) -> Finding:
-    since = f"{incident.opened_at.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
+    since = _moment(incident.opened_at)
     what = f"{incident.provider} refuses every page since {since}, {incident.reason}: {incident.detail}"
     return Finding("failed", "providers", f"{what}. Our fault, no page's: mend it, and the waiting pages go on")
+
+
+def _check_silent_pages() -> list[Finding]:
+    with connected(JobSettings.from_environment()) as connection:
+        count, sample = health.silent_pages(connection, sample=_SILENT_SHOWN)
+    if not sample:
+        return [Finding("ok", "silent pages", "none: each page that had numbers has one on its newest day")]
+    shown = "; ".join(f"{page.integration_id}, none since {page.last_number} ({page.zone})" for page in sample)
+    more = f"; and {count - len(sample)} more" if count > len(sample) else ""
+    first = sample[0]
+    look = f"redisq coverage --org {first.organization_id} --from {first.last_number} --to {first.newest}"
+    who = f"{count} {'page' if count == 1 else 'pages'} fell silent, the newest day without a number"
+    return [Finding("warning", "silent pages", f"{who}: {shown}{more}. Look: {look}")]
+
+
+def _check_metrics() -> list[Finding]:
+    with connected(JobSettings.from_environment()) as connection:
+        found = health.dead_metrics(connection)
+    if not found:
+        return [Finding("ok", "metrics", "none that is asked for is taken for dead")]
+    shown = "; ".join(f"{dead.provider} {dead.metric} since {dead.since}" for dead in found[:_METRICS_SHOWN])
+    more = f"; and {len(found) - _METRICS_SHOWN} more" if len(found) > _METRICS_SHOWN else ""
+    what = f"taken for dead, no page is given it: {shown}{more}"
+    return [Finding("warning", "metrics", f"{what}. If the provider gave it up: redisq metric retire")]
+
+
+def _moment(at: dt.datetime) -> str:
+    return f"{at.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
 
 
 CHECKS = {
@@ -57,4 +94,6 @@ CHECKS = {
     "token key": _check_token_key,
     "app secret": _check_app_secret,
     "providers": _check_providers,
+    "silent pages": _check_silent_pages,
+    "metrics": _check_metrics,
 }

@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import groupby
 
 import click
@@ -10,14 +10,18 @@ import click
 from jobs import ledger
 from jobs.commands.days import check_range, in_range, no_page
 from jobs.commands.store import connected
-from jobs.ledger import MARKS, MISSING, NOBODYS, Coverage, Explained, State
+from jobs.ledger import EMPTY, MARKS, MISSING, NOBODYS, Coverage, Explained, State
 from jobs.settings import JobSettings
 from redisq.cli import JSON_OPTION, Exit, say, show_document
 
 _WORDS: dict[State, str] = {"dead": "failed", "expected": "waiting"}
-_WORD_OF_MARK = {mark: _WORDS.get(state, state) for state, mark in MARKS.items()} | {MISSING: "missing"}
-_ORDER = ("done", "failed", "missing", "waiting", "skipped", "abandoned")
+WORD_OF_MARK = {mark: _WORDS.get(state, state) for state, mark in MARKS.items()} | {
+    MISSING: "missing",
+    EMPTY: "empty",
+}
+_ORDER = ("done", "empty", "failed", "missing", "waiting", "skipped", "abandoned")
 _WANTED = ("failed", "missing", "waiting")  # numbers that somebody may still be counting on
+_ZONES_SHOWN = 3
 
 
 @click.command(epilog="Example: redisq coverage --org acme --from 2026-03-01 --to 2026-03-31")
@@ -25,24 +29,45 @@ _WANTED = ("failed", "missing", "waiting")  # numbers that somebody may still be
 @JSON_OPTION
 @click.pass_context
 def coverage(ctx: click.Context, organization_id: str, first: dt.date, last: dt.date, as_json: bool) -> None:
-    """Show what became of each page's each day. Ends with 3 when a day failed, is missing or still waits."""
+    """Show what became of each page's each day.
+
+    Ends with 3 when a day failed, is missing or still waits, or when a page that had numbers before has a day without
+    one. A page that never had a number is shown, and is no reason to end with 3.
+    """
     check_range(first, last)
     with connected(JobSettings.from_environment()) as connection:
         pages = ledger.coverage(connection, organization_id, first, last)
         reasons = ledger.explained(connection, organization_id, first, last)
+        silent = ledger.fallen_silent(connection, organization_id, first, pages)
     if not pages:
         raise no_page(organization_id)
     days = [first + dt.timedelta(days=number) for number in range((last - first).days + 1)]
-    counts = {word: sum(page.marks.count(mark) for page in pages) for mark, word in _WORD_OF_MARK.items()}
+    reasons = [*reasons, *_disabled(pages, days, reasons)]
+    counts = {word: sum(page.marks.count(mark) for page in pages) for mark, word in WORD_OF_MARK.items()}
     if as_json:
         span = {"organizationId": organization_id, "from": first.isoformat(), "to": last.isoformat()}
         show_document({**span, "counts": {word: counts[word] for word in _ORDER}, **_grid(pages, days, reasons)})
     else:
         _show_grid(pages, days)
-        marks = {word: mark for mark, word in _WORD_OF_MARK.items()}
-        say("  ".join(f"{marks[word]} {word} {counts[word]}" for word in _ORDER))
+        _say_counts(counts)
+        say(f"days of {_zones(pages)}")
         _say_reasons(reasons)
-    ctx.exit(Exit.FOUND if any(counts[word] for word in _WANTED) else Exit.DONE)
+        _say_silent(pages, silent)
+    ctx.exit(Exit.FOUND if silent or any(counts[word] for word in _WANTED) else Exit.DONE)
+
+
+def _disabled(pages: Sequence[Coverage], days: Sequence[dt.date], reasons: Sequence[Explained]) -> list[Explained]:
+    """Return the reasons of the days that have no row because their page is disabled."""
+    if not any(page.is_disabled for page in pages):
+        return []
+    told = {(each.integration_id, each.day) for each in reasons}
+    return [
+        Explained(page.integration_id, day, "skipped", "disabled")
+        for page in pages
+        if page.is_disabled
+        for day, mark in zip(days, page.marks, strict=True)
+        if mark == MARKS["skipped"] and (page.integration_id, day) not in told
+    ]
 
 
 def _grid(pages: Sequence[Coverage], days: Sequence[dt.date], reasons: Sequence[Explained]) -> dict[str, object]:
@@ -51,8 +76,9 @@ def _grid(pages: Sequence[Coverage], days: Sequence[dt.date], reasons: Sequence[
         "integrations": [
             {
                 "integrationId": page.integration_id,
+                "zone": page.zone,
                 "days": {
-                    date: _WORD_OF_MARK[mark] for date, mark in zip(dates, page.marks, strict=True) if mark != NOBODYS
+                    date: WORD_OF_MARK[mark] for date, mark in zip(dates, page.marks, strict=True) if mark != NOBODYS
                 },
             }
             for page in pages
@@ -75,6 +101,21 @@ def _show_grid(pages: Sequence[Coverage], days: Sequence[dt.date]) -> None:
         click.echo("\n".join(lines))
 
 
+def _say_counts(counts: Mapping[str, int]) -> None:
+    """Say how many days have which mark, in one line of 80 columns: a mark that is nowhere needs no word."""
+    marks = {word: mark for mark, word in WORD_OF_MARK.items()}
+    say("  ".join(f"{marks[word]} {word} {counts[word]}" for word in _ORDER if counts[word] or word == "done"))
+
+
+def _zones(pages: Sequence[Coverage]) -> str:
+    """Return the zone of the pages' days; of several, `mixed` and whose they are: one date is not the same hours."""
+    found = Counter(page.zone for page in pages)
+    if len(found) == 1:
+        return next(iter(found))
+    shown = [f"{zone} ({count})" for zone, count in found.most_common(_ZONES_SHOWN)]
+    return f"mixed zones: {', '.join(shown)}{' and more' if len(found) > _ZONES_SHOWN else ''}"
+
+
 def _say_reasons(reasons: Sequence[Explained]) -> None:
     """Say why days are not done, a line for each page and reason."""
     why = Counter((each.integration_id, _WORDS.get(each.state, each.state), each.reason) for each in reasons)
@@ -83,5 +124,18 @@ def _say_reasons(reasons: Sequence[Explained]) -> None:
         for (id, word, reason), days in why.items()
         if word != "done"
     ]
+    if lines:
+        say("\n".join(lines))
+
+
+def _say_silent(pages: Sequence[Coverage], silent: Set[str]) -> None:
+    """Say which pages have days without a number although they had numbers before."""
+    lines = []
+    for page in pages:
+        if page.integration_id in silent:
+            count = page.marks.count(EMPTY)
+            lines.append(
+                f"{page.integration_id}: {count} {'day' if count == 1 else 'days'} empty, and it had numbers before"
+            )
     if lines:
         say("\n".join(lines))

@@ -1,15 +1,20 @@
 """`redisq integration`: the pages that are read every day, and their tokens."""
 
-from collections.abc import Iterator
+import datetime as dt
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
 import click
 
-from jobs import integrations
+from jobs import integrations, organizations
 from jobs.app import Application
 from jobs.commands.store import connected
-from jobs.integrations import Integration
+from jobs.integrations import Facts, Integration, Moved
+from jobs.providers.base import Load
+from jobs.providers.csvfiles import CsvProvider
+from jobs.providers.facebook import FacebookProvider
 from jobs.vault import Vault
 from redisq import protect, redact
 from redisq.cli import JSON_OPTION, Exit, Failed, page_note, say, show_document, show_table
@@ -28,19 +33,49 @@ def integration() -> None:
 @click.option("--org", "organization_id", required=True, metavar="ORG", help="The organization; a new one is made.")
 @click.option("--integration", "integration_id", required=True, metavar="ID", help="How we call the page.")
 @click.option("--page", "page_id", required=True, metavar="PAGE", help="How the provider calls it.")
-@click.option("--provider", default="facebook", show_default=True, help="Where its numbers come from.")
+@click.option(
+    "--provider",
+    default="facebook",
+    show_default=True,
+    help="Where its numbers come from: facebook; csv, exported files; import, nowhere but `redisq import`.",
+)
 @click.option("--name", default="", help="For people.")
+@click.option("--zone", metavar="ZONE", help="Of the days of a csv or import page, as Europe/Berlin.  [default: UTC]")
+@click.option("--user", metavar="USER", help="Whose allowance the calls are charged to.")
 @_TOKEN_FILE
-def add(token_file: TextIO, **page: str) -> None:
-    """Connect a page. Ends with 4 when it is connected already. The provider `csv` needs no token."""
+def add(token_file: TextIO, provider: str, page_id: str, zone: str | None, user: str | None, **page: str) -> None:
+    """Connect a page. Ends with 4 when it is connected already. The providers csv and import need no token.
+
+    A page that was removed comes back, with its numbers, under the id that it had.
+    """
     application = Application()
-    vault, token = application.vault, "-" if page["provider"] == "csv" else _read_token(token_file)
+    with _as_usage():  # before anybody is asked for a token
+        check_page_id(provider, page_id)
+        zone = integrations.zone_of(provider, zone) if zone else None
+    vault, token = application.vault, "-" if provider in _WITHOUT_TOKEN else _read_token(token_file)
     with connected(application.job_settings) as connection, _as_usage():
-        added = integrations.add(connection, vault, token=token, **page)
+        added = integrations.add(
+            connection, vault, provider=provider, page_id=page_id, token=token, zone=zone, user=user, **page
+        )
+        before = None if added else integrations.removed_as(connection, page["organization_id"], page_id)
     if not added:
-        names = f"{page['integration_id']}, or page {page['page_id']} of {page['organization_id']},"
-        raise Failed(f"{names} is connected already", Exit.EXISTS)
+        names = f"{page['integration_id']}, or page {page_id} of {page['organization_id']},"
+        again = f"; it was removed as {before}: add it under that id" if before else ""
+        raise Failed(redact(f"{names} is connected already{again}"), Exit.EXISTS)
     say(f"connected {page['integration_id']}")
+
+
+_WITHOUT_TOKEN = ("csv", "import")
+_CHECKS: Mapping[str, Callable[[str], None]] = {
+    "facebook": FacebookProvider.check_page_id,
+    "csv": CsvProvider.check_page_id,
+}
+
+
+def check_page_id(provider: str, page_id: str) -> None:
+    """Raise `ValueError` with a sentence for what cannot be the provider's id of a page. No call is made."""
+    if check := _CHECKS.get(provider):
+        check(page_id)
 
 
 @integration.command("list", epilog="Example: redisq integration list --org acme")
@@ -52,32 +87,119 @@ def list_(organization_id: str | None, limit: int, offset: int, as_json: bool) -
     """List the pages, and why one is not read."""
     with connected(Application().job_settings) as connection:
         total = integrations.count_all(connection, organization_id)
+        if organization_id and not total and not organizations.exists(connection, organization_id):
+            raise _no_organization(organization_id)
         found = integrations.list_all(connection, organization_id, start=offset, count=limit)
     pages = [_page(each) for each in found]
     if as_json:
         show_document({"total": total, "offset": offset, "integrations": pages})
         return
-    columns = ("organization", "integration", "provider", "page", "state", "reason", "name")
-    show_table(columns, [list(page.values()) for page in pages])
+    _show_pages(found, organization_id)
     again = "redisq integration list" + (f" --org {redact(organization_id)}" if organization_id else "")
     page_note(len(pages), offset, total, f"{again} --limit {limit}")
+
+
+@integration.command(epilog="Example: redisq integration show fb-1")
+@click.argument("integration_id", metavar="ID")
+@JSON_OPTION
+def show(integration_id: str, as_json: bool) -> None:
+    """Show all that is known of the page ID. Also after it was removed."""
+    with connected(Application().job_settings) as connection:
+        found, facts = integrations.find(connection, integration_id), integrations.facts(connection, integration_id)
+    if found is None or facts is None:
+        raise _unknown(integration_id)
+    if as_json:
+        show_document(_page(found) | _facts(found, facts))
+    else:
+        show_table(("fact", "value"), _lines(found, facts))
 
 
 @integration.command(epilog="Example: redisq integration disable fb-1")
 @click.argument("integration_id", metavar="ID")
 def disable(integration_id: str) -> None:
-    """Stop reading the page ID. `reconnect` reads it again."""
+    """Stop reading the page ID. Its numbers stay. `enable` reads it again."""
     with connected(Application().job_settings) as connection:
         if not integrations.disable(connection, integration_id):
             raise _unknown(integration_id)
     say(f"disabled {integration_id}")
 
 
+@integration.command(epilog="Example: redisq integration enable fb-1")
+@click.argument("integration_id", metavar="ID")
+def enable(integration_id: str) -> None:
+    """Read the page ID again from now on. What was skipped while it was disabled is run."""
+    settings = Application().job_settings
+    with connected(settings) as connection:
+        enabled = integrations.enable(connection, integration_id, max_age_days=settings.max_age_days)
+    if enabled is None:
+        raise _unknown(integration_id)
+    if enabled.refresh_reason:
+        say(
+            f"enabled {integration_id}, which waits for its owner ({redact(enabled.refresh_reason)}):"
+            f" connect it with `redisq integration reconnect {integration_id}`"
+        )
+        return
+    again = f"{_days(enabled.reopened)} {'is' if enabled.reopened == 1 else 'are'} expected again"
+    say(f"enabled {integration_id}: {again}; `redisq backfill` reads any other day")
+
+
+@integration.command(epilog="Example: redisq integration move fb-1 --to globex")
+@click.argument("integration_id", metavar="ID")
+@click.option("--to", "organization_id", required=True, metavar="ORG", help="The organization, which must exist.")
+def move(integration_id: str, organization_id: str) -> None:
+    """Give the page ID to another organization.
+
+    It has the page's days from now on; those until now stay where they are. Ends with 4 when that organization has the
+    page already.
+    """
+    with connected(Application().job_settings) as connection:
+        moved = integrations.move(connection, integration_id, organization_id)
+    to = redact(organization_id)
+    match moved:
+        case Moved(before, days):
+            stay = f"{_days(days)} until now {'stays' if days == 1 else 'stay'} with {before}"
+            say(f"moved {integration_id} to {to}: {stay}, and each day from now on is of {to}")
+        case "no_organization":
+            raise _no_organization(organization_id)
+        case "has_it":
+            raise Failed(f"organization {to!r} has this page already", Exit.EXISTS)
+        case "no_page":
+            raise _unknown(integration_id)
+
+
+@integration.command(epilog='Example: redisq integration rename fb-1 "Our shop in Berlin"')
+@click.argument("integration_id", metavar="ID")
+@click.argument("name")
+def rename(integration_id: str, name: str) -> None:
+    """Change how people call the page ID. The id never changes."""
+    with connected(Application().job_settings) as connection, _as_usage():
+        if not integrations.rename(connection, integration_id, name):
+            raise _unknown(integration_id)
+    say(f"{integration_id} is called {redact(name)!r}")
+
+
+@integration.command(epilog="Example: redisq integration remove fb-1 --yes")
+@click.argument("integration_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove(integration_id: str, yes: bool) -> None:
+    """Let go of the page ID. Its numbers stay, and so do the sums that have them."""
+    with connected(Application().job_settings) as connection:
+        facts = integrations.facts(connection, integration_id)
+        if facts is None or facts.deleted_at:
+            raise _unknown(integration_id)
+        outcome = f"it is not read any more; its numbers of {_days(facts.numbers)} stay"
+        if not yes:
+            _ask(f"Remove {integration_id}? Then {outcome}.")
+        if not integrations.remove(connection, integration_id):
+            raise _unknown(integration_id)
+    say(f"removed {integration_id}: {outcome}")
+
+
 @integration.command(epilog="Example: redisq integration reconnect fb-1 --token-file token")
 @click.argument("integration_id", metavar="ID")
 @_TOKEN_FILE
 def reconnect(integration_id: str, token_file: TextIO) -> None:
-    """Store a fresh token for the page ID, and run again what failed or was skipped."""
+    """Store a fresh token for the page ID. What failed or was skipped is run again."""
     application = Application()
     vault, token = application.vault, _read_token(token_file)
     max_age = application.job_settings.max_age_days
@@ -93,7 +215,7 @@ def reconnect(integration_id: str, token_file: TextIO) -> None:
 
 @integration.command("rotate-tokens", epilog="Example: redisq integration rotate-tokens")
 def rotate_tokens() -> None:
-    """Encrypt every stored token under the first key of the key file, so that older keys can go."""
+    """Encrypt every stored token anew. It is done with the first key of the key file, so that older keys can go."""
     application = Application()
     vault = application.vault
     with connected(application.job_settings) as connection:
@@ -122,8 +244,23 @@ def _as_usage() -> Iterator[None]:
         raise Failed(redact(str(error)), Exit.USAGE) from None
 
 
+def _ask(question: str) -> None:
+    """Go on only when a person says yes."""
+    if not sys.stdin.isatty():
+        raise click.UsageError("nobody is here to ask: --yes does it unasked")
+    click.confirm(question, abort=True, err=True)
+
+
 def _unknown(integration_id: str) -> Failed:
-    return Failed(f"no integration {redact(integration_id)!r}", Exit.NOT_FOUND)
+    return Failed(f"no integration {redact(integration_id)!r}: see `redisq integration list`", Exit.NOT_FOUND)
+
+
+def _no_organization(organization_id: str) -> Failed:
+    return Failed(f"no organization {redact(organization_id)!r}: see `redisq org list`", Exit.NOT_FOUND)
+
+
+def _days(count: int) -> str:
+    return "1 day" if count == 1 else f"{count} days"
 
 
 def _page(found: Integration) -> dict[str, str | None]:
@@ -132,7 +269,86 @@ def _page(found: Integration) -> dict[str, str | None]:
         "integrationId": found.id,
         "provider": found.provider,
         "page": found.internal_id,
+        "zone": found.zone,
+        "user": found.user_id,
         "state": found.why_not() or "active",
         "reason": found.refresh_reason if found.refresh_needed else None,
         "name": found.name,
     }
+
+
+def _state(found: Integration) -> str:
+    page = _page(found)
+    return ", ".join(part for part in (page["state"], page["reason"]) if part)
+
+
+def _show_pages(found: Sequence[Integration], organization_id: str | None) -> None:
+    """Print a line for each page. 80 columns are few: an organization that was asked for is not told again."""
+    columns = ("org", "integration", "provider", "page", "zone", "state")
+    rows = [
+        (
+            page.organization_id,
+            page.id,
+            page.provider,
+            page.internal_id,
+            page.zone,
+            f"{_state(page)}: {page.name}" if page.name else _state(page),
+        )
+        for page in found
+    ]
+    begin = 1 if organization_id else 0
+    show_table(columns[begin:], [row[begin:] for row in rows])
+
+
+def _facts(found: Integration, facts: Facts) -> dict[str, object]:
+    load = _load(found)
+    return {
+        "connectedAt": _moment(facts.created_at),
+        "readSince": _moment(facts.read_since),
+        "removedAt": _moment(facts.deleted_at),
+        "firstDay": facts.first_day and facts.first_day.isoformat(),
+        "lastDay": facts.last_day and facts.last_day.isoformat(),
+        "lastNumber": facts.last_number and facts.last_number.isoformat(),
+        "daysWithNumber": facts.numbers,
+        "openDays": facts.open_days,
+        "refused": [{"metric": metric, "on": day.isoformat()} for day, metric in _refused(found)],
+        "load": {"days": load.days, "metrics": load.metrics} if load else None,
+    }
+
+
+def _lines(found: Integration, facts: Facts) -> Iterator[tuple[str, object]]:
+    yield "integration", found.id
+    yield "organization", found.organization_id
+    yield "page", f"{found.internal_id} of {found.provider}"
+    yield "name", found.name or "-"
+    yield "state", _state(found)
+    yield "zone of its days", found.zone
+    yield "user", found.user_id or f"all {found.provider} pages of {found.organization_id}"
+    yield "connected", _moment(facts.created_at)
+    yield "read since", _moment(facts.read_since)
+    if facts.deleted_at:
+        yield "removed", _moment(facts.deleted_at)
+    yield "days", f"{facts.first_day} to {facts.last_day}" if facts.first_day else "none was planned yet"
+    yield "last number", facts.last_number or "none yet"
+    yield "open days", facts.open_days
+    for day, metric in _refused(found):
+        yield "refused", f"{metric}, the last time on {day}"
+    if load := _load(found):
+        yield "a call asks for", f"at most {_days(load.days)} and {load.metrics} metrics"
+
+
+def _refused(found: Integration) -> list[tuple[dt.date, str]]:
+    """Return the metrics that the page was refused, the latest first, and on which UTC day."""
+    return sorted(zip(found.metrics_refused_on, found.metrics_refused, strict=True), reverse=True)
+
+
+def _load(found: Integration) -> Load | None:
+    """Return how much a call may ask for, None when the provider accepts what is usual."""
+    if not (found.load_days and found.load_metrics and found.load_until):
+        return None
+    is_over = found.load_until <= dt.datetime.now(dt.UTC)
+    return None if is_over else Load(found.load_days, found.load_metrics)
+
+
+def _moment(at: dt.datetime | None) -> str | None:
+    return at.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if at else None

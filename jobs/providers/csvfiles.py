@@ -7,28 +7,64 @@ The file of a page is `<page id>.csv` in one directory, UTF-8, with a header lin
     2026-03-07,page_views_total,1204
     2026-03-07,page_follows,88.5
 
-`date` is ISO 8601 and a day of UTC, `value` a plain decimal number, empty for a day without data. An absent row says
-the same up to the newest date in the file, whatever its metric: so write all rows of a day at once. Later days are not
-exported yet, and are asked for again. Of two rows for one date and metric the later counts, so a correction can be
-appended. Write a new file beside the old one and rename it, or a job may read half of it.
+`date` is written YYYY-MM-DD and a day of the page's zone, `value` a plain decimal number, empty for a day without data.
+An absent row says the same up to the newest date in the file, whatever its metric: so write all rows of a day at once.
+Later days are not exported yet, and are asked for again; of a file without rows that is every day. Of two rows for one
+date and metric the later counts, so a correction can be appended. Metrics that the catalog lacks are passed over and
+told. Write a new file beside the old one and rename it, or a job may read half of it.
+
+What could mean two things is refused, and one bad row refuses the whole file: a row that was cut in two looks like a
+right one, and nobody would miss what it had.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import TextIO
 from zoneinfo import ZoneInfo
 
-from jobs.providers.base import Answer, Metric, Page, ProviderError, Reading
+from jobs.providers.base import Answer, Metric, Page, ProviderError, Reading, printable
 
-_COLUMNS = {"date", "metric", "value"}
+# A year of a page is some hundred kilobytes. What is far beyond that is another file, and would fill the worker.
+_FILE_BYTES = 64 * 1024 * 1024
+_LINE_CHARACTERS = 64 * 1024
+_COLUMNS = ("date", "metric", "value")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
+_UNDECODED = re.compile(r"[\udc80-\udcff]")  # what `surrogateescape` makes of bytes that are not UTF-8
+# A row whose quotes stand around whole fields. Python's reader takes a quote inside a bare field for a character.
+_WELL_QUOTED = re.compile(r'(?:"[^"]*(?:""[^"]*)*"|[^",\r\n]*)(?:,(?:"[^"]*(?:""[^"]*)*"|[^",\r\n]*))*[\r\n]*')
+_PAGE_ID_BYTES = 200  # a name in a file system has 255 at most
+_TOLD = 5  # unknown names
 
 Cells = dict[tuple[date, str], Decimal | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What a file has of the days and metrics that were asked for, and its newest date: `date.min` without a row."""
+
+    cells: Cells
+    newest: date
+    known: frozenset[str]  # metrics of those asked for
+    unknown: tuple[str, ...]  # the first few of the others
+
+    def reading(self, metric: Metric, day: date) -> Reading:
+        if not metric.covers(day):
+            return Reading(metric.name, day, "unsupported")
+        if day > self.newest:
+            return Reading(metric.name, day, "pending")
+        value = self.cells.get((day, metric.name))
+        return Reading(metric.name, day, "no_data" if value is None else "value", value)
 
 
 class CsvProvider:
@@ -43,84 +79,187 @@ class CsvProvider:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def read(self, page: Page, days: Sequence[date], metrics: Sequence[Metric]) -> Answer:
-        """Return one reading for each metric and day, in that order.
+    @staticmethod
+    def check_page_id(page_id: str) -> None:
+        """Raise `ValueError` with a sentence for a page id that cannot name a file of the directory."""
+        if not page_id or page_id.startswith(".") or not page_id.isprintable() or set(page_id) & set("/\\"):
+            raise ValueError(f"page {page_id!r} cannot name a file: the file of page x is x.csv in the directory")
+        if len(page_id.encode()) > _PAGE_ID_BYTES:
+            raise ValueError(f"page {page_id[:40]!r}… cannot name a file: it is longer than {_PAGE_ID_BYTES} bytes")
 
-        Raises ProviderError: permanent/object_not_found without a file, permanent/malformed with file and line,
+    def read(self, page: Page, days: Sequence[date], metrics: Sequence[Metric]) -> Answer:
+        """Return one reading for each metric and day, in that order, after one pass over the file.
+
+        `given` are the metrics that have a row, and a note names those that were not asked for. Raises ProviderError:
+        permanent/object_not_found without a file; permanent/malformed with file and line for what the file says, and
+        for one that is too large; permanent/unreadable for what is no file, which stays so until somebody acts;
         transient/unreadable when the directory or the disk fails.
         """
         now = datetime.now(UTC)
-        wanted = {(day, metric.name) for metric in metrics for day in days}
-        cells, newest = self._cells(self._file(page.page_id), wanted)
-        readings = tuple(_reading(metric, day, cells, newest) for metric in metrics for day in sorted(set(days)))
-        return Answer(readings, now)
+        today = now.astimezone(page.zone or self.day_zone).date()
+        wanted_days = sorted(set(days))
+        with self._opened(page.page_id) as (name, stream):
+            table = _read_table(name, stream, set(wanted_days), {metric.name for metric in metrics}, today)
+        readings = tuple(table.reading(metric, day) for metric in metrics for day in wanted_days)
+        notes = (f"{name}: metrics that are not in the catalog: {_told(table.unknown)}",) if table.unknown else ()
+        return Answer(readings, now, given=table.known, notes=notes)
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
 
-    def _file(self, page_id: str) -> Path:
-        if not page_id or page_id.startswith(".") or not set(page_id).isdisjoint("/\\\0"):
-            raise ProviderError("permanent", "object_not_found", f"{page_id!r} cannot name a file")
-        return self._directory / f"{page_id}.csv"
-
-    def _cells(self, file: Path, wanted: set[tuple[date, str]]) -> tuple[Cells, date]:
-        """Return what the file has of `wanted`, and its newest date: `date.min` when it has no row."""
-        cells: Cells = {}
-        newest = date.min
+    @contextmanager
+    def _opened(self, page_id: str) -> Iterator[tuple[str, TextIO]]:
+        """Yield the name of the page's file and the file, opened for reading."""
         try:
-            for line, row in _rows(file):
-                day = _date(file, line, row["date"])
-                newest = max(newest, day)
-                cell = (day, row["metric"].strip())
-                if cell in wanted:
-                    cells[cell] = _value(file, line, row["value"])
-        except FileNotFoundError:
+            self.check_page_id(page_id)
+        except ValueError as error:
+            raise ProviderError("permanent", "object_not_found", str(error)) from None
+        name = f"{page_id}.csv"
+        try:
+            with _open_inside(self._directory, name) as stream:
+                yield name, stream
+        except (FileNotFoundError, NotADirectoryError):
             if not self._directory.is_dir():
                 # Not a missing page: the share is not mounted, and will be.
                 raise ProviderError("transient", "unreadable", "the directory of the files is missing") from None
-            raise ProviderError("permanent", "object_not_found", f"there is no {file.name}") from None
+            raise ProviderError("permanent", "object_not_found", f"there is no {name}") from None
         except OSError as error:
-            raise ProviderError("transient", "unreadable", f"{file.name}: {error.strerror}") from None
-        return cells, newest
+            if error.errno in (errno.ELOOP, errno.ENXIO):  # a link that leads to itself; a socket
+                raise _no_file(name) from None
+            raise ProviderError("transient", "unreadable", f"{name}: {error.strerror}") from None
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield each row with its line number, blank where a line is too short."""
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, restval="")
-        try:
-            missing = _COLUMNS - set(reader.fieldnames or ())
-            if missing:
-                raise _malformed(file, 1, f"no column {', '.join(sorted(missing))}")
-            for row in reader:
-                yield reader.line_num, row
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise _malformed(file, reader.line_num + 1, f"not CSV in UTF-8: {error}") from None
+def _open_inside(directory: Path, name: str) -> TextIO:
+    """Open a regular file of `directory`; a link may lead to another one there, and nowhere else.
 
-
-def _reading(metric: Metric, day: date, cells: Cells, newest: date) -> Reading:
-    if not metric.covers(day):
-        return Reading(metric.name, day, "unsupported")
-    if day > newest:
-        return Reading(metric.name, day, "pending")
-    value = cells.get((day, metric.name))
-    return Reading(metric.name, day, "no_data" if value is None else "value", value)
-
-
-def _date(file: Path, line: int, text: str) -> date:
+    Whoever may write into the directory could have the numbers of another file shown, or the worker wait for ever.
+    """
+    inside = os.path.realpath(directory)
+    path = os.path.realpath(os.path.join(inside, name))
+    if os.path.commonpath((inside, path)) != inside:
+        raise ProviderError("permanent", "unreadable", f"{name} is a link that leads out of the directory")
+    # Without waiting for the other end of a pipe; and looked at when it is open, for a look before could see another.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        return date.fromisoformat(text.strip())
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise _no_file(name)
+        if found.st_size > _FILE_BYTES:
+            raise _malformed(name, None, f"{found.st_size:,} bytes, more than {_FILE_BYTES:,}")
+        return open(descriptor, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _read_table(name: str, stream: TextIO, days: set[date], asked: set[str], today: date) -> _Table:
+    rows = _rows(name, stream)
+    place, width = _header(name, next(rows, (1, [])))
+    at_date, at_metric, at_value = (place[column] for column in _COLUMNS)
+    cells: Cells = {}
+    known: set[str] = set()
+    unknown: dict[str, None] = {}
+    parsed: dict[str, date] = {}  # a file says each date many times
+    for line, row in rows:
+        if len(row) != width:
+            raise _malformed(name, line, f"{len(row)} fields where the header has {width}")
+        text = row[at_date].strip()
+        day = parsed.get(text)
+        if day is None:
+            day = parsed[text] = _date(name, line, text, today)
+        metric, value = row[at_metric].strip(), _value(name, line, row[at_value])
+        if metric in asked:
+            known.add(metric)
+            if day in days:
+                cells[day, metric] = value
+        elif not metric:
+            raise _malformed(name, line, "no name of a metric")
+        elif len(unknown) <= _TOLD:
+            unknown[metric] = None
+    if unknown and asked and not known:
+        raise _malformed(name, None, f"not one metric of the catalog; it has {_told(tuple(unknown))}")
+    return _Table(cells, max(parsed.values(), default=date.min), frozenset(known), tuple(unknown))
+
+
+def _header(name: str, first: tuple[int, list[str]]) -> tuple[dict[str, int], int]:
+    """Return where each column is, and how many there are."""
+    line, row = first
+    names = [text.strip() for text in row]
+    if missing := [column for column in _COLUMNS if column not in names]:
+        raise _malformed(name, line, f"no column {', '.join(missing)}" + (f"; it has {_told(names)}" if names else ""))
+    # Several columns without a name are what spreadsheets leave at the right: nobody reads them.
+    if twice := [text for text in dict.fromkeys(names) if text and names.count(text) > 1]:
+        raise _malformed(name, line, f"two columns of one name: {_told(twice)}")
+    return {text: place for place, text in enumerate(names)}, len(names)
+
+
+def _rows(name: str, stream: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row that is not blank, with the number of its first line."""
+    raw: list[str] = []  # the lines of the row: several when a quoted field has line breaks
+    reader = csv.reader(_lines(name, stream, raw), strict=True)
+    while True:
+        line = reader.line_num + 1
+        raw.clear()
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise _malformed(name, line, f"damaged quoting: {error}") from None
+        if row is None:
+            return
+        if any('"' in part for part in raw) and not _WELL_QUOTED.fullmatch("".join(raw)):
+            raise _malformed(name, line, "damaged quoting: a quote inside a field")
+        if row:
+            yield line, row
+
+
+def _lines(name: str, stream: TextIO, raw: list[str]) -> Iterator[str]:
+    """Yield each line and add it to `raw`."""
+    size = number = 0
+    while line := stream.readline(_LINE_CHARACTERS + 1):
+        number += 1
+        size += len(line)
+        if len(line) > _LINE_CHARACTERS:
+            raise _malformed(name, number, f"a line of more than {_LINE_CHARACTERS:,} characters")
+        if size > _FILE_BYTES:  # it grows while it is read
+            raise _malformed(name, number, f"more than {_FILE_BYTES:,} characters up to here")
+        if "\0" in line:
+            raise _malformed(name, number, "a NUL byte: not CSV in UTF-8")
+        if not line.isascii() and (found := _UNDECODED.search(line)):
+            raise _malformed(name, number, f"the byte 0x{ord(found[0]) - 0xDC00:02x}: not CSV in UTF-8")
+        raw.append(line)
+        yield line
+
+
+def _date(name: str, line: int, text: str, today: date) -> date:
+    try:
+        day = date.fromisoformat(text)
     except ValueError:
-        raise _malformed(file, line, f"{text[:40]!r} is no date") from None
+        raise _malformed(name, line, f"{text[:40]!r} is no date") from None
+    if day.isoformat() != text:  # 20260307 and 2026-W10-6 are read too
+        raise _malformed(name, line, f"{text[:40]!r} is not written YYYY-MM-DD")
+    if day > today:
+        raise _malformed(name, line, f"{text} is still to come: today is {today} where the page is")
+    return day
 
 
-def _value(file: Path, line: int, text: str) -> Decimal | None:
-    if not text.strip():
+def _value(name: str, line: int, text: str) -> Decimal | None:
+    text = text.strip()
+    if not text:
         return None
-    if not _NUMBER.fullmatch(text.strip()):
-        raise _malformed(file, line, f"{text[:40]!r} is no number")
-    return Decimal(text.strip())
+    if not _NUMBER.fullmatch(text):
+        raise _malformed(name, line, f"{text[:40]!r} is no number")
+    return Decimal(text)
 
 
-def _malformed(file: Path, line: int, problem: str) -> ProviderError:
-    return ProviderError("permanent", "malformed", f"{file.name}:{line}: {problem}")
+def _told(names: Sequence[str]) -> str:
+    shown = ", ".join(printable(name[:40]) for name in names[:_TOLD])
+    return f"{shown} and more" if len(names) > _TOLD else shown
+
+
+def _no_file(name: str) -> ProviderError:
+    return ProviderError("permanent", "unreadable", f"{name} is no regular file")
+
+
+def _malformed(name: str, line: int | None, problem: str) -> ProviderError:
+    where = name if line is None else f"{name}:{line}"
+    return ProviderError("permanent", "malformed", f"{where}: {problem}")

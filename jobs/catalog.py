@@ -1,0 +1,121 @@
+"""The catalog of metrics: what each provider is asked for, and how it adds up over pages and days."""
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from psycopg import Connection
+from psycopg.rows import class_row
+
+from jobs.payloads import check_name
+from jobs.providers.base import Additivity
+
+# Its numbers only come from files that people import: it has no page that could be asked.
+NEVER_ASKED = ("import",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """One metric of one provider; `valid_from` and `valid_to` are its first and last day.
+
+    `given_on` is the UTC day on which a page was given it the last time; since `dead_since` it is taken for dead.
+    """
+
+    provider: str
+    metric: str
+    additivity: Additivity
+    numerator: str | None = None  # of a ratio, as the denominator
+    denominator: str | None = None
+    unit: str = "count"
+    valid_from: dt.date | None = None
+    valid_to: dt.date | None = None
+    supported: bool = True
+    given_on: dt.date | None = None
+    dead_since: dt.date | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        """Tell whether pages are asked for it. A ratio is computed."""
+        return self.supported and self.additivity != "ratio"
+
+
+_LIST = """
+SELECT c.provider, c.metric, c.additivity, c.numerator, c.denominator, c.unit, c.valid_from, c.valid_to, c.supported,
+       l.given_on, l.dead_since
+FROM metric_catalog c LEFT JOIN metric_life l ON l.provider = c.provider AND l.metric = c.metric
+WHERE %(provider)s::text IS NULL OR c.provider = %(provider)s
+ORDER BY c.provider, c.metric
+"""
+
+
+def list_all(connection: Connection[Any], provider: str | None = None) -> list[Listed]:
+    """Return the metrics of one provider or of all, in order."""
+    with connection.cursor(row_factory=class_row(Listed)) as cursor:
+        return cursor.execute(_LIST, {"provider": provider}).fetchall()
+
+
+def check(metric: Listed, known: list[Listed]) -> None:
+    """Raise `ValueError` with a sentence for a metric that cannot be added to the `known` ones."""
+    check_name("metric", metric.metric)
+    check_name("unit", metric.unit)
+    providers = sorted({each.provider for each in known})
+    if metric.provider not in providers:
+        raise ValueError(f"there is no provider {metric.provider!r}: there is {', '.join(providers)}")
+    if metric.valid_from and metric.valid_to and metric.valid_from > metric.valid_to:
+        raise ValueError(f"--from {metric.valid_from} is after --to {metric.valid_to}")
+    parts = [metric.numerator, metric.denominator]
+    if metric.additivity != "ratio":
+        if any(parts):
+            raise ValueError("--numerator and --denominator are of a ratio: take --additivity ratio")
+        return
+    if not all(parts):
+        raise ValueError("a ratio needs --numerator and --denominator, which are metrics of the same provider")
+    usable = {each.metric for each in known if each.provider == metric.provider and each.additivity != "ratio"}
+    if lacking := [part for part in parts if part not in usable]:
+        raise ValueError(f"{metric.provider} has no metric {lacking[0]!r} that a ratio could be made of")
+
+
+def add(connection: Connection[Any], metric: Listed) -> bool:
+    """Add a metric that `check` has let through; False when the catalog has it, retired or not.
+
+    Of a provider that is asked it is asked for from now on. The connection must be that of the schema's owner.
+    """
+    added = connection.execute(
+        "INSERT INTO metric_catalog"
+        " (provider, metric, additivity, numerator, denominator, unit, valid_from, valid_to, supported)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        [
+            metric.provider,
+            metric.metric,
+            metric.additivity,
+            metric.numerator,
+            metric.denominator,
+            metric.unit,
+            metric.valid_from,
+            metric.valid_to,
+            metric.provider not in NEVER_ASKED,
+        ],
+    )
+    return added.rowcount == 1
+
+
+def retire(
+    connection: Connection[Any], provider: str, metric: str, last_day: dt.date
+) -> Literal["retired", "unknown", "too_early"]:
+    """Ask for a metric no more; its numbers stay. `last_day` is the last one that it has, not before its first.
+
+    The connection must be that of the schema's owner.
+    """
+    with connection.transaction():
+        found = connection.execute(
+            "SELECT valid_from FROM metric_catalog WHERE provider = %s AND metric = %s FOR UPDATE", [provider, metric]
+        ).fetchone()
+        if found is None:
+            return "unknown"
+        if found[0] and found[0] > last_day:
+            return "too_early"
+        connection.execute(
+            "UPDATE metric_catalog SET valid_to = %s, supported = false WHERE provider = %s AND metric = %s",
+            [last_day, provider, metric],
+        )
+        return "retired"

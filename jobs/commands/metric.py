@@ -1,0 +1,175 @@
+"""`redisq metric`: what providers are asked for. Only the owner of the schema changes it."""
+
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, get_args
+
+import click
+from psycopg import Connection
+from psycopg.errors import InsufficientPrivilege
+
+from jobs import catalog
+from jobs.catalog import NEVER_ASKED, Listed
+from jobs.commands.store import connected
+from jobs.providers.base import Additivity
+from jobs.settings import JobSettings
+from redisq import redact
+from redisq.cli import JSON_OPTION, Exit, Failed, say, show_document, show_table
+
+# Whoever adds a metric says what becomes of it in a sum, and nobody else knows: a wrong sum looks like a right one.
+_MEANS: dict[Additivity, str] = {
+    "sum": "adds up over pages and days",
+    "level": "adds up over pages of one day, not over days",
+    "none": "does not add up: the largest page is shown",
+    "ratio": "is recomputed from its parts",
+}
+
+
+def _day(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> dt.date | None:
+    if text is None:
+        return None
+    try:
+        day = dt.date.fromisoformat(text)
+    except ValueError:
+        day = None
+    if day is None or day.isoformat() != text:  # 20260102 and 2026-W01-1 are read too
+        raise click.BadParameter(f"{text!r} is not a day of the calendar: write YYYY-MM-DD")
+    return day
+
+
+@click.group(epilog="Example: redisq metric list --provider facebook")
+def metric() -> None:
+    """Keep the catalog: which metrics there are, and how each adds up."""
+
+
+@metric.command("list", epilog="Example: redisq metric list --provider facebook")
+@click.option("--provider", metavar="PROVIDER", help="Only those of one provider.")
+@JSON_OPTION
+def list_(provider: str | None, as_json: bool) -> None:
+    """List the metrics, and how each adds up.
+
+    sum: over pages and days. level: over pages of one day. none: not at all. ratio: it is recomputed from its parts.
+    """
+    with connected(JobSettings.from_environment()) as connection:
+        found = catalog.list_all(connection, provider)
+    if provider and not found:
+        raise Failed(f"no provider {redact(provider)!r}: see `redisq metric list`", Exit.NOT_FOUND)
+    if as_json:
+        show_document({"metrics": [_document(each) for each in found]})
+        return
+    # The longest name leaves few of 80 columns: a provider that was asked for is not told again.
+    columns = ("metric", "adds", "ask", "life") if provider else ("provider", "metric", "adds", "ask", "life")
+    rows = [
+        (each.provider, each.metric, each.additivity, "yes" if each.is_asked else "no", _life(each)) for each in found
+    ]
+    show_table(columns, [row[-len(columns) :] for row in rows])
+
+
+@metric.command(epilog="Example: redisq metric add --provider csv newsletter_clicks --additivity sum")
+@click.argument("name", metavar="METRIC")
+@click.option("--provider", required=True, metavar="PROVIDER", help="Whose metric it is.")
+@click.option("--additivity", type=click.Choice(get_args(Additivity)), required=True, help="How it adds up.")
+@click.option("--numerator", metavar="METRIC", help="Of a ratio.")
+@click.option("--denominator", metavar="METRIC", help="Of a ratio.")
+@click.option("--unit", default="count", show_default=True, help="For people.")
+@click.option("--from", "valid_from", callback=_day, metavar="DATE", help="The first day that has it.")
+@click.option("--to", "valid_to", callback=_day, metavar="DATE", help="The last day that has it.")
+def add(name: str, **options: Any) -> None:
+    """Add METRIC to the catalog. Ends with 4 when it is there already, and with 2 for one that cannot be.
+
+    Connects as the owner of the schema, as `redisq db upgrade` does.
+    """
+    new = Listed(metric=name, **options)
+    with _as_owner() as connection:
+        try:
+            catalog.check(new, catalog.list_all(connection))
+        except ValueError as error:
+            raise Failed(redact(str(error)), Exit.USAGE) from None
+        if not catalog.add(connection, new):
+            raise Failed(f"{new.provider} has a metric {new.metric} already: see `redisq metric list`", Exit.EXISTS)
+    say(f"{new.metric} of {new.provider} {_MEANS[new.additivity]}.")
+    if new.additivity != "ratio":
+        say(_how_to_read(new))
+
+
+@metric.command(epilog="Example: redisq metric retire --provider facebook page_media_view --to 2026-11-14")
+@click.argument("name", metavar="METRIC")
+@click.option("--provider", required=True, metavar="PROVIDER", help="Whose metric it is.")
+@click.option("--to", "last_day", callback=_day, metavar="DATE", help="The last day that has it.  [default: yesterday]")
+def retire(name: str, provider: str, last_day: dt.date | None) -> None:
+    """Ask for METRIC no more. Its numbers stay and add up as before. Ends with 5 when there is none.
+
+    Connects as the owner of the schema, as `redisq db upgrade` does.
+    """
+    today = dt.datetime.now(dt.UTC).date()
+    last = last_day or today - dt.timedelta(days=1)
+    if last > today:
+        raise click.UsageError(f"it is asked for no more at once, and {last} is still to come")
+    with _as_owner() as connection:
+        outcome = catalog.retire(connection, provider, name, last)
+    shown, whose = redact(name), redact(provider)
+    match outcome:
+        case "retired":
+            say(f"retired {shown} of {whose}: its last day is {last}; its numbers stay and add up as before")
+        case "too_early":
+            raise Failed(f"{shown} of {whose} begins after {last}: name its last day with --to", Exit.USAGE)
+        case "unknown":
+            raise Failed(f"no metric {shown!r} of {whose}: see `redisq metric list`", Exit.NOT_FOUND)
+
+
+@contextmanager
+def _as_owner() -> Iterator[Connection[Any]]:
+    """Yield a connection of the schema's owner: the services and the other commands only read the catalog."""
+    settings = JobSettings.from_environment()
+    with connected(replace(settings, database_url=settings.owner_url or settings.database_url)) as connection:
+        try:
+            yield connection
+        except InsufficientPrivilege:
+            raise Failed(
+                "only the owner of the schema changes the catalog: run this where `redisq db upgrade` runs,"
+                " with the credential database-owner-password"
+            ) from None
+
+
+def _how_to_read(new: Listed) -> str:
+    if new.provider in NEVER_ASKED:
+        return "Its numbers come with `redisq import`."
+    return (
+        "Pages are asked for it from now on. For the past: redisq backfill --org ORG --from DATE --to DATE --only all"
+    )
+
+
+def _life(each: Listed) -> str:
+    """Return the facts that few metrics have. Without commas a date is short enough for the last of 80 columns."""
+    is_given = each.given_on and not each.dead_since
+    facts = [
+        f"{each.numerator} / {each.denominator}" if each.numerator else "",
+        f"dead since {each.dead_since}" if each.dead_since else "",
+        f"given {each.given_on}" if is_given else "",
+        f"from {each.valid_from}" if each.valid_from else "",
+        f"to {each.valid_to}" if each.valid_to else "",
+        f"({each.unit})" if each.unit != "count" else "",
+    ]
+    return " ".join(filter(None, facts)) or "-"
+
+
+def _document(each: Listed) -> dict[str, object]:
+    return {
+        "provider": each.provider,
+        "metric": each.metric,
+        "additivity": each.additivity,
+        "numerator": each.numerator,
+        "denominator": each.denominator,
+        "unit": each.unit,
+        "from": _text(each.valid_from),
+        "to": _text(each.valid_to),
+        "asked": each.is_asked,
+        "givenOn": _text(each.given_on),
+        "deadSince": _text(each.dead_since),
+    }
+
+
+def _text(day: dt.date | None) -> str | None:
+    return day.isoformat() if day else None
