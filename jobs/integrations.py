@@ -398,6 +398,8 @@ def reconnect(
         )
         if updated.rowcount == 0:
             return None
+        # What the old token was refused and is not judged yet must not be held against the new one.
+        connection.execute("DELETE FROM provider_refusal WHERE integration_id = %s", [integration_id])
         reopened = ledger.reopen(connection, max_age_days=max_age_days, integration_id=integration_id)
         dead = connection.execute(
             "SELECT day, queue FROM ingest_day_state WHERE integration_id = %s AND state = 'dead' ORDER BY day DESC",

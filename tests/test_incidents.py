@@ -143,6 +143,17 @@ def test_a_page_that_alone_is_refused_is_given_up_after_a_second_look(world: Wor
     assert len(world.provider.asked) == 1, "it waits for what becomes of others, and is not called again"
 
 
+def test_a_page_with_a_fresh_token_is_called_again(world: World) -> None:
+    """The refusal that waits to be judged was of the old token: its owner must not be asked a second time."""
+    answers(world, PAGES[0], error=PERMISSION)
+    assert run(world, PAGES[0]) == "defer permission"
+    integrations.reconnect(world.db, world.vault, PAGES[0], "a fresh token")
+    answers(world, PAGES[0])
+    later(world, CONFIRM)
+    assert run(world, PAGES[0]) == "done"
+    assert world.provider.tokens == ["a token", "a fresh token"]
+
+
 def test_a_page_that_a_person_has_run_again_is_called_again(world: World) -> None:
     """The verdict is over with the dead letter."""
     answers(world, PAGES[0], error=refusal("unclear"))
