@@ -386,7 +386,7 @@ def _legend(
 
 
 def _gap(gap: Gap) -> str:
-    names = ", ".join(gap.integration_ids[:2]) + (" …" if gap.pages > 2 else "")
+    names = ", ".join(gap.integration_ids[:2]) + (" …" if len(gap.integration_ids) > 2 else "")
     return f"{gap.pages} {gap.reason} ({names})"
 
 
