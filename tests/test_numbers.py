@@ -85,16 +85,28 @@ def test_without_a_common_page_or_a_base_there_is_no_change(world: NumbersWorld)
     assert world.rows("--metric", VIEWS)[-2]["dayBefore"] is None
 
 
-@pytest.mark.parametrize("is_marked", [False, True], ids=["summed up", "marked as changed since"])
 @pytest.mark.parametrize(("a", "b"), [(None, 7), ("unsupported", 7), ("unreadable", 7), ("pending", 7), (70, None)])
-def test_whatever_a_page_lacks_it_is_left_out_of_both_days(
-    world: NumbersWorld, a: object, b: object, is_marked: bool
-) -> None:
+def test_whatever_a_page_lacks_it_is_left_out_of_both_days(world: NumbersWorld, a: object, b: object) -> None:
     """A reading without a number is missing in the sum, whether the sum names the page or not."""
     two_days(world, VIEWS, {"a": 50, "b": 60}, {"a": a, "b": b})
-    if is_marked:
-        world.db.execute("INSERT INTO aggregate_dirty (organization_id, day, reason) VALUES ('acme', %s, '')", [LAST])
     assert change(world, VIEWS) == ((60, 7, True) if b == 7 else (50, 70, True))
+
+
+def test_a_day_that_changed_since_it_was_summed_up_is_compared_by_its_pages(world: NumbersWorld) -> None:
+    """Its total is of other numbers than those that would be taken out of it."""
+    two_days(world, VIEWS, {"a": 50, "b": 60}, {"b": 7})
+    world.restate("b", LAST, VIEWS, 9)
+    world.db.execute("INSERT INTO aggregate_dirty (organization_id, day, reason) VALUES ('acme', %s, '')", [LAST])
+    assert change(world, VIEWS) == (60, 9, True)
+
+
+def test_a_page_that_fell_silent_costs_no_look_at_every_page(
+    world: NumbersWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large organization some page is silent every day, and the ledger knows which."""
+    two_days(world, VIEWS, {"a": 50, "b": 60}, {"a": None, "b": 7})
+    monkeypatch.setattr(stored_numbers, "_PROBE", "no statement")
+    assert change(world, VIEWS) == (60, 7, True)
 
 
 def test_a_ledger_that_knows_of_no_number_is_asked_for_every_page(world: NumbersWorld) -> None:
@@ -113,13 +125,14 @@ def test_the_largest_page_is_compared_among_common_pages(world: NumbersWorld, mi
     assert change(world, REACH) == expected
 
 
-def test_a_ratio_is_compared_over_pages_with_both_parts(world: NumbersWorld) -> None:
-    """Views of a page whose likes are missing belong to no rate."""
+@pytest.mark.parametrize("part", [LIKES, VIEWS])
+def test_a_ratio_is_compared_over_pages_with_both_parts(world: NumbersWorld, part: str) -> None:
+    """Views of a page whose likes are missing belong to no rate, nor the other way round."""
     world.metric("rate", "ratio", LIKES, VIEWS)
     world.day("a", ago(1), {LIKES: 1, VIEWS: 10})
     world.day("b", ago(1), {LIKES: 5, VIEWS: 10})
     world.day("a", LAST, {LIKES: 3, VIEWS: 10})
-    world.day("b", LAST, {VIEWS: 1000})
+    world.day("b", LAST, {part: 1000})
     world.sum_up()
     assert change(world, "rate") == (Decimal("0.1"), Decimal("0.3"), True)
 

@@ -33,6 +33,7 @@ HOW = {
     "none": "does not add up: the largest page",
     "ratio": "a ratio of two sums",
 }
+_RESTATED = "r restated: changed after it was final"
 MIXED_MEANS = "mixed: the pages' days begin at different hours, so the date is only a label"
 
 
@@ -133,7 +134,7 @@ def _show_periods(asked: Asked, series: Series) -> None:
             f"{period.days_with_number} of {period.days} days",
             f"{period.n_answered} of {period.n_expected}",
             str(period.n_value),
-            _state(period.is_final, period.restated),
+            ("final" if period.is_final else "provisional") + (" r" if period.restated else ""),
         )
         rows.append(row)
     change_column = ("-7 days",) if is_week else ()
@@ -141,6 +142,8 @@ def _show_periods(asked: Asked, series: Series) -> None:
     print_table(columns, rows, right=set(range(1, len(columns) - 1)) - {2})
     if series.metric.additivity == "none":
         _say(f"no total of a {asked.by}: the largest page's largest day")
+    if any(period.restated for period, _ in series.periods):
+        _say(_RESTATED)
     changes = [change for _, change in series.periods]
     _legend([], changes, gaps=joined_gaps(gap for period, _ in series.periods for gap in period.gaps), times=True)
 
@@ -382,7 +385,7 @@ def _legend(
     if states and any(not day.is_final for day in days):
         _say("p provisional: pages are still read again")
     if states and any(day.restated for day in days):
-        _say("r restated: changed after it was final")
+        _say(_RESTATED)
 
 
 def _gap(gap: Gap) -> str:

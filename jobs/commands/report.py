@@ -190,7 +190,7 @@ def _sums(found: Report) -> None:
         for line in found.lines
     ]
     click.echo()
-    print_table(("metric", "total", "-1 day", f"{found.day:%a}s", "number"), rows, right={1, 2, 3, 4})
+    print_table(("metric", "total", "-1 day", "weekday", "number"), rows, right={1, 2, 3, 4})
     if any(line.day.gaps for line in found.lines):
         _say("* without the pages that are missing")
     if any(change.is_partial for line in found.lines for change in _compared(line)):
