@@ -107,7 +107,7 @@ def test_the_newest_day_with_sums_is_the_days_default(world: NumbersWorld) -> No
 
 def test_the_same_weekday_is_a_median_of_weeks_each_like_for_like(world: NumbersWorld) -> None:
     """One odd week must not make a normal day look odd, nor a page that was not there."""
-    for weeks, number in ((0, 110), (1, 100), (2, 10), (3, 105), (4, 100)):
+    for weeks, number in ((0, 110), (1, 10), (2, 100), (3, 105), (4, 100)):
         world.day("a", ago(7 * weeks), {VIEWS: number})
     world.day("b", ago(7), {VIEWS: 10_000})
     world.sum_up()
