@@ -13,7 +13,7 @@ from jobs.commands.numbers_text import MIXED_MEANS, change_text, in_zone, number
 from jobs.commands.store import connected
 from jobs.numbers import MIXED, Change, percent
 from jobs.reasons import WHO_WORDS, advice_for
-from jobs.report import Line, Report, newest_day, report, whom_to_call
+from jobs.report import Line, Missing, Report, newest_day, report, whom_to_call
 from jobs.settings import JobSettings
 from redisq import redact
 from redisq.cli import JSON_OPTION, clean, say, show_document
@@ -60,18 +60,7 @@ def document(found: Report) -> Row:
             "percent": pages.percent,
         },
         "metrics": [_line(line) for line in found.lines],
-        "missing": [
-            {
-                "integrationId": each.integration_id,
-                "name": each.name,
-                "since": each.since.isoformat(),
-                "reason": each.reason,
-                "because": each.advice.words,
-                "who": each.advice.who,
-                "metrics": list(each.metrics),
-            }
-            for each in found.missing
-        ],
+        "missing": [_lack(each) for each in found.missing],
         "restated": [
             {"date": each.day.isoformat(), "metric": each.metric, "pages": each.pages, "old": each.old, "new": each.new}
             for each in found.restated
@@ -92,6 +81,18 @@ def document(found: Report) -> Row:
             for each in found.silent
         ],
         "health": _health(found),
+    }
+
+
+def _lack(each: Missing) -> Row:
+    return {
+        "integrationId": each.integration_id,
+        "name": each.name,
+        "since": each.since.isoformat(),
+        "reason": each.reason,
+        "because": each.advice.words,
+        "who": each.advice.who,
+        "metrics": list(each.metrics),
     }
 
 
