@@ -16,7 +16,6 @@ from typing import Any
 import psycopg
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from jobs import database, integrations, payloads
 from jobs.app import BACKFILL, Application
@@ -32,7 +31,6 @@ DAYS = 14
 ORGANIZATIONS = ("acme", "birch", "cobalt", "dune")
 METRIC = "page_media_view"
 PATIENCE = 60.0  # seconds for all of it, on a slow machine
-_BARS = "▁▂▃▄▅▆▇█"
 
 talk = Console(stderr=True)
 screen = Console(soft_wrap=True)
@@ -185,8 +183,6 @@ def _one(connection: Connection, query: str) -> Any:
 
 
 def _show(connection: Connection, environ: Mapping[str, str], days: list[dt.date]) -> None:
-    screen.print(f"\n[bold]{METRIC} of each organization and day[/] (synthetic; * some pages are missing)\n")
-    screen.print(_sums(connection))
     first, last = days[-1].isoformat(), days[0].isoformat()
     letter = _one(
         connection,
@@ -197,48 +193,18 @@ def _show(connection: Connection, environ: Mapping[str, str], days: list[dt.date
     _redisq(environ, "coverage", "--org", "birch", "--from", first, "--to", last)
     _redisq(environ, "coverage", "--org", "cobalt", "--from", first, "--to", last)
     _redisq(environ, "dlq", "list")
+    _redisq(environ, "numbers", "--org", "birch", "--from", first, "--to", last)
+    _redisq(environ, "numbers", "--org", "birch", "--metric", METRIC, "--from", first, "--to", last)
     screen.print("\n[bold]What you could type next[/] (with make demo DEMO=--keep)\n")
     for line in (
         f"redisq dlq show {letter}",
         "redisq integration reconnect birch-3 --token-file TOKEN",
         f"redisq dlq requeue {letter}",
         f"redisq backfill --org acme --from {days[-1] - dt.timedelta(days=7)} --to {days[-1] - dt.timedelta(days=1)}",
+        f"redisq numbers --org birch --metric {METRIC} --by page",
         "redisq schedule next daily",
     ):
         screen.print(f"  {line}", highlight=False)
-
-
-def _sums(connection: Connection) -> Table:
-    rows = connection.execute(
-        "SELECT day, organization_id, value, completeness FROM org_metric_daily WHERE metric = %s ORDER BY day",
-        [METRIC],
-    ).fetchall()
-    cells = {(day, organization): (value, completeness) for day, organization, value, completeness in rows}
-    table = Table(box=None, pad_edge=False)
-    table.add_column("day")
-    for organization in ORGANIZATIONS:
-        table.add_column(organization, justify="right")
-    for day in sorted({day for day, _ in cells}):
-        table.add_row(
-            str(day), *(_cell(*cells.get((day, organization), (None, None))) for organization in ORGANIZATIONS)
-        )
-    curves = ([cells[key][0] for key in sorted(cells) if key[1] == organization] for organization in ORGANIZATIONS)
-    table.add_row("", *(_curve(values) for values in curves))
-    return table
-
-
-def _cell(value: Any, completeness: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}{' ' if completeness == 1 else '*'}"
-
-
-def _curve(values: list[Any]) -> str:
-    """Return the values as a row of bars; a gap where there is none, for a gap is not a zero."""
-    known = [value for value in values if value is not None]
-    low, high = min(known, default=0), max(known, default=0)
-    span = (high - low) or 1
-    return "".join(" " if value is None else _BARS[int((value - low) * 7 / span)] for value in values) + " "
 
 
 def _redisq(environ: Mapping[str, str], *arguments: str) -> None:

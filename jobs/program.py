@@ -13,6 +13,8 @@ PROGRAM = Program(
             "integration": ("jobs.commands.integration:integration", "Connect, list, show, change and remove pages."),
             "metric": ("jobs.commands.metric:metric", "List what providers are asked for, add to it, retire from it."),
             "coverage": ("jobs.commands.coverage:coverage", "Show what became of every page's every day."),
+            "numbers": ("jobs.commands.numbers:numbers", "Show what the pages add up to, and how it changed."),
+            "report": ("jobs.commands.report:report_", "Show one day: sums, what is missing, who must act."),
             "backfill": ("jobs.commands.backfill:backfill", "Ingest a range of past days."),
             "import": ("jobs.commands.import_:import_", "Take over numbers that somebody exported."),
             "db": ("jobs.commands.schema:db", "Keep the schema of PostgreSQL."),

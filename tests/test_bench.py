@@ -39,6 +39,9 @@ FIGURES = {
     "aggregate of 5,000 pages, a worker's first, which connects (ms)": 290.0,
     "plan of 100,000 pages (s)": 5.0,
     "redisq coverage of 5,000 pages and 400 days (s)": 1.3,
+    "redisq numbers of 5,000 pages and 31 days (ms)": 600.0,
+    "redisq numbers of one metric, 5,000 pages and 31 days (ms)": 700.0,
+    "redisq report of 5,000 pages (ms)": 800.0,
 }
 
 

@@ -25,11 +25,15 @@ def test_the_demo_shows_what_went_well_and_what_went_wrong_and_leaves_nothing(tm
     )
     assert ran.returncode == 0, ran.stderr
     shown = ran.stdout + ran.stderr
-    for organization in ("acme", "birch", "cobalt", "dune"):
+    for organization in ("birch", "cobalt"):
         assert organization in ran.stdout
     assert "token_expired" in shown, "the expired token"
     assert "waiting, rate_limited" in shown, "the rate limit"
     assert "F failed 1" in shown, "the server error healed, so one failure is left"
+    numbers = ran.stdout.partition("$ redisq numbers --org birch")[2]
+    assert "page_media_view of birch" in numbers
+    assert "1 token_expired (birch-3)" in numbers, "the sum that lacks the page of the expired token says so"
+    assert numbers.index("provisional") < numbers.index("What you could type next"), "that stays last"
     assert "What you could type next" in shown
     assert list(tmp_path.iterdir()) == []
     assert _processes_with(mark) == []

@@ -2,7 +2,18 @@
 
 from redisq.cli.loading import load
 from redisq.cli.outcome import EXIT_CODES, Exit, Failed
-from redisq.cli.output import JSON_OPTION, clean, moment, page_note, say, show_document, show_table, track
+from redisq.cli.output import (
+    JSON_OPTION,
+    clean,
+    digits,
+    moment,
+    page_note,
+    say,
+    show_csv,
+    show_document,
+    show_table,
+    track,
+)
 from redisq.cli.program import Parts, Program
 
 __all__ = [
@@ -13,10 +24,12 @@ __all__ = [
     "Parts",
     "Program",
     "clean",
+    "digits",
     "load",
     "moment",
     "page_note",
     "say",
+    "show_csv",
     "show_document",
     "show_table",
     "track",

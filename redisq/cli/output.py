@@ -1,11 +1,15 @@
 """What a command prints: tables for people, one JSON document for programs, talk on stderr."""
 
+import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import click
 
@@ -29,8 +33,49 @@ def say(text: str) -> None:
 
 
 def show_document(document: object) -> None:
-    """Print `document` as JSON. Pure ASCII: what could act on a terminal comes out as an escape."""
-    click.echo(json.dumps(document, indent=2))
+    """Print `document` as JSON, a `Decimal` as a number with every digit.
+
+    Pure ASCII: what could act on a terminal comes out as an escape.
+    """
+    # The encoder of the standard library knows no numbers but its own. So each leaves a text that cannot be another's,
+    # and its digits take the place of that.
+    mark = uuid4().hex
+
+    def marked(value: object) -> str:
+        if isinstance(value, Decimal) and value.is_finite():
+            return f"{mark}{digits(value)}"
+        raise TypeError(f"{type(value).__name__} is not JSON")
+
+    click.echo(re.sub(f'"{mark}([-.0-9]+)"', r"\1", json.dumps(document, indent=2, default=marked)))
+
+
+def digits(value: Decimal) -> str:
+    """Return every digit of `value`, without exponent; of an integer without a point."""
+    return f"{value.to_integral_value() if value == value.to_integral_value() else value:f}"
+
+
+def show_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print comma-separated values: `Decimal` with every digit, None as nothing, and no text that is a formula.
+
+    A spreadsheet runs what begins like a formula. An apostrophe makes a text of it; a number stays one.
+    """
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_csv_cell(cell) for cell in row] for row in rows)
+
+
+def _csv_cell(cell: object) -> str:
+    match cell:
+        case None:
+            return ""
+        case bool():
+            return str(cell).lower()
+        case Decimal():
+            return digits(cell)
+        case int():
+            return str(cell)
+    begins_formula = str(cell).startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{redact(str(cell))}" if begins_formula else redact(str(cell))
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -172,6 +172,14 @@ AIMS = (
         2,
         "redisq coverage of 5,000 pages and 400 days (s)",
     ),
+    _figure("numbers of 5,000 pages and 31 days (ms)", "≤", 1000, "redisq numbers of 5,000 pages and 31 days (ms)"),
+    _figure(
+        "the same of one metric, with every day's changes (ms)",
+        "≤",
+        1000,
+        "redisq numbers of one metric, 5,000 pages and 31 days (ms)",
+    ),
+    _figure("report of 5,000 pages (ms)", "≤", 1000, "redisq report of 5,000 pages (ms)"),
 )
 
 

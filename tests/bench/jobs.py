@@ -18,7 +18,7 @@ from pathlib import Path
 import psycopg
 
 from jobs import database, integrations, payloads
-from jobs.aggregate import Aggregate, FanIn
+from jobs.aggregate import Aggregate, FanIn, aggregate
 from jobs.app import Application
 from jobs.ingest import SWEEP_WEEKDAY
 from jobs.plan import Plan
@@ -102,7 +102,18 @@ def measure_jobs() -> dict[str, list[float]]:
     with many_pages_and_days(5000, 400) as dsn:
         found["redisq coverage of 5,000 pages and 400 days (s)"] = [coverage_of(dsn, 400)]
         found["redisq integration list, of 5,000 pages (ms)"] = [1000 * list_of(dsn) for _ in range(3)]
+    with many_sums(5000, 31) as dsn:
+        found["redisq numbers of 5,000 pages and 31 days (ms)"] = _thrice(numbers_of, dsn, 31)
+        found["redisq numbers of one metric, 5,000 pages and 31 days (ms)"] = _thrice(
+            numbers_of, dsn, 31, "--metric", "page_media_view"
+        )
+        found["redisq report of 5,000 pages (ms)"] = _thrice(report_of, dsn)
     return found
+
+
+def _thrice(seconds: Callable[..., float], *arguments: object) -> list[float]:
+    """Return three samples in milliseconds."""
+    return [1000 * seconds(*arguments) for _ in range(3)]
 
 
 def cost_of_day(day: Day) -> Cost:
@@ -213,6 +224,34 @@ def coverage_of(dsn: str, days: int, *options: str) -> float:
     first = _LAST - dt.timedelta(days=days - 1)
     span = ["--org", "org-0", "--from", first.isoformat(), "--to", _LAST.isoformat()]
     return _command(dsn, Exit.FOUND, "coverage", *span, *options)
+
+
+@contextmanager
+def many_sums(pages: int, days: int) -> Iterator[str]:
+    """Have a database of so many pages and days, all of one organization, summed up, with the week before the days.
+
+    One page in a hundred is missing on each day, so that no two days are over the same pages.
+    """
+    dates = [_LAST - dt.timedelta(days=back) for back in range(days + 7)]
+    with _database() as dsn:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            many_pages(connection, pages, organizations=1)
+            many_days(connection, dates[-1], dates[0], numbers=True)
+            for day in dates:
+                aggregate(connection, "org-0", day, now=dt.datetime.now(dt.UTC))
+        yield dsn
+
+
+def numbers_of(dsn: str, days: int, *options: str) -> float:
+    """Return the seconds that the real command takes for so many days, its start included."""
+    first = _LAST - dt.timedelta(days=days - 1)
+    span = ["--org", "org-0", "--from", first.isoformat(), "--to", _LAST.isoformat()]
+    return _command(dsn, Exit.DONE, "numbers", *span, *options)
+
+
+def report_of(dsn: str) -> float:
+    """Return the seconds that the real command takes for the newest day, its start included."""
+    return _command(dsn, Exit.DONE, "report", "--org", "org-0")
 
 
 def list_of(dsn: str) -> float:

@@ -1,0 +1,326 @@
+"""`redisq numbers`: what the pages of an organization add up to, exact and as far as is known."""
+
+import datetime as dt
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any, get_args
+
+import click
+from psycopg import Connection
+
+from jobs import stored_numbers, stored_pages
+from jobs.answers import Asked, Series, answer
+from jobs.commands.dates import as_day, utc_today
+from jobs.commands.days import check_range
+from jobs.commands.store import connected
+from jobs.numbers import DAY_BEFORE, WEEK_BEFORE, By, Change, Day, Gap, Metric, Period, percent
+from jobs.settings import JobSettings
+from jobs.stored_numbers import PageOf
+from jobs.stored_pages import Event, PageDay, PageTotal
+from redisq import redact
+from redisq.cli import JSON_OPTION, Exit, Failed, load, say, show_csv, show_document
+
+SCHEMA = 1  # of the documents: a name that is there stays, and means the same
+_DAYS = 14  # that are shown when nobody says how many
+_MOST_DAYS = 3700  # of one answer: ten years
+_DIGITS = 2  # of a per cent behind the point, in documents
+
+Row = dict[str, object]
+
+
+def in_recent_range(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `--integration`, `--metric`, `--from` and `--to`, the last two of which may be left out."""
+    for option in (
+        click.option(
+            "--to", "last", callback=as_day, metavar="DATE", help="The last day; yesterday (UTC) if not said."
+        ),
+        click.option(
+            "--from", "first", callback=as_day, metavar="DATE", help="The first: YYYY-MM-DD, today, yesterday, -7d."
+        ),
+        click.option("--metric", "metric", metavar="METRIC", help="Only this one, a line for each day."),
+        click.option("--integration", "integration_id", metavar="ID", help="Only this page's own numbers."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(
+    invoke_without_command=True, epilog="Example: redisq numbers --org acme --metric page_media_view --by week"
+)
+@click.option("--org", "organization_id", metavar="ORG", help="The organization.")
+@in_recent_range
+@click.option("--by", type=click.Choice(get_args(By)), default="day", show_default=True, help="What one line is.")
+@JSON_OPTION
+@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
+@click.pass_context
+def numbers(
+    ctx: click.Context,
+    organization_id: str | None,
+    integration_id: str | None,
+    metric: str | None,
+    first: dt.date | None,
+    last: dt.date | None,
+    by: By,
+    as_json: bool,
+    as_csv: bool,
+) -> None:
+    """Show what the pages add up to: a line for each metric, or for each day of one.
+
+    A change is that of the pages that have a number on both days. What is missing is a gap and no zero.
+    """
+    if ctx.invoked_subcommand:
+        return
+    if organization_id is None:
+        raise click.UsageError("Missing option '--org'.")
+    if by != "day" and metric is None:
+        raise click.UsageError(f"--by {by} is for one metric: name it with --metric")
+    first, last = _range(first, last)
+    with connected(JobSettings.from_environment()) as connection:
+        page = known(connection, organization_id, integration_id, metric)
+        asked = Asked(organization_id=organization_id, page=page, metric=metric, first=first, last=last, by=by)
+        found = answer(connection, asked, dt.datetime.now(dt.UTC))
+    if not found:
+        say(f"no number of {redact(organization_id)} is stored from {first} to {last}")
+    if as_json:
+        show_document(document(asked, found))
+    elif as_csv:
+        _show_csv(asked, found)
+    elif found:
+        load("jobs.commands.numbers_text:show")(asked, found)
+
+
+@numbers.command(epilog="Example: redisq numbers history --org acme --from -28d")
+@click.option("--org", "organization_id", required=True, metavar="ORG", help="The organization.")
+@in_recent_range
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="How many.")
+@JSON_OPTION
+def history(
+    organization_id: str,
+    integration_id: str | None,
+    metric: str | None,
+    first: dt.date | None,
+    last: dt.date | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List the numbers of these days that were replaced, and those kept against an empty answer, newest first."""
+    first, last = _range(first, last)
+    with connected(JobSettings.from_environment()) as connection:
+        page = known(connection, organization_id, integration_id, metric)
+        with stored_numbers.snapshot(connection):
+            found, total = stored_pages.events(
+                connection, organization_id, first, last, page=page.id if page else None, metric=metric, limit=limit
+            )
+    if not found:
+        say(f"no number of {redact(organization_id)} from {first} to {last} was replaced")
+    if as_json:
+        span = {"organizationId": organization_id, "from": first.isoformat(), "to": last.isoformat()}
+        show_document({"schema": SCHEMA, **span, "total": total, "events": [_event(each) for each in found]})
+        return
+    if found:
+        load("jobs.commands.numbers_text:show_history")(found)
+    if len(found) < total:
+        say(f"the newest {len(found)} of {total}; more: --limit {min(total, 10_000)}")
+
+
+def known(
+    connection: Connection[Any], organization_id: str, integration_id: str | None, metric: str | None
+) -> PageOf | None:
+    """Return the named page, and end the command for an organization, page or metric that there is not."""
+    if not stored_numbers.has_organization(connection, organization_id):
+        raise Failed(f"no organization {redact(organization_id)!r}: see `redisq integration list`", Exit.NOT_FOUND)
+    page = stored_numbers.find_page(connection, organization_id, integration_id) if integration_id else None
+    if integration_id and page is None:
+        names = f"{redact(organization_id)!r} has no integration {redact(integration_id)!r}"
+        raise Failed(f"organization {names}: see `redisq integration list`", Exit.NOT_FOUND)
+    if metric:
+        names_known = stored_numbers.catalog(connection)
+        if metric not in names_known and not stored_numbers.has_metric(connection, organization_id, metric):
+            raise Failed(f"no metric {redact(metric)!r}. Known: {', '.join(names_known)}", Exit.NOT_FOUND)
+    return page
+
+
+def _range(first: dt.date | None, last: dt.date | None) -> tuple[dt.date, dt.date]:
+    last = last or utc_today() - dt.timedelta(days=1)
+    first = first or last - dt.timedelta(days=_DAYS - 1)
+    check_range(first, last)
+    if (last - first).days >= _MOST_DAYS:
+        raise click.UsageError(f"{first} to {last} is more than the {_MOST_DAYS} days of one answer")
+    return first, last
+
+
+# -- documents ---------------------------------------------------------------------------------------------------------
+
+
+def document(asked: Asked, found: list[Series]) -> Row:
+    """Return the answer as one JSON document."""
+    return {
+        "schema": SCHEMA,
+        "organizationId": asked.organization_id,
+        "integrationId": asked.page and asked.page.id,
+        "from": asked.first.isoformat(),
+        "to": asked.last.isoformat(),
+        "by": asked.by,
+        "metrics": [
+            {
+                "metric": series.metric.name,
+                "unit": series.metric.unit,
+                "additivity": series.metric.additivity,
+                "zone": series.zone,
+                **(_newest_changes(series) if asked.metric is None else {}),
+                "rows": list(_rows(asked, series)),
+            }
+            for series in found
+        ],
+    }
+
+
+def _rows(asked: Asked, series: Series) -> Iterator[Row]:
+    of_one = asked.metric is not None
+    if asked.by == "page":
+        yield from (_total(page, series.metric) for page in series.totals)
+    elif asked.by != "day":
+        yield from (_period(period, change, asked) for period, change in series.periods)
+    elif asked.page and of_one:
+        zone, final = asked.page.zone, {day.day: day.is_final for day in series.days}
+        yield from (_page_day(row, zone, final) | _changes(series, row.day) for row in series.page_days)
+    else:
+        yield from (_day(day) | (_changes(series, day.day) if of_one else {}) for day in series.days)
+
+
+def _day(day: Day) -> Row:
+    return {
+        "date": day.day.isoformat(),
+        "zone": day.zone,
+        "value": day.value,
+        "largestPage": day.page_max,
+        "expected": day.n_expected,
+        "answered": day.n_answered,
+        "withNumber": day.n_value,
+        "isFinal": day.is_final,
+        "isRestated": day.restated,
+        "revision": day.revision,
+        "missing": _missing(day.gaps),
+    }
+
+
+def _period(period: Period, change: Change | None, asked: Asked) -> Row:
+    return {
+        "from": period.first.isoformat(),
+        "to": period.last.isoformat(),
+        "zone": period.zone,
+        "value": period.value,
+        "largestPage": period.page_max,
+        "numerator": period.parts and period.parts.numerator,
+        "denominator": period.parts and period.parts.denominator,
+        "days": period.days,
+        "daysWithNumber": period.days_with_number,
+        "expected": period.n_expected,
+        "answered": period.n_answered,
+        "withNumber": period.n_value,
+        "isFinal": period.is_final,
+        "isRestated": period.restated,
+        "missing": _missing(period.gaps),
+        **({"weekBefore": change_document(change)} if asked.by == "week" else {}),
+    }
+
+
+def _total(page: PageTotal, metric: Metric) -> Row:
+    return {
+        "integrationId": page.integration_id,
+        "name": page.name,
+        "zone": page.zone,
+        "value": None if metric.additivity == "none" else page.figure(metric),
+        "largestDay": page.largest if metric.additivity == "none" else None,
+        "daysWithNumber": page.days_with_number,
+    }
+
+
+def _page_day(row: PageDay, zone: str, final: dict[dt.date, bool]) -> Row:
+    return {
+        "date": row.day.isoformat(),
+        "zone": zone,
+        "status": row.status,
+        "reason": row.reason,
+        "value": row.value,
+        "source": row.source,
+        "revision": row.revision,
+        "isFinal": final.get(row.day, False),
+        "fetchedAt": row.fetched_at and _moment(row.fetched_at),
+    }
+
+
+def _event(event: Event) -> Row:
+    return {
+        "kind": event.kind,
+        "observedAt": _moment(event.observed_at),
+        "date": event.day.isoformat(),
+        "zone": event.zone,
+        "metric": event.metric,
+        "integrationId": event.integration_id,
+        "old": event.old,
+        "new": event.new,
+        "answered": event.answered,
+        "revision": event.revision,
+        "source": event.source,
+    }
+
+
+def _newest_changes(series: Series) -> Row:
+    newest = max((day for day, _ in series.before), default=None)
+    none: Row = {"changeOf": None, "dayBefore": None, "weekBefore": None}
+    return none if newest is None else {"changeOf": newest.isoformat(), **_changes(series, newest)}
+
+
+def _changes(series: Series, day: dt.date) -> Row:
+    return {
+        "dayBefore": change_document(series.before.get((day, DAY_BEFORE))),
+        "weekBefore": change_document(series.before.get((day, WEEK_BEFORE))),
+    }
+
+
+def change_document(change: Change | None) -> Row | None:
+    """Return a change as it stands in documents."""
+    if change is None or change.relative is None:
+        return None
+    return {
+        "percent": percent(change.relative, _DIGITS),
+        "old": change.old,
+        "new": change.new,
+        "pages": change.pages,
+        "isPartial": change.is_partial,
+    }
+
+
+def _missing(gaps: tuple[Gap, ...]) -> list[Row]:
+    return [{"reason": gap.reason, "pages": gap.pages, "integrationIds": list(gap.integration_ids)} for gap in gaps]
+
+
+def _moment(moment: dt.datetime) -> str:
+    return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# -- comma-separated values --------------------------------------------------------------------------------------------
+
+
+def _show_csv(asked: Asked, found: list[Series]) -> None:
+    rows = [
+        {"organizationId": asked.organization_id, **_of_metric(series), **row}
+        for series in found
+        for row in _rows(asked, series)
+    ]
+    names = list(rows[0]) if rows else ["organizationId", "metric", "unit", "additivity"]
+    columns = [name for name in names if name != "missing"]
+    show_csv(columns, ([_cell(row[name]) for name in columns] for row in rows))
+
+
+def _of_metric(series: Series) -> Row:
+    return {"metric": series.metric.name, "unit": series.metric.unit, "additivity": series.metric.additivity}
+
+
+def _cell(value: object) -> object:
+    """Return a change as its per cent, and all else as it is."""
+    if isinstance(value, dict):
+        found: Decimal | None = value["percent"]
+        return found
+    return value

@@ -1,0 +1,262 @@
+"""`redisq report`: an organization's morning, on one screen or as one document."""
+
+import datetime as dt
+import textwrap
+from collections.abc import Iterable
+from fractions import Fraction
+
+import click
+
+from jobs.commands.dates import as_day
+from jobs.commands.numbers import SCHEMA, Row, change_document, known
+from jobs.commands.numbers_text import MIXED_MEANS, change_text, in_zone, number_text, percent_text, print_table
+from jobs.commands.store import connected
+from jobs.numbers import MIXED, Change, percent
+from jobs.reasons import WHO_WORDS, advice_for
+from jobs.report import Line, Missing, Report, newest_day, report, whom_to_call
+from jobs.settings import JobSettings
+from redisq import redact
+from redisq.cli import JSON_OPTION, clean, say, show_document
+
+_FEW = 5  # pages that are named of a longer list
+_ROOM = 14  # characters of a number
+
+
+@click.command("report", epilog="Example: redisq report --org acme --date yesterday")
+@click.option("--org", "organization_id", required=True, metavar="ORG", help="The organization.")
+@click.option("--date", "day", callback=as_day, metavar="DATE", help="The day; the newest that has sums if not said.")
+@JSON_OPTION
+def report_(organization_id: str, day: dt.date | None, as_json: bool) -> None:
+    """Show one day: the sums and how they changed, what is missing, who must act, and what was restated."""
+    with connected(JobSettings.from_environment()) as connection:
+        known(connection, organization_id, None, None)
+        day = day or newest_day(connection, organization_id)
+        found = report(connection, organization_id, day, dt.datetime.now(dt.UTC)) if day else None
+    if found is None or not found.lines:
+        say(f"no number of {redact(organization_id)} is stored{f' of {day}' if day else ''}")
+    if as_json:
+        show_document(document(found) if found else {"schema": SCHEMA, "organizationId": organization_id, "date": None})
+    elif found and (found.lines or found.pages.expected):
+        _show(found)
+
+
+# -- the document ------------------------------------------------------------------------------------------------------
+
+
+def document(found: Report) -> Row:
+    """Return the report as one JSON document."""
+    pages = found.pages
+    return {
+        "schema": SCHEMA,
+        "organizationId": found.organization_id,
+        "date": found.day.isoformat(),
+        "zone": found.zone,
+        "dataAsOf": found.as_of and _moment(found.as_of),
+        "isFinal": found.is_final,
+        "pages": {
+            "expected": pages.expected,
+            "answered": pages.answered,
+            "withNumber": pages.with_number,
+            "percent": pages.percent,
+        },
+        "metrics": [_line(line) for line in found.lines],
+        "missing": [_lack(each) for each in found.missing],
+        "restated": [
+            {"date": each.day.isoformat(), "metric": each.metric, "pages": each.pages, "old": each.old, "new": each.new}
+            for each in found.restated
+        ],
+        "moved": [
+            {
+                "integrationId": each.integration_id,
+                "name": each.name,
+                "metric": each.metric,
+                "old": each.old,
+                "new": each.new,
+                "percentOfTotal": percent(each.share, 2),
+            }
+            for each in found.moved
+        ],
+        "withoutNumber": [
+            {"integrationId": each.integration_id, "name": each.name, "lastNumberOn": each.last_number_on.isoformat()}
+            for each in found.silent
+        ],
+        "health": _health(found),
+    }
+
+
+def _lack(each: Missing) -> Row:
+    return {
+        "integrationId": each.integration_id,
+        "name": each.name,
+        "since": each.since.isoformat(),
+        "reason": each.reason,
+        "because": each.advice.words,
+        "who": each.advice.who,
+        "metrics": list(each.metrics),
+    }
+
+
+def _line(line: Line) -> Row:
+    return {
+        "metric": line.metric.name,
+        "unit": line.metric.unit,
+        "additivity": line.day.additivity,
+        "value": line.day.value,
+        "largestPage": line.day.page_max,
+        "expected": line.day.n_expected,
+        "answered": line.day.n_answered,
+        "withNumber": line.day.n_value,
+        "isFinal": line.day.is_final,
+        "isRestated": line.day.restated,
+        "dayBefore": change_document(line.day_before),
+        "sameWeekday": {
+            "percent": percent(line.same_weekday, 2),
+            "weeks": len(line.weeks),
+            "isPartial": any(change.is_partial for change in line.weeks),
+        }
+        if line.same_weekday is not None
+        else None,
+    }
+
+
+def _health(found: Report) -> Row:
+    return {
+        "deferred": [
+            {"provider": each.provider, "scope": each.scope, "pages": each.pages, "until": _moment(each.until)}
+            for each in found.gates
+        ],
+        "incidents": [
+            {"provider": each.provider, "reason": each.reason, "since": _moment(each.since)} for each in found.incidents
+        ],
+        "failed": [
+            {"reason": each.reason, "days": each.days, "oldest": each.oldest.isoformat()} for each in found.failed
+        ],
+        "oldestFailed": _oldest(found) if found.failed else None,
+    }
+
+
+def _oldest(found: Report) -> str:
+    return min(each.oldest for each in found.failed).isoformat()
+
+
+def _moment(moment: dt.datetime) -> str:
+    return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# -- the screen --------------------------------------------------------------------------------------------------------
+
+
+def _show(found: Report) -> None:
+    _head(found)
+    _sums(found)
+    _missing(found)
+    if found.restated:
+        _title("Restated in the day before these sums were made")
+        for each in found.restated:
+            of = f"{each.pages} pages" if each.pages > 1 else "1 page"
+            _say(f"  {each.day} {each.metric}: {_number(each.old)} -> {_number(each.new)} ({of})")
+    if found.moved:
+        _title("Moved most since the day before, of the organization's total")
+        for page in found.moved:
+            change = f"{_number(page.old)} -> {_number(page.new)}"
+            _say(f"  {page.integration_id} {page.metric}: {change} ({percent_text(page.share)})")
+    if found.silent:
+        _title("Answered without any number")
+        _wrapped(_named(f"{each.integration_id} (last on {each.last_number_on})" for each in found.silent))
+    _show_health(found)
+
+
+def _head(found: Report) -> None:
+    pages = found.pages
+    _say(f"{found.organization_id}, {found.day:%A} {found.day}, {'FINAL' if found.is_final else 'provisional'}")
+    zone = in_zone([found.zone]) if found.lines else "no sums of the day"
+    _say(f"{zone}; data as of {found.as_of.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC" if found.as_of else zone)
+    if found.zone == MIXED:
+        _say(MIXED_MEANS)
+    share = f", {pages.percent} %" if pages.percent is not None else ""
+    _say(f"{pages.answered} of {pages.expected} pages{share}; {pages.with_number} with a number")
+
+
+def _sums(found: Report) -> None:
+    if not found.lines:
+        return
+    rows = [
+        (
+            line.metric.name,
+            number_text(line.day.figure, _ROOM) + ("*" if line.day.gaps else " "),
+            change_text(line.day_before),
+            _weekday_text(line),
+            f"{line.day.n_value}/{line.day.n_expected}",
+        )
+        for line in found.lines
+    ]
+    click.echo()
+    print_table(("metric", "total", "-1 day", "weekday", "number"), rows, right={1, 2, 3, 4})
+    if any(line.day.gaps for line in found.lines):
+        _say("* without the pages that are missing")
+    if any(change.is_partial for line in found.lines for change in _compared(line)):
+        _say("~ over the pages that have a number on both days, and one of the days has more")
+    if none := [line.metric.name for line in found.lines if line.day.additivity == "none"]:
+        _say(f"the largest page, because it does not add up: {', '.join(none)}")
+
+
+def _compared(line: Line) -> Iterable[Change]:
+    return [*line.weeks, *([line.day_before] if line.day_before else [])]
+
+
+def _weekday_text(line: Line) -> str:
+    median: Fraction | None = line.same_weekday
+    if median is None:
+        return "-"
+    return ("~" if any(change.is_partial for change in line.weeks) else "") + percent_text(median)
+
+
+def _missing(found: Report) -> None:
+    if not found.missing:
+        return
+    _title("Missing")
+    for (who, reason, metrics), pages in whom_to_call(found.missing).items():
+        advice = advice_for(reason)
+        what = f" ({', '.join(metrics)})" if metrics else ""
+        _say(f"  {reason}{what}: {advice.words}. Who acts: {WHO_WORDS[who]}.")
+        _wrapped(_named(f"{page.integration_id} (since {page.since})" for page in pages), indent="    ")
+
+
+def _show_health(found: Report) -> None:
+    lines = [
+        f"{each.provider} refuses every page or is away since {_moment(each.since)}: {each.reason}"
+        for each in found.incidents
+    ]
+    lines += [f"{each.provider} defers {each.pages} pages until {_moment(each.until)}" for each in found.gates]
+    if found.failed:
+        counts = ", ".join(f"{each.days} {each.reason}" for each in found.failed)
+        lines.append(f"failed days: {counts}; the oldest is {_oldest(found)}")
+    if lines:
+        _title("Health")
+        for line in lines:
+            _wrapped(line)
+
+
+def _named(texts: Iterable[str]) -> str:
+    every = list(texts)
+    more = f" and {len(every) - _FEW} more" if len(every) > _FEW else ""
+    return ", ".join(every[:_FEW]) + more
+
+
+def _number(value: object) -> str:
+    return number_text(value, _ROOM)  # type: ignore[arg-type]  # what a report holds
+
+
+def _title(text: str) -> None:
+    click.echo(f"\n{text}")
+
+
+def _wrapped(text: str, indent: str = "  ") -> None:
+    """Print a text in lines of 80 characters; an id is never broken."""
+    for line in textwrap.wrap(clean(text), 78 - len(indent), break_long_words=False, break_on_hyphens=False):
+        click.echo(indent + line)
+
+
+def _say(text: str) -> None:
+    indent = text[: len(text) - len(text.lstrip())]
+    _wrapped(text, indent)

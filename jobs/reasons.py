@@ -1,0 +1,99 @@
+"""Says in plain words why a page has no number, and who must act. Every face that explains a reason asks here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+# Who must act: the page's owner connects it again, an admin of the page gives a right back, whoever runs this system
+# mends it, the provider is waited for, or nothing need be done.
+Who = Literal["owner", "page_admin", "operator", "provider", "nobody"]
+
+WHO_WORDS: dict[Who, str] = {
+    "owner": "the owner connects the page again",
+    "page_admin": "an admin of the page gives the role or right back",
+    "operator": "we fix it",
+    "provider": "the provider; we wait",
+    "nobody": "nobody has to",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Why, in words that follow "because", and who must act."""
+
+    words: str
+    who: Who
+
+
+ADVICE: dict[str, Advice] = {
+    # The token, the role and the rights, as the provider names them.
+    "token_expired": Advice("the access to the page has expired", "owner"),
+    "token_invalid": Advice("the access to the page is no longer valid", "owner"),
+    "token_password_changed": Advice("the owner changed the password, which ended the access", "owner"),
+    "token_app_removed": Advice("the owner removed our app", "owner"),
+    "token_checkpoint": Advice("the provider wants the owner to log in and confirm", "owner"),
+    "token_unconfirmed": Advice("the owner's account is not confirmed", "owner"),
+    "data_access_expired": Advice("the owner's consent to read data has expired", "owner"),
+    "refresh_needed": Advice("the page waits to be connected again", "owner"),
+    "in_between_steps": Advice("connecting the page was begun and not finished", "owner"),
+    "no_page_role": Advice("whoever connected the page has no role on it any more", "page_admin"),
+    "permission": Advice("the right to read the page was taken away", "page_admin"),
+    "object_not_found": Advice("the provider has no such page, or hides it from us", "page_admin"),
+    # What the provider does.
+    "rate_limited": Advice("the provider allows no more calls for now", "provider"),
+    "rate_limited_too_long": Advice("the provider allowed no call for a whole day", "provider"),
+    "policy_block": Advice("the provider has blocked calls for this page for a while", "provider"),
+    "server": Advice("the provider had an error of its own", "provider"),
+    "network": Advice("the provider could not be reached", "provider"),
+    "provider_unreachable": Advice("the provider could not be reached", "provider"),
+    "provider_away": Advice("the provider could not be reached by any page", "provider"),
+    "abrupt_volume": Advice("the provider slows a page down whose calls rose abruptly", "provider"),
+    "malformed": Advice("the provider's answer could not be read", "provider"),
+    "reduce_request": Advice("the provider could not give so much data at once", "provider"),
+    "not_yet_published": Advice("the provider has not published the day yet", "provider"),
+    "not_read_yet": Advice("the day is not read yet", "nobody"),
+    "unsupported_here": Advice("the provider gives this metric to other pages and not to this one", "provider"),
+    "unsupported": Advice("the provider does not have this metric", "provider"),
+    "unreadable": Advice("the answer is no number", "operator"),
+    # What only whoever runs the system can mend.
+    "app": Advice("the provider refuses our app", "operator"),
+    "app_refused": Advice("the provider refuses our app", "operator"),
+    "app_secret": Advice("the provider refuses our app's secret", "operator"),
+    "invalid_metric": Advice("we asked for a metric that the provider does not know", "operator"),
+    "request": Advice("the provider does not understand our call", "operator"),
+    "unclassified": Advice("the provider refused in a way that we do not know", "operator"),
+    "unknown_provider": Advice("no worker knows the page's provider", "operator"),
+    "token_unreadable": Advice("the stored access cannot be opened with our key", "operator"),
+    "bad_payload": Advice("the job asks for what cannot be", "operator"),
+    "wrong_organization": Advice("the page belongs to another organization by now", "operator"),
+    "out_of_range": Advice("the day is older than the provider keeps", "nobody"),
+    "database": Advice("our database had an error", "operator"),
+    "database_away": Advice("our database cannot be reached", "operator"),
+    "database_schema": Advice("our database lacks this release's schema", "operator"),
+    "database_refused": Advice("our database refused what was answered", "operator"),
+    "lease_lost": Advice("the job's worker was interrupted; it runs again", "nobody"),
+    "unfinished": Advice("reading the day took longer than one attempt; it goes on", "nobody"),
+    "later_day_first": Advice("the day is read together with a later one", "nobody"),
+    "token_changed": Advice("the page was connected again meanwhile; it runs again", "nobody"),
+    "unknown_kind": Advice("no worker knows this kind of job", "operator"),
+    "newer_envelope": Advice("the job was made by a newer release than the worker's", "operator"),
+    "bad_envelope": Advice("the job could not be read", "operator"),
+    "no_body": Advice("the job's content was lost", "operator"),
+    "worker_gone": Advice("the worker that read the day disappeared; the job runs again", "nobody"),
+    "crash_limit": Advice("a worker disappeared each time it read the day", "operator"),
+    "time_limit": Advice("reading the day took longer than it may", "operator"),
+    # What a person decided.
+    "disabled": Advice("a person stopped reading the page", "nobody"),
+    "moved": Advice("a person moved the page to another organization", "nobody"),
+    "deleted": Advice("a person removed the page", "nobody"),
+    "abandoned": Advice("a person gave the day up", "nobody"),
+    "read_with_later_day": Advice("the day was read together with a later one", "nobody"),
+    # A state that stands for a reason where none was written.
+    "dead": Advice("reading it failed", "operator"),
+    "skipped": Advice("the page was left out", "operator"),
+    "expected": Advice("the day is not read yet", "nobody"),
+}
+
+
+def advice_for(reason: str) -> Advice:
+    """Return what there is to say about a reason; of one that is not in the table its name, for the operator."""
+    return ADVICE.get(reason) or Advice(f"the reason is {reason!r}", "operator")
