@@ -266,23 +266,21 @@ CROSS JOIN LATERAL (
 ) AS day
 """
 
-_STORE = """
-INSERT INTO org_metric_daily AS o (
-    organization_id, metric, day, value, page_max, additivity, n_expected, n_value, n_no_data, n_pending, n_failed,
-    n_unsupported, n_refused, n_unreadable, completeness, value_coverage, is_final, missing, zone, pages_hash,
-    inputs_hash, computed_at)
-VALUES (
-    %(organization_id)s, %(metric)s, %(day)s, %(value)s, %(page_max)s, %(additivity)s, %(n_expected)s, %(n_value)s,
-    %(n_no_data)s, %(n_pending)s, %(n_failed)s, %(n_unsupported)s, %(n_refused)s, %(n_unreadable)s, %(completeness)s,
-    %(value_coverage)s, %(is_final)s, %(missing)s, %(zone)s, %(pages_hash)s, %(inputs_hash)s, %(computed_at)s)
+_KEY = ("organization_id", "metric", "day")
+_FOUND = (
+    *("value", "page_max", "additivity", "n_expected", "n_value", "n_no_data", "n_pending", "n_failed"),
+    *("n_unsupported", "n_refused", "n_unreadable", "completeness", "value_coverage", "is_final", "missing", "zone"),
+    *("pages_hash", "inputs_hash", "computed_at"),
+)
+# What does not add up has no value: then it is the largest page's that is restated.
+_STORE = f"""
+INSERT INTO org_metric_daily AS o ({", ".join((*_KEY, *_FOUND))})
+VALUES ({", ".join(f"%({name})s" for name in (*_KEY, *_FOUND))})
 ON CONFLICT (organization_id, day, metric) DO UPDATE
-SET value = excluded.value, page_max = excluded.page_max, additivity = excluded.additivity,
-    n_expected = excluded.n_expected, n_value = excluded.n_value, n_no_data = excluded.n_no_data,
-    n_pending = excluded.n_pending, n_failed = excluded.n_failed, n_unsupported = excluded.n_unsupported,
-    completeness = excluded.completeness, is_final = excluded.is_final, missing = excluded.missing,
-    inputs_hash = excluded.inputs_hash, computed_at = excluded.computed_at,
+SET {", ".join(f"{name} = excluded.{name}" for name in _FOUND)},
     revision = o.revision + CASE WHEN o.inputs_hash = excluded.inputs_hash THEN 0 ELSE 1 END,
-    restated_after_final = o.restated_after_final OR (o.is_final AND o.value IS DISTINCT FROM excluded.value)
+    restated_after_final = o.restated_after_final OR (
+        o.is_final AND (o.value, o.page_max) IS DISTINCT FROM (excluded.value, excluded.page_max))
 WHERE (o.inputs_hash, o.is_final) IS DISTINCT FROM (excluded.inputs_hash, excluded.is_final)
 """
 

@@ -19,7 +19,7 @@ from jobs import ledger
 from jobs.aggregate import ExpectedPage, Policy, Row, Summary, aggregate, summarise
 from jobs.providers.base import Status
 from redisq import Permanent
-from tests.pages import DAY, FOLLOWS, NOW, REACH, VIEWS, World, a_world
+from tests.pages import DAY, FOLLOWS, NOW, REACH, VIEWS, Told, World, a_world
 from tests.test_ingest import EXPIRED
 from tests.waiting import eventually
 
@@ -405,3 +405,38 @@ def test_a_retired_ratio_keeps_its_past_and_gets_no_future(world: World) -> None
     for day in (DAY, next_day):
         world.aggregate("org", day)
     assert world.fetch("SELECT day, value FROM org_metric_daily WHERE metric = 'rate'") == [(DAY, Decimal("0.25"))]
+
+
+def test_a_sum_that_is_computed_anew_says_all_of_it_anew(world: World) -> None:
+    """A day that tells of yesterday's pages beside today's sum misleads whoever compares two days."""
+    columns = "n_value, n_refused, n_unreadable, completeness, value_coverage, zone, pages_hash"
+    answers: list[Told] = [{VIEWS: "unreadable"}, {VIEWS: "unsupported"}, {VIEWS: "no_data"}, {VIEWS: 7}]
+    told = []
+    world.provider.answers["b", DAY] = {VIEWS: 1}
+    world.ingest("org", "b")
+    for number, answer in enumerate(answers):
+        world.provider.fetched_at = world.now = NOW + dt.timedelta(days=number)
+        world.provider.answers["a", DAY] = answer
+        world.ingest("org", "a", attempt=2)
+        world.aggregate("org")
+        told += world.fetch(f"SELECT {columns} FROM org_metric_daily WHERE metric = '{VIEWS}'")
+    half, whole, zone = Decimal("0.5"), Decimal(1), "America/Los_Angeles"
+    assert [row[:6] for row in told] == [
+        (1, 0, 1, half, half, zone),
+        (1, 1, 0, half, half, zone),
+        (1, 0, 0, whole, half, zone),
+        (2, 0, 0, whole, whole, zone),
+    ]
+    assert [row[6] for row in told[:3]] == [told[0][6]] * 3
+    assert told[3][6] != told[0][6]
+
+
+def test_the_largest_page_that_is_restated_after_the_end_is_told(world: World) -> None:
+    """Reach does not add up, so its sum is no number: the largest page's is what people have reported."""
+    for number, reach in enumerate((5, 9)):
+        world.provider.fetched_at = NOW + dt.timedelta(days=number)
+        world.provider.answers["a", DAY] = {REACH: reach}
+        world.ingest("org", "a", attempt=2)
+        world.aggregate("org")
+    restated = "SELECT page_max, restated_after_final FROM org_metric_daily WHERE metric = %s"
+    assert world.fetch(restated, REACH) == [(9, True)]
