@@ -225,7 +225,7 @@ def _by_what_differs(
 
 
 _LEDGER = f"""
-SELECT s.day, array_agg(s.integration_id), array_agg(s.integration_id) FILTER (WHERE NOT s.has_value)
+SELECT s.day, array_agg(s.integration_id)
 FROM ingest_day_state s WHERE s.organization_id = %(organization)s AND s.day = ANY(%(days)s) AND {COUNTED}
 GROUP BY s.day
 """
@@ -238,6 +238,14 @@ WHERE o.organization_id = %(organization)s AND o.day = ANY(%(days)s) AND o.metri
 
 _MARKED = "SELECT DISTINCT day FROM aggregate_dirty WHERE organization_id = %(organization)s AND day = ANY(%(days)s)"
 
+_WITHOUT_NUMBER = """
+SELECT p.metric, p.day, array_agg(p.integration_id) FROM page_metric_daily p
+WHERE p.organization_id = %(organization)s AND p.metric = ANY(%(metrics)s) AND p.day = ANY(%(days)s)
+    AND p.status <> 'value'
+GROUP BY p.metric, p.day
+"""
+
+# A page may have been done before the metric was asked for: it has no row of it.
 _PROBE = f"""
 SELECT w.metric, w.day, array_agg(s.integration_id)
 FROM unnest(%(metrics)s::text[], %(days)s::date[]) AS w (metric, day)
@@ -255,8 +263,8 @@ def _pages_with_number(
 ) -> dict[Cell, frozenset[str]]:
     """Return the pages that have a number of each metric and day, whose totals are those of the rows.
 
-    They are among the pages of the ledger that are not missing. When the sum counted as many, it is all of these, and
-    no number need be looked at.
+    They are the pages of the ledger that are neither missing nor without a number. When the sum counted as many, it is
+    all of these, and no number need be looked at.
     """
     of_cell = {(each.metric, each.day): each for each in cells}
     where = {
@@ -266,19 +274,15 @@ def _pages_with_number(
     }
     # A day that is marked changed after it was summed up: its total belongs to other numbers.
     marked = {day for (day,) in connection.execute(_MARKED, where)}
-    ledger = {
-        day: (frozenset(pages), frozenset(silent or ())) for day, pages, silent in connection.execute(_LEDGER, where)
-    }
+    ledger = {day: frozenset(pages) for day, pages in connection.execute(_LEDGER, where)}
     missing = {(metric, day): ids for metric, day, ids in connection.execute(_MISSING, where)}
+    without = {(metric, day): ids for metric, day, ids in connection.execute(_WITHOUT_NUMBER, where)}
     found: dict[Cell, frozenset[str]] = {}
     unclear: list[Cell] = []
     for (metric, day), each in of_cell.items():
         if day in marked or day not in ledger:
             continue
-        pages, silent = ledger[day]
-        told = pages.difference(missing.get((metric, day), ()))
-        if len(told) != each.n_value:
-            told -= silent
+        told = ledger[day].difference(missing.get((metric, day), ()), without.get((metric, day), ()))
         if len(told) == each.n_value:
             found[metric, day] = told
         else:

@@ -91,8 +91,8 @@ HOT = [
     Hot(
         "changes",
         compared,
-        {SUMS, NUMBERS, "aggregate_dirty_of"},
-        "The ledger names the pages of the days, and each of their numbers is found by its key.",
+        {SUMS, NUMBERS, "aggregate_dirty_of", "page_metric_daily_odd"},
+        "The ledger names the pages of the days, and an index of its own those that have no number.",
     ),
     Hot(
         "parts of a ratio",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import datetime as dt
+import inspect
 import re
 from collections.abc import Iterator
 from decimal import Decimal
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from jobs.integrations import Integration
 from jobs.providers.classify import _TOKEN_REASONS
 from jobs.reasons import ADVICE, WHO_WORDS, advice_for
 from tests.numbers_world import (
@@ -265,7 +267,8 @@ def reasons_in_the_code() -> set[str]:
                 found |= {word for word in words if node.targets[0].id in ("NOT_YET", "reason")}
     source = (PROJECT / "jobs/providers/classify.py").read_text()
     found |= set(re.findall(r'"(?:transient|permanent|rate_limited)", "([a-z_]+)"', source))
-    found |= set(re.findall(r'return "([a-z_]+)"', (PROJECT / "jobs/integrations.py").read_text()))
+    why_not = inspect.getsource(Integration.why_not)
+    found |= set(re.findall(r'return "([a-z_]+)"', why_not))
     classes = {"transient", "permanent", "rate_limited", "defer", "timeout", "crash", "parked"} - {"rate_limited"}
     return {word for word in found if re.fullmatch(r"[a-z_]+", word)} - classes
 
