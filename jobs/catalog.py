@@ -76,14 +76,17 @@ def check(metric: Listed, known: list[Listed]) -> None:
 
 
 def add(connection: Connection[Any], metric: Listed) -> bool:
-    """Add a metric that `check` has let through; False when the catalog has it, retired or not.
+    """Add a metric that `check` has let through, or bring a retired one back; False when the catalog has it.
 
-    Of a provider that is asked it is asked for from now on. The connection must be that of the schema's owner.
+    Of a provider that is asked it is asked for from now on. A retired metric must add up as before, for its stored
+    numbers do. The connection must be that of the schema's owner.
     """
     added = connection.execute(
-        "INSERT INTO metric_catalog"
+        "INSERT INTO metric_catalog AS c"
         " (provider, metric, additivity, numerator, denominator, unit, valid_from, valid_to, supported)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (provider, metric) DO UPDATE"
+        " SET supported = true, valid_to = excluded.valid_to"
+        " WHERE NOT c.supported AND excluded.supported AND c.additivity = excluded.additivity",
         [
             metric.provider,
             metric.metric,

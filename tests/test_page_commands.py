@@ -535,6 +535,17 @@ def test_a_retired_metric_is_asked_for_no_more(owner: Shell, rows: psycopg.Conne
     assert (early.returncode, "name its last day with --to" in early.stderr) == (2, True)
 
 
+def test_a_retired_metric_can_be_brought_back(owner: Shell, rows: psycopg.Connection[Any]) -> None:
+    """Whoever retired the wrong one must not need SQL; and what is stored of it adds up as before."""
+    assert owner.run("metric", "retire", "--provider", "facebook", "page_follows").returncode == 0
+    add_line = ("metric", "add", "--provider", "facebook", "page_follows", "--additivity")
+    assert owner.run(*add_line, "sum").returncode == 4
+    assert owner.run(*add_line, "level").returncode == 0
+    kept = "SELECT supported, valid_to FROM metric_catalog WHERE provider = 'facebook' AND metric = 'page_follows'"
+    assert rows.execute(kept).fetchall() == [(True, None)]
+    assert owner.run(*add_line, "level").returncode == 4
+
+
 @pytest.mark.parametrize("line", ["add --provider csv clicks --additivity sum", "retire --provider csv page_follows"])
 def test_only_the_owner_of_the_schema_changes_the_catalog(shell: Shell, line: str) -> None:
     """A worker that somebody got hold of must not be able to make sums of what does not add up."""

@@ -77,7 +77,9 @@ def list_(provider: str | None, as_json: bool) -> None:
 @click.option("--from", "valid_from", callback=_day, metavar="DATE", help="The first day that has it.")
 @click.option("--to", "valid_to", callback=_day, metavar="DATE", help="The last day that has it.")
 def add(name: str, **options: Any) -> None:
-    """Add METRIC to the catalog. Ends with 4 when it is there already, and with 2 for one that cannot be.
+    """Add METRIC to the catalog, or bring a retired one back.
+
+    Ends with 4 when it is there already, and with 2 for one that cannot be.
 
     Connects as the owner of the schema, as `redisq db upgrade` does.
     """
