@@ -171,7 +171,7 @@ def test_an_export_is_two_commands_from_the_coverage_grid(shell: Shell, db: Db, 
         f"    28 days, {day(0)} (100) to {day(30)} (130)\n"
         f"    3 days without a number: {day(3)}, {day(9)} to {day(10)}\n"
         f"\n"
-        f"acme-page-1 of acme, days of America/Los_Angeles\n"
+        f"acme-page-1 of acme, days of UTC\n"
         f"  numbers: 28 new\n"
         f"  28 days become done: {day(0)} to {day(2)}, {day(4)} to {day(8)},\n"
         f"    {day(11)} to {day(30)}\n"
@@ -593,7 +593,7 @@ def test_json_has_the_same_facts(shell: Shell, tmp_path: Path) -> None:
         "schema": 1,
         "organizationId": "acme",
         "integrationId": PAGE,
-        "zone": "America/Los_Angeles",
+        "zone": "UTC",
         "numbers": {"new": 4, "restated": 1, "unchanged": 0, "kept": 0},
         "restated": [{"date": str(day(0)), "metric": VIEWS, "stored": "1", "file": "2"}],
         "kept": [],
