@@ -3,6 +3,7 @@
 import datetime as dt
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, LiteralString
 
@@ -500,104 +501,94 @@ _RECORD = _squeezed("""
 WITH incoming AS (
     -- Each day is the organization's that owned the page then. Days before the page was connected are nobody's: they
     -- would come as numbers without a ledger row. What was given up or skipped stays so.
-    SELECT r.*, CASE WHEN r.day = %(day)s THEN %(organization)s ELSE s.organization_id END AS organization_id
+    SELECT r.*, CASE WHEN r.day = %(day)s THEN %(org)s ELSE s.organization_id END AS owner
     FROM json_to_recordset(%(readings)s) AS r (
         metric text, day date, status text, value numeric, breakdown jsonb, source_end_time timestamptz, reason text)
     LEFT JOIN ingest_day_state s
         ON s.integration_id = %(page)s AND s.day = r.day AND s.state IN ('done', 'expected', 'dead')
     WHERE r.day = %(day)s OR s.day IS NOT NULL
-), valued AS (
-    SELECT DISTINCT day FROM incoming WHERE status = 'value'
 ), stored AS (
     INSERT INTO page_metric_daily AS p (
         integration_id, metric, day, organization_id, provider, value, breakdown, status, reason, source_end_time,
         fetched_at, first_seen_at, last_changed_at, run_id)
-    SELECT %(page)s, metric, day, organization_id, %(provider)s, value, breakdown, status, reason, source_end_time,
+    SELECT %(page)s, metric, day, owner, %(provider)s, value, breakdown, status, reason, source_end_time,
            %(at)s, %(at)s, %(at)s, %(run)s
     FROM incoming
     ON CONFLICT (integration_id, day, metric) DO UPDATE
     SET value = excluded.value, breakdown = excluded.breakdown, status = excluded.status, reason = excluded.reason,
-        source_end_time = excluded.source_end_time, fetched_at = excluded.fetched_at, run_id = excluded.run_id,
-        organization_id = excluded.organization_id,
+        source_end_time = excluded.source_end_time, organization_id = excluded.organization_id,
+        fetched_at = %(at)s, last_changed_at = %(at)s, run_id = %(run)s,
         source = NULL,  -- the provider's word replaces an imported number, and makes an equal one its own
-        last_changed_at = CASE WHEN p.value = excluded.value AND p.source IS NOT NULL THEN p.last_changed_at
-                               ELSE excluded.last_changed_at END,
         -- What was pending is answered now, and what a file said is confirmed: neither restates anything.
-        revision = p.revision + CASE WHEN p.status = 'pending' OR (p.value = excluded.value AND p.source IS NOT NULL)
-                                     THEN 0 ELSE 1 END
+        revision = p.revision + CASE WHEN p.status = 'pending' OR p.value = excluded.value THEN 0 ELSE 1 END
     WHERE (p.value, p.breakdown, p.status, p.source)
         IS DISTINCT FROM (excluded.value, excluded.breakdown, excluded.status, NULL)
       AND excluded.fetched_at >= p.fetched_at
       -- An answer is not taken back: nothing replaces a value but a value, nothing becomes pending again.
       AND (excluded.status = 'value' OR (p.status <> 'value' AND excluded.status <> 'pending'))
     RETURNING organization_id, day
-), anomalies AS (
-    INSERT INTO page_metric_anomaly (integration_id, metric, day, status, kept_value, first_seen_at, run_id)
-    SELECT %(page)s, metric, day, status, kept.value, %(at)s, %(run)s
-    -- A look at one row for each empty answer, whatever the planner guesses of their number.
-    FROM incoming r CROSS JOIN LATERAL (
-        SELECT p.value FROM page_metric_daily p
-        WHERE p.integration_id = %(page)s AND p.day = r.day AND p.metric = r.metric AND p.status = 'value' LIMIT 1
-    ) AS kept
-    WHERE r.status <> 'value'
-    ON CONFLICT DO NOTHING
+), e AS (
+    SELECT * FROM json_to_record(%(entry)s) AS e (
+        integration_id text, day date, organization_id text, queue text, state text, attempts_used int, deferrals int,
+        error_class text, reason text, detail text, provider_code int, provider_subcode int, http_status int,
+        fbtrace_id text, next_attempt_at timestamptz, last_success_at timestamptz, run_id text)
 ), written AS (
     INSERT INTO ingest_day_state AS s (
         integration_id, day, organization_id, queue, state, attempts_used, deferrals, error_class, reason, detail,
         provider_code, provider_subcode, http_status, fbtrace_id, next_attempt_at, last_success_at, run_id, has_value)
-    SELECT integration_id, day, organization_id, queue, state, attempts_used, deferrals, error_class, reason, detail,
-        provider_code, provider_subcode, http_status, fbtrace_id, next_attempt_at, last_success_at, run_id,
-        day IN (SELECT day FROM valued)
-    FROM json_populate_record(NULL::ingest_day_state, %(entry)s),
-        -- The numbers first: of two runs whose windows overlap, one waits there, before it holds a row of this table.
-        (SELECT count(*) FROM stored) AS numbers
+    -- The numbers first: of two runs whose windows overlap, one waits there, before it holds a row of this table.
+    SELECT e.*, e.day = ANY(%(valued)s) FROM e, (SELECT count(*) FROM stored) AS numbers
     ON CONFLICT (integration_id, day) DO UPDATE
     SET (state, organization_id, run_id, attempts_used, deferrals, error_class, reason, detail, provider_code,
-         provider_subcode, http_status, fbtrace_id, next_attempt_at, updated_at, last_success_at, has_value)
-      = (excluded.state, excluded.organization_id, excluded.run_id, excluded.attempts_used,
-         s.deferrals + excluded.deferrals, excluded.error_class, excluded.reason, excluded.detail,
-         excluded.provider_code, excluded.provider_subcode, excluded.http_status, excluded.fbtrace_id,
-         excluded.next_attempt_at, now(), coalesce(excluded.last_success_at, s.last_success_at),
-         s.has_value OR excluded.has_value)
+         provider_subcode, http_status, fbtrace_id, next_attempt_at, updated_at, last_success_at, has_value) = (
+        SELECT e.state, e.organization_id, e.run_id, e.attempts_used, s.deferrals + e.deferrals, e.error_class,
+            e.reason, e.detail, e.provider_code, e.provider_subcode, e.http_status, e.fbtrace_id, e.next_attempt_at,
+            now(), coalesce(e.last_success_at, s.last_success_at), s.has_value OR e.day = ANY(%(valued)s) FROM e)
     -- A day that was answered stays answered, whatever becomes of a later reading.
     WHERE s.state <> 'done'
     RETURNING s.day, s.state
-), healed AS (
+), read AS (
     -- Another day's call brought what this day's own job could not. Its letter has nothing more to say, unless the page
-    -- must be connected again: then it may be the one that says so.
+    -- must be connected again: then it may be the one that says so. And a done day that was read once more, or cannot
+    -- be, is not wanted again, and may have a number now.
     UPDATE ingest_day_state s
-    SET state = 'done', error_class = NULL, reason = 'read_with_later_day', detail = NULL, next_attempt_at = NULL,
-        last_success_at = %(at)s, run_id = %(run)s, read_again_at = NULL,
+    SET state = 'done', error_class = NULL, detail = NULL, next_attempt_at = NULL, run_id = %(run)s,
+        reason = CASE s.state WHEN 'done' THEN s.reason ELSE 'read_with_later_day' END,
+        last_success_at = coalesce(%(at)s, s.last_success_at), read_again_at = NULL,
         updated_at = clock_timestamp(),  -- near the commit: a job that is enqueued meanwhile has nothing left to do
-        has_value = s.has_value OR s.day IN (SELECT day FROM valued),
+        has_value = s.has_value OR s.day = ANY(%(valued)s),
         letter_queue = CASE WHEN s.state = 'dead' AND NOT i.refresh_needed THEN s.queue ELSE s.letter_queue END
     FROM integration i
-    WHERE s.integration_id = %(page)s AND i.id = %(page)s AND s.day = ANY(%(others)s)
-      AND s.state IN ('expected', 'dead')
+    WHERE s.integration_id = %(page)s AND i.id = %(page)s AND s.day = ANY(%(read)s) AND CASE
+        WHEN s.state IN ('expected', 'dead') THEN s.day <> %(day)s
+        -- Without an answer the day cannot be read.
+        WHEN s.state = 'done' THEN s.read_again_at <= coalesce(%(at)s, 'infinity')
+            OR (NOT s.has_value AND s.day = ANY(%(valued)s)) END
     RETURNING s.day, s.organization_id, s.letter_queue
-), read_again AS (
-    -- A done day that was read once more, or cannot be: it is not wanted again, and may have a number now.
-    UPDATE ingest_day_state s
-    SET last_success_at = greatest(%(at)s, last_success_at), read_again_at = NULL,
-        updated_at = clock_timestamp(),  -- as above
-        has_value = s.has_value OR s.day IN (SELECT day FROM valued)
-    WHERE integration_id = %(page)s AND day = ANY(%(answered)s::date[] || %(given_up)s::date[]) AND state = 'done'
-      AND (read_again_at <= %(at)s OR day = ANY(%(given_up)s::date[])
-           OR (NOT has_value AND day IN (SELECT day FROM valued)))
 ), marked AS (
     INSERT INTO aggregate_dirty (organization_id, day, reason)
     SELECT organization_id, day, 'ingest' FROM (
-        SELECT organization_id, day FROM stored
-        UNION SELECT %(organization)s, day FROM written WHERE state <> 'expected'
-        UNION SELECT organization_id, day FROM healed
+        SELECT * FROM stored UNION SELECT %(org)s, day FROM written WHERE state <> 'expected'
+        UNION SELECT organization_id, day FROM read
     ) AS changed
 )
-SELECT coalesce((SELECT state FROM written), 'done'),
-    (SELECT array_agg(DISTINCT day) FROM incoming WHERE organization_id <> %(organization)s),
-    (SELECT array_agg(DISTINCT organization_id ORDER BY organization_id) FROM incoming
-     WHERE organization_id <> %(organization)s),
-    EXISTS (SELECT FROM healed WHERE letter_queue IS NOT NULL)
+SELECT (SELECT state FROM written),
+    (SELECT array_agg(DISTINCT (owner, day)) FROM incoming WHERE owner <> %(org)s),
+    (SELECT count(letter_queue) FROM read)
 """)
+
+
+# Answers that would have replaced a value by nothing: the value stays, and they are told.
+_ANOMALIES = """
+INSERT INTO page_metric_anomaly (integration_id, metric, day, status, kept_value, first_seen_at, run_id)
+SELECT %(page)s, metric, day, status, kept.value, %(at)s, %(run)s
+-- A look at one row for each empty answer, whatever the planner guesses of their number.
+FROM json_to_recordset(%(readings)s) AS r (metric text, day date, status text) CROSS JOIN LATERAL (
+    SELECT p.value FROM page_metric_daily p
+    WHERE p.integration_id = %(page)s AND p.day = r.day AND p.metric = r.metric AND p.status = 'value' LIMIT 1
+) AS kept
+ON CONFLICT DO NOTHING
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -616,28 +607,32 @@ def record(connection: Connection[Any], entry: Entry, provider: str, answer: Ans
     Doing it again with the same numbers changes nothing. `answer` must hold each (metric, day) once.
     """
     answered = answered_days(answer) if answer else []
-    row = connection.execute(
-        _RECORD,
-        {
-            "page": entry.integration_id,
-            "organization": entry.organization_id,
-            "day": entry.day,
-            "run": entry.run_id,
-            "entry": _document(entry),
-            "readings": _document(answer.readings if answer else ()),
-            "provider": provider,
-            "at": answer.fetched_at if answer else None,
-            "answered": answered,
-            "given_up": [entry.day] if entry.state == "skipped" else [],
-            "others": [day for day in answered if day != entry.day],
-        },
-    ).fetchone()
+    empty = [reading for reading in answer.readings if reading.status != "value"] if answer else []
+    with connection.transaction() if empty and answer else nullcontext():
+        if empty and answer:
+            where = {"page": entry.integration_id, "at": answer.fetched_at, "run": entry.run_id}
+            connection.execute(_ANOMALIES, where | {"readings": _document(empty)})
+        row = connection.execute(
+            _RECORD,
+            {
+                "page": entry.integration_id,
+                "org": entry.organization_id,
+                "day": entry.day,
+                "run": entry.run_id,
+                "entry": _document(entry),
+                "readings": _document(answer.readings if answer else ()),
+                "provider": provider,
+                "at": answer.fetched_at if answer else None,
+                "read": [entry.day] if entry.state == "skipped" else answered,
+                "valued": sorted({each.day for each in answer.readings if each.status == "value"}) if answer else [],
+            },
+        ).fetchone()
     assert row is not None
-    state, foreign, owners, has_letters = row
+    state, foreign, letters = row
+    others = {(id, dt.date.fromisoformat(day)) for id, day in foreign or ()}
     days = {entry.day} | {reading.day for reading in answer.readings} if answer else {entry.day}
-    own = {(entry.organization_id, day) for day in days.difference(foreign or ())}
-    # Few pages ever move, and fewer twice: each former owner is asked about each of these days.
-    return Recorded(state, frozenset(own | {(id, day) for id in owners or () for day in foreign}), has_letters)
+    own = {(entry.organization_id, day) for day in days.difference(day for _, day in others)}
+    return Recorded(state or "done", frozenset(own | others), letters > 0)
 
 
 def _document(records: object) -> str:
