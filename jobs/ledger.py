@@ -3,7 +3,6 @@
 import datetime as dt
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, LiteralString
 
@@ -548,18 +547,16 @@ WITH incoming AS (
     WHERE s.state <> 'done'
     RETURNING s.day, s.state
 ), read AS (
-    -- Another day's call brought what this day's own job could not. Its letter has nothing more to say, unless the page
-    -- must be connected again: then it may be the one that says so. And a done day that was read once more, or cannot
-    -- be, is not wanted again, and may have a number now.
+    -- Another day's call brought what this day's own job could not. Its letter has nothing more to say. And a done day
+    -- that was read once more, or cannot be, is not wanted again, and may have a number now.
     UPDATE ingest_day_state s
     SET state = 'done', error_class = NULL, detail = NULL, next_attempt_at = NULL, run_id = %(run)s,
         reason = CASE s.state WHEN 'done' THEN s.reason ELSE 'read_with_later_day' END,
         last_success_at = coalesce(%(at)s, s.last_success_at), read_again_at = NULL,
         updated_at = clock_timestamp(),  -- near the commit: a job that is enqueued meanwhile has nothing left to do
         has_value = s.has_value OR s.day = ANY(%(valued)s),
-        letter_queue = CASE WHEN s.state = 'dead' AND NOT i.refresh_needed THEN s.queue ELSE s.letter_queue END
-    FROM integration i
-    WHERE s.integration_id = %(page)s AND i.id = %(page)s AND s.day = ANY(%(read)s) AND CASE
+        letter_queue = CASE s.state WHEN 'dead' THEN s.queue ELSE s.letter_queue END
+    WHERE s.integration_id = %(page)s AND s.day = ANY(%(read)s) AND CASE
         WHEN s.state IN ('expected', 'dead') THEN s.day <> %(day)s
         -- Without an answer the day cannot be read.
         WHEN s.state = 'done' THEN s.read_again_at <= coalesce(%(at)s, 'infinity')
@@ -578,22 +575,28 @@ SELECT (SELECT state FROM written),
 """)
 
 
-# Answers that would have replaced a value by nothing: the value stays, and they are told.
-_ANOMALIES = """
-INSERT INTO page_metric_anomaly (integration_id, metric, day, status, kept_value, first_seen_at, run_id)
-SELECT %(page)s, metric, day, status, kept.value, %(at)s, %(run)s
--- A look at one row for each empty answer, whatever the planner guesses of their number.
-FROM json_to_recordset(%(readings)s) AS r (metric text, day date, status text) CROSS JOIN LATERAL (
-    SELECT p.value FROM page_metric_daily p
-    WHERE p.integration_id = %(page)s AND p.day = r.day AND p.metric = r.metric AND p.status = 'value' LIMIT 1
-) AS kept
-ON CONFLICT DO NOTHING
-"""
+# The same for an answer with empty readings: a value that one would replace stays, and is told of. Few pages have any.
+_RECORD_EMPTY = _RECORD.replace(
+    "), e AS (",
+    _squeezed("""
+), anomalies AS (
+    INSERT INTO page_metric_anomaly (integration_id, metric, day, status, kept_value, first_seen_at, run_id)
+    SELECT %(page)s, metric, day, status, kept.value, %(at)s, %(run)s
+    -- A look at one row for each empty reading, whatever the planner guesses of their number.
+    FROM incoming r CROSS JOIN LATERAL (
+        SELECT p.value FROM page_metric_daily p
+        WHERE p.integration_id = %(page)s AND p.day = r.day AND p.metric = r.metric AND p.status = 'value' LIMIT 1
+    ) AS kept
+    WHERE r.status <> 'value'
+    ON CONFLICT DO NOTHING
+), e AS ("""),
+    1,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What became of a run's words: the state of its day, whose sums they concern, and whether letters are to go."""
+    """What became of a run's words: the state of its day, whose sums they concern, and whether letters may go."""
 
     state: State
     days: frozenset[Day]
@@ -607,30 +610,28 @@ def record(connection: Connection[Any], entry: Entry, provider: str, answer: Ans
     Doing it again with the same numbers changes nothing. `answer` must hold each (metric, day) once.
     """
     answered = answered_days(answer) if answer else []
-    empty = [reading for reading in answer.readings if reading.status != "value"] if answer else []
-    with connection.transaction() if empty and answer else nullcontext():
-        if empty and answer:
-            where = {"page": entry.integration_id, "at": answer.fetched_at, "run": entry.run_id}
-            connection.execute(_ANOMALIES, where | {"readings": _document(empty)})
-        row = connection.execute(
-            _RECORD,
-            {
-                "page": entry.integration_id,
-                "org": entry.organization_id,
-                "day": entry.day,
-                "run": entry.run_id,
-                "entry": _document(entry),
-                "readings": _document(answer.readings if answer else ()),
-                "provider": provider,
-                "at": answer.fetched_at if answer else None,
-                "read": [entry.day] if entry.state == "skipped" else answered,
-                "valued": sorted({each.day for each in answer.readings if each.status == "value"}) if answer else [],
-            },
-        ).fetchone()
+    readings = answer.readings if answer else ()
+    valued = {reading.day for reading in readings if reading.status == "value"}
+    is_full = all(reading.status == "value" for reading in readings)
+    row = connection.execute(
+        _RECORD if is_full else _RECORD_EMPTY,
+        {
+            "page": entry.integration_id,
+            "org": entry.organization_id,
+            "day": entry.day,
+            "run": entry.run_id,
+            "entry": _document(entry),
+            "readings": _document(readings),
+            "provider": provider,
+            "at": answer.fetched_at if answer else None,
+            "read": [entry.day] if entry.state == "skipped" else answered,
+            "valued": sorted(valued),
+        },
+    ).fetchone()
     assert row is not None
     state, foreign, letters = row
     others = {(id, dt.date.fromisoformat(day)) for id, day in foreign or ()}
-    days = {entry.day} | {reading.day for reading in answer.readings} if answer else {entry.day}
+    days = {entry.day, *(reading.day for reading in readings)}
     own = {(entry.organization_id, day) for day in days.difference(day for _, day in others)}
     return Recorded(state or "done", frozenset(own | others), letters > 0)
 
@@ -642,10 +643,16 @@ def _document(records: object) -> str:
 
 @fail_points
 def mended_letters(connection: Connection[Any], page: str | None = None) -> list[tuple[str, dt.date, str]]:
-    """Return page, day and queue of the dead letters whose days a later reading has mended, of one page or of all."""
+    """Return page, day and queue of the dead letters whose days a later reading has mended, of one page or of all.
+
+    Not of a page that must be connected again: the letter may be the one that says so.
+    """
     rows = connection.execute(
-        "SELECT integration_id, day, letter_queue FROM ingest_day_state WHERE letter_queue IS NOT NULL"
-        " AND (%(page)s::text IS NULL OR integration_id = %(page)s) ORDER BY letter_queue, integration_id, day",
+        "SELECT s.integration_id, s.day, s.letter_queue"
+        " FROM ingest_day_state s JOIN integration i ON i.id = s.integration_id"
+        " WHERE s.letter_queue IS NOT NULL AND NOT i.refresh_needed"
+        " AND (%(page)s::text IS NULL OR s.integration_id = %(page)s)"
+        " ORDER BY s.letter_queue, s.integration_id, s.day",
         {"page": page},
     )
     return rows.fetchall()
