@@ -1,4 +1,4 @@
-"""Sums up an organization's day from the rows of its pages: never by increments, never more than they say."""
+"""Sums up an organization's day from the rows of its pages, always from all of them and never by increments."""
 
 import datetime as dt
 import hashlib
@@ -26,19 +26,19 @@ Queues = Callable[[str], Queue]
 Clock = Callable[[], dt.datetime]
 Outcome = Literal["value", "no_data", "pending", "failed", "unsupported", "refused", "unreadable"]
 
-# A column takes 131,072 digits before the point and 16,383 behind it. The default context keeps 28 of them.
+# PostgreSQL stores 131,072 digits before the point and 16,383 behind it. Python's default context keeps only 28.
 _EXACT = Context(prec=150_000)
-_MIXED = "mixed"  # the zone of a sum over pages whose days are not of one zone
+_MIXED = "mixed"  # the zone of a sum when the zones of its pages differ
 
-# A large organization has 60,000 of each a day. Plain tuples are soon let go by the garbage collector, which else takes
-# as long as all the rest.
+# A large organization has 60,000 of each a day. They are plain tuples because the garbage collector stops tracking
+# those soon. With objects it would take as long as all the rest.
 Row = tuple[str, str, Status, Decimal | None]  # page, metric, status and value of a stored number
-Cell = tuple[str, Outcome, Decimal | None, str]  # what a page contributes to a metric; with a reason if it has none
+Cell = tuple[str, Outcome, Decimal | None, str]  # page, outcome, number, and the reason if there is no number
 
 
 @dataclass(frozen=True, slots=True)
 class ExpectedPage:
-    """A page that the ledger expects a day of."""
+    """A page for which the ledger expects this day."""
 
     integration_id: str
     provider: str
@@ -51,8 +51,8 @@ class ExpectedPage:
 class Policy:
     """How one metric of one provider adds up over pages.
 
-    `is_owed`: pages are expected to have it on this day. `covers`: the provider had it on this day. `is_alive`: the
-    provider gives it to some page, so that a page that is refused it lacks it.
+    `is_owed`: every page is expected to have it on this day. `covers`: this day is within the days for which the
+    provider has it. `is_alive`: the provider gives it to at least one page, so a page that is refused it is missing.
     """
 
     provider: str
@@ -78,28 +78,28 @@ class Summary:
     n_no_data: int
     n_pending: int
     n_failed: int
-    n_unsupported: int  # by a provider that gives it to nobody: not expected
-    n_refused: int  # to this page, while others are given it
+    n_unsupported: int  # not expected: their provider gives the metric to nobody
+    n_refused: int  # missing: their provider gives the metric to other pages
     n_unreadable: int
     missing: tuple[tuple[str, str], ...]  # page and reason
     zone: str
-    pages_hash: str  # of the pages with a number
+    pages_hash: str  # equal hashes mean that the same pages have a number
     inputs_hash: str
 
     @property
     def completeness(self) -> Decimal | None:
-        """Answered pages over expected ones, rounded down, None when none is expected."""
+        """The share of the expected pages that answered, rounded down; None when no page is expected."""
         return self._share(self.n_value + self.n_no_data)
 
     @property
     def value_coverage(self) -> Decimal | None:
-        """Pages with a number over expected ones, rounded down, None when none is expected."""
+        """The share of the expected pages that have a number, rounded down; None when no page is expected."""
         return self._share(self.n_value)
 
     def _share(self, pages: int) -> Decimal | None:
         if not self.n_expected:
             return None
-        # Rounded up, 20,001 of 20,002 pages would be all of them.
+        # Rounding up would call 20,001 of 20,002 pages complete.
         return (Decimal(pages) / self.n_expected).quantize(Decimal("0.0001"), ROUND_DOWN)
 
 
@@ -109,15 +109,15 @@ class Summary:
 def summarise(pages: Sequence[ExpectedPage], rows: Iterable[Row], catalog: Iterable[Policy]) -> list[Summary]:
     """Return one summary per metric that a page has or owes, ordered by name.
 
-    A page that failed stays expected and adds nothing. A page that answered without this metric was never asked for
-    it and is not expected to have it; nor is one whose provider gives the metric to nobody.
+    A page that failed stays expected and adds nothing. A page that answered but has no row of a metric was never asked
+    for it, so it is not expected to have it. A page whose provider gives the metric to nobody is not expected either.
     """
     policies = {(policy.provider, policy.metric): policy for policy in catalog}
     answers: defaultdict[str, dict[str, Cell | None]] = defaultdict(dict)  # None: pending
     for id, metric, status, value in rows:
         reason = "unreadable" if status == "unreadable" else ""
         answers[metric][id] = None if status == "pending" else (id, status, value, reason)
-    in_order = sorted(pages, key=lambda page: page.integration_id)  # one hash, however they come
+    in_order = sorted(pages, key=lambda page: page.integration_id)  # the hashes must not depend on the order of rows
     page_of = {page.integration_id: page for page in in_order}
     providers = {page.provider for page in in_order}
     local = [policy for policy in policies.values() if policy.provider in providers]
@@ -138,9 +138,9 @@ def summarise(pages: Sequence[ExpectedPage], rows: Iterable[Row], catalog: Itera
 def _cells(
     pages: Sequence[ExpectedPage], answers: Mapping[str, Cell | None], named_by: Mapping[str, Policy]
 ) -> list[Cell]:
-    """Return what each page contributes, in the order of the pages, without those that are not expected to.
+    """Return what each page contributes to a metric, in the order of `pages`. Pages that are not expected are left out.
 
-    A page that was refused the metric lacks it when its provider gives it to others.
+    A page that was refused the metric counts as missing when its provider gives the metric to other pages.
     """
     cells: list[Cell] = []
     given_by = {provider for provider, policy in named_by.items() if policy.is_alive}
@@ -157,7 +157,7 @@ def _cells(
 
 
 def _unanswered(page: ExpectedPage, answers: Mapping[str, Cell | None], named_by: Mapping[str, Policy]) -> Cell | None:
-    """Return why the page contributes nothing, None when it is not expected to contribute at all."""
+    """Return why the page contributes nothing, or None when it is not expected to contribute."""
     id = page.integration_id
     if id not in answers and (page.state == "done" or page.provider not in named_by):
         return None
@@ -167,7 +167,7 @@ def _unanswered(page: ExpectedPage, answers: Mapping[str, Cell | None], named_by
 
 
 def _additivity(metric: str, providers: Iterable[str], policies: Mapping[tuple[str, str], Policy]) -> Additivity:
-    """Return how the metric adds up; "none" when nobody says, or two providers say different things."""
+    """Return how the metric adds up; "none" when the catalog does not say, or says two things of two providers."""
     kinds = {policy.additivity for provider in providers if (policy := policies.get((provider, metric)))}
     return kinds.pop() if len(kinds) == 1 else "none"
 
@@ -175,13 +175,13 @@ def _additivity(metric: str, providers: Iterable[str], policies: Mapping[tuple[s
 def _summary(metric: str, additivity: Additivity, cells: Sequence[Cell], pages: Mapping[str, ExpectedPage]) -> Summary:
     values = [value for _, _, value, _ in cells if value is not None]
     adds_up = additivity in ("sum", "level")
-    # The sum over nothing is unknown, not 0.
+    # Without any number the sum is unknown. It is not 0.
     value = _exact_sum(values) if values and adds_up else None
     return _count(metric, additivity, cells, value, max(values, default=None), pages)
 
 
 def _ratio(policy: Policy, cells: Mapping[str, Sequence[Cell]], pages: Mapping[str, ExpectedPage]) -> Summary | None:
-    """Divide sum by sum over the pages that have both: the mean of the pages' ratios would be another number."""
+    """Divide sum by sum over the pages that have both parts. The mean of the pages' ratios would be wrong."""
     above = {cell[0]: cell for cell in cells.get(policy.numerator or "", ())}
     pairs = [(above[cell[0]], cell) for cell in cells.get(policy.denominator or "", ()) if cell[0] in above]
     if not pairs:
@@ -232,14 +232,14 @@ def _count(
 
 # -- the edge --------------------------------------------------------------------------------------------------------
 
-# A page that a person took away (disabled, deleted, moved) is not expected; one that waits for its owner still is.
+# A page that a person disabled, removed or moved is not expected. A page that waits for its owner still is.
 _PAGES = """
 SELECT s.integration_id, i.provider, s.state, s.reason, i.zone
 FROM ingest_day_state s JOIN integration i ON i.id = s.integration_id
 WHERE s.organization_id = %s AND s.day = %s AND (s.state <> 'skipped' OR s.reason = 'refresh_needed')
 """
 
-# By the key of each page and day, and never through all that was ever stored: OFFSET 0 keeps the planner from it.
+# OFFSET 0 makes the planner look up each page and day by key. Without it the planner may read the whole table.
 _ROWS = """
 SELECT found.integration_id, found.metric, found.status, found.value
 FROM ingest_day_state s CROSS JOIN LATERAL (
@@ -249,10 +249,9 @@ FROM ingest_day_state s CROSS JOIN LATERAL (
 WHERE s.organization_id = %s AND s.day = %s
 """
 
-_AT_ONCE = 1000  # rows, taken in while the server looks for the next
+_AT_ONCE = 1000  # rows of one fetch: Python works on them while the server looks for the next
 
-# How a stored number adds up does not hang on whether it is still asked for: a metric that was summed up for the day
-# before is summed up again.
+# A retired metric adds up as before: once it has a sum for a day, every later sum of that day includes it.
 _POLICIES = """
 SELECT c.provider, c.metric, c.additivity, c.numerator, c.denominator,
        c.supported AND day.covers OR EXISTS (
@@ -272,7 +271,7 @@ _FOUND = (
     *("n_unsupported", "n_refused", "n_unreadable", "completeness", "value_coverage", "is_final", "missing", "zone"),
     *("pages_hash", "inputs_hash", "computed_at"),
 )
-# What does not add up has no value: then it is the largest page's that is restated.
+# A metric that does not add up has no value. It is restated when its largest page's number changes.
 _STORE = f"""
 INSERT INTO org_metric_daily AS o ({", ".join((*_KEY, *_FOUND))})
 VALUES ({", ".join(f"%({name})s" for name in (*_KEY, *_FOUND))})
@@ -293,7 +292,7 @@ class Aggregate:
         self._clock = clock
 
     def __call__(self, payload: payloads.Aggregate, delivery: Delivery) -> None:
-        """Bring the organization's day up to date, again while rows change during the run."""
+        """Bring the organization's day up to date. Start over when rows changed during the run, up to three runs."""
         with self._pool.connection() as connection:
             for _ in range(_RUNS):
                 changed = aggregate(connection, payload.organizationId, payload.day, now=self._clock())
@@ -308,7 +307,7 @@ def aggregate(connection: Connection[Any], organization_id: str, day: dt.date, *
     with connection.transaction():
         where = [organization_id, day]
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s || %s::text, 0))", where)
-        # Before the rows are read: a mark that is committed later than this stays, and so does what it stands for.
+        # This must come before the rows are read: a mark that is committed later then stays, and is seen to later.
         connection.execute("DELETE FROM aggregate_dirty WHERE organization_id = %s AND day = %s", where)
         with connection.cursor(row_factory=class_row(ExpectedPage)) as cursor:
             pages = cursor.execute(_PAGES, where).fetchall()

@@ -1,4 +1,4 @@
-"""Answers what the numbers of a range of days are, once for every face that shows them."""
+"""Answers what the numbers of a range of days are. Every command and page that shows numbers asks here."""
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
@@ -32,7 +32,10 @@ _BACK = (DAY_BEFORE, WEEK_BEFORE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """The numbers of an organization, or of one of its pages, from `first` to `last`; of one metric or of all."""
+    """What a person asked for: numbers of an organization or of one page, from `first` to `last`.
+
+    Without `page` all pages are meant, without `metric` all metrics.
+    """
 
     organization_id: str
     page: PageOf | None
@@ -48,15 +51,16 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One metric over the asked range: its days, and what was asked for beside them.
+    """One metric over the asked range: its days, periods or pages.
 
-    `before` holds the change of a day against the day so many days earlier. Of all metrics only the newest day has any.
+    `before[day, back]` is the change of `day` since the day that is `back` days earlier. When all metrics were asked
+    for, only the newest day has changes.
     """
 
     metric: Metric
-    days: tuple[Day, ...] = ()  # in order, those that are stored
+    days: tuple[Day, ...] = ()  # only stored days, in order
     before: dict[tuple[dt.date, int], Change | None] = field(default_factory=dict)
-    periods: tuple[tuple[Period, Change | None], ...] = ()  # with the change against the week before
+    periods: tuple[tuple[Period, Change | None], ...] = ()  # each week has its change since the week before
     totals: tuple[PageTotal, ...] = ()
     page_days: tuple[PageDay, ...] = ()
 
@@ -70,7 +74,7 @@ class Series:
 
 
 def answer(connection: Connection[Any], asked: Asked, now: dt.datetime) -> list[Series]:
-    """Return a series for each metric that has something in the range, by name, all as of one moment."""
+    """Return a series for each metric that has something in the range, ordered by name. All are of one moment."""
     with stored_numbers.snapshot(connection):
         known = stored_numbers.catalog(connection, asked.page.provider if asked.page else None)
         if asked.by == "page" and asked.metric:
@@ -86,16 +90,17 @@ def answer(connection: Connection[Any], asked: Asked, now: dt.datetime) -> list[
 
 
 def _metric(known: dict[str, Metric], name: str) -> Metric:
-    return known.get(name) or Metric(name, "none", "unknown")  # it may be stored and no longer in the catalog
+    # Numbers may be stored of a metric that the catalog has lost.
+    return known.get(name) or Metric(name, "none", "unknown")
 
 
 def _with_earlier(days: Sequence[dt.date]) -> list[dt.date]:
-    """Return the days and those that they are compared with."""
+    """Return `days` and the earlier days that they are compared with."""
     return sorted({day - dt.timedelta(days=back) for day in days for back in (0, *_BACK)})
 
 
 def _pairs(asked: Asked, days: Sequence[Day]) -> list[tuple[Day, Day]]:
-    """Return which days of one metric are compared with which: of one metric all, of many those of the newest day."""
+    """Return each stored day of the asked range with the earlier days that it is compared with."""
     at = {each.day: each for each in days}
     return [
         (day, other)
@@ -130,7 +135,7 @@ def _of_organization(connection: Connection[Any], asked: Asked, known: dict[str,
 
 
 def _of_kind(metric: Metric, days: Sequence[Day]) -> Metric:
-    """Return the metric as it adds up in what is stored: the catalog may have been changed since."""
+    """Return the metric with the additivity of its newest stored sum. The catalog may have changed since."""
     kind = days[-1].additivity
     return metric if metric.additivity == kind else Metric(metric.name, kind, metric.unit)
 
@@ -174,7 +179,7 @@ def _of_page(
 
 
 def _with_page_days(series: Series, rows: Sequence[PageDay]) -> Series:
-    """Return the series with its readings, and the days of the ledger that have none."""
+    """Return the series with the page's readings, and with the days of the ledger that have no reading."""
     read = {row.day for row in rows if row.metric == series.metric.name}
     days = [row for row in rows if row.metric == series.metric.name or row.day not in read]
     return Series(

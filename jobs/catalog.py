@@ -1,4 +1,4 @@
-"""The catalog of metrics: what each provider is asked for, and how it adds up over pages and days."""
+"""Keeps the catalog of metrics: what each provider is asked for, and how it adds up over pages and days."""
 
 import datetime as dt
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from psycopg.rows import class_row
 from jobs.payloads import check_name
 from jobs.providers.base import Additivity
 
-# Its numbers only come from files that people import: it has no page that could be asked.
+# The numbers of this provider come only from files that people import, so there is nobody to ask.
 NEVER_ASKED = ("import",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """One metric of one provider; `valid_from` and `valid_to` are its first and last day.
+    """One metric of one provider. `valid_from` and `valid_to` are the first and last day for which it exists.
 
-    `given_on` is the UTC day on which a page was given it the last time; since `dead_since` it is taken for dead.
+    `given_on` is the last UTC day on which the provider gave it to a page. Since `dead_since` it counts as dead.
     """
 
     provider: str
     metric: str
     additivity: Additivity
-    numerator: str | None = None  # of a ratio, as the denominator
+    numerator: str | None = None  # only a ratio has a numerator and a denominator
     denominator: str | None = None
     unit: str = "count"
     valid_from: dt.date | None = None
@@ -35,7 +35,7 @@ class Listed:
 
     @property
     def is_asked(self) -> bool:
-        """Tell whether pages are asked for it. A ratio is computed."""
+        """Tell whether pages are asked for it. A ratio is not asked for, because it is computed."""
         return self.supported and self.additivity != "ratio"
 
 
@@ -49,13 +49,13 @@ ORDER BY c.provider, c.metric
 
 
 def list_all(connection: Connection[Any], provider: str | None = None) -> list[Listed]:
-    """Return the metrics of one provider or of all, in order."""
+    """Return the metrics of one provider, or of all, ordered by provider and name."""
     with connection.cursor(row_factory=class_row(Listed)) as cursor:
         return cursor.execute(_LIST, {"provider": provider}).fetchall()
 
 
 def check(metric: Listed, known: list[Listed]) -> None:
-    """Raise `ValueError` with a sentence for a metric that cannot be added to the `known` ones."""
+    """Raise `ValueError` when `metric` cannot be added to the `known` ones. Its text is a sentence for people."""
     check_name("metric", metric.metric)
     check_name("unit", metric.unit)
     providers = sorted({each.provider for each in known})
@@ -76,10 +76,11 @@ def check(metric: Listed, known: list[Listed]) -> None:
 
 
 def add(connection: Connection[Any], metric: Listed) -> bool:
-    """Add a metric that `check` has let through, or bring a retired one back; False when the catalog has it.
+    """Add a metric that passed `check`, or bring a retired one back. Return False when it cannot be added.
 
-    Of a provider that is asked it is asked for from now on. A retired metric must add up as before, for its stored
-    numbers do. The connection must be that of the schema's owner.
+    It cannot be added if the catalog has it and it is not retired. A retired metric must add up as before, because its
+    stored numbers do. From now on pages are asked for it, unless its provider is never asked. `connection` must be the
+    schema owner's.
     """
     added = connection.execute(
         "INSERT INTO metric_catalog AS c"
@@ -105,9 +106,9 @@ def add(connection: Connection[Any], metric: Listed) -> bool:
 def retire(
     connection: Connection[Any], provider: str, metric: str, last_day: dt.date
 ) -> Literal["retired", "unknown", "too_early"]:
-    """Ask for a metric no more; its numbers stay. `last_day` is the last one that it has, not before its first.
+    """Stop asking for a metric. Its numbers stay. `last_day` becomes its last day.
 
-    The connection must be that of the schema's owner.
+    Return "too_early" when `last_day` is before its first day. `connection` must be the schema owner's.
     """
     with connection.transaction():
         found = connection.execute(

@@ -1,4 +1,4 @@
-"""Removes the dead letters of days that a later reading has mended: they have nothing more to say."""
+"""Removes the dead letters of days that a later reading has mended, because nobody needs to act on them any more."""
 
 from itertools import groupby
 from typing import Any
@@ -10,9 +10,10 @@ from jobs.aggregate import Queues
 
 
 def clear(connection: Connection[Any], queues: Queues, page: str | None = None) -> int:
-    """Remove the letters of mended days, of one page or of all; return how many there were.
+    """Remove the dead letters of mended days, of one page or of all. Return how many were removed.
 
-    The ledger forgets a letter after it is gone. Whoever dies between the two leaves it to the next reconcile.
+    The ledger forgets a dead letter only after it is removed. If the process dies in between, the next reconcile
+    does it again.
     """
     cleared = 0
     for queue, group in groupby(ledger.mended_letters(connection, page), key=lambda row: row[2]):

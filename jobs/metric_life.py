@@ -1,8 +1,9 @@
-"""Knows which metrics a provider has stopped giving: one page's refusal says nothing about another page.
+"""Knows which metrics a provider has stopped giving. One page's refusal is not enough to say so.
 
-A page is refused a metric for its kind, or for the role of whoever connected it. That the metric is dead for everybody
-is believed when several pages were refused it on one UTC day on which no page was given it. It is then left out, but
-for one page a day, which finds out whether it is alive again. All of it is in PostgreSQL, so that every worker sees it.
+A page may be refused a metric because of its kind, or because of the role of the person who connected it. A metric
+counts as dead for all pages when, on one UTC day, several pages were refused it and no page was given it. Pages are
+then not asked for it any more, except one page a day, which finds out whether the metric is alive again. All of this is
+in PostgreSQL, so that every worker sees it.
 """
 
 import datetime as dt
@@ -15,12 +16,15 @@ from psycopg import Connection
 from jobs.providers.base import Answer, Page, ProviderError
 from redisq import fail_points
 
-REFUSED_BY = 3  # pages: as many as make a wave of refusals an incident
+REFUSED_BY = 3  # pages; the same number of refused pages opens an incident
 
 
 @fail_points
 def take_probes(connection: Connection[Any], provider: str, today: dt.date) -> set[str]:
-    """Take the turn to ask for the metrics that are taken for dead; empty when another page had it today."""
+    """Return the dead metrics that this page should ask for; empty when another page has taken today's turn.
+
+    The turn is taken by this call.
+    """
     rows = connection.execute(
         "UPDATE metric_life SET probed_on = %(today)s"
         " WHERE provider = %(provider)s AND dead_since IS NOT NULL AND probed_on IS DISTINCT FROM %(today)s"
@@ -40,13 +44,13 @@ WHERE l.given_on IS DISTINCT FROM excluded.given_on OR l.dead_since IS NOT NULL
 
 @fail_points
 def note_given(connection: Connection[Any], provider: str, metrics: Sequence[str], today: dt.date) -> None:
-    """Note that a page was given these metrics today: they are alive."""
+    """Note that a page was given these metrics today, so they are alive."""
     connection.execute(_NOTE_GIVEN, {"provider": provider, "metrics": list(metrics), "today": today})
 
 
 @fail_points
 def forget_refusals(connection: Connection[Any], page: str, metrics: Sequence[str]) -> None:
-    """Note that a page was given what it was refused before."""
+    """Forget that the page was refused these metrics, because it was given them again."""
     connection.execute(
         "DELETE FROM metric_refusal WHERE integration_id = %s AND metric = ANY(%s)", [page, list(metrics)]
     )
@@ -77,9 +81,9 @@ RETURNING metric
 
 @fail_points
 def bury_metrics(connection: Connection[Any], provider: str, metrics: Sequence[str], today: dt.date) -> list[str]:
-    """Take for dead those of `metrics` that enough pages were refused today and none was given; return them.
+    """Mark as dead those of `metrics` that enough pages were refused today and no page was given. Return them.
 
-    Ask after the commit of one's own refusal: of several workers the last one sees them all.
+    Call it after your own refusal is committed. Then the last of several workers sees all refusals.
     """
     rows = connection.execute(
         _BURY, {"provider": provider, "metrics": list(metrics), "today": today, "refused_by": REFUSED_BY}
@@ -89,19 +93,19 @@ def bury_metrics(connection: Connection[Any], provider: str, metrics: Sequence[s
 
 @dataclass(slots=True)
 class MetricNotes:
-    """What a worker has noted of metrics today, so that it writes each only once a day and not for each page."""
+    """Remembers which given metrics a worker noted today, so that it writes each once a day and not for each page."""
 
     _day: dt.date = dt.date.min
     _given: set[tuple[str, str]] = field(default_factory=set)
 
     def new_of(self, provider: str, given: Iterable[str], today: dt.date) -> list[str]:
-        """Return which of `given` are not noted today. Two threads may both be told: noting twice is harmless."""
+        """Return which of `given` are not noted today. Two threads may get the same ones: noting twice is harmless."""
         if today != self._day:
             self._day, self._given = today, set()
         return sorted(metric for metric in given if (provider, metric) not in self._given)
 
     def add(self, provider: str, given: Iterable[str]) -> None:
-        """Remember that these are noted."""
+        """Remember that `given` are noted for today."""
         self._given.update((provider, metric) for metric in given)
 
 
@@ -112,7 +116,7 @@ def note(
     outcome: Answer | ProviderError,
     today: dt.date,
 ) -> list[str]:
-    """Note what a page was given and refused; return the metrics that are taken for dead because of it."""
+    """Note what a page was given and refused. Return the metrics that became dead by it."""
     if new := notes.new_of(page.provider, outcome.given, today):
         note_given(connection, page.provider, new, today)
         notes.add(page.provider, new)

@@ -1,6 +1,6 @@
-"""What the numbers of a day, a week, a month or a page add up to, and by how much they changed. No digit is lost here.
+"""Computes what the numbers of a day, a week or a month add up to, and how much they changed, without losing a digit.
 
-All of it is pure: `jobs.stored_numbers` reads the rows, the commands show what comes out.
+All functions here are pure: `jobs.stored_numbers` reads the rows, and the commands show the results.
 """
 
 import calendar
@@ -18,18 +18,18 @@ from jobs.providers.base import Additivity
 By = Literal["day", "week", "month", "page"]
 
 DAY_BEFORE, WEEK_BEFORE = 1, 7  # days
-MIXED = "mixed"  # the zone of a day of pages whose zones differ
+MIXED = "mixed"  # the zone of a sum when the zones of its pages differ
 
-# PostgreSQL keeps up to 131,072 digits before the point and 16,383 behind it. More than all of them fit in here, and a
-# sum that would be rounded raises instead.
+# PostgreSQL stores up to 131,072 digits before the point and 16,383 behind it. All of them fit into this precision, and
+# a sum that would have to be rounded raises instead.
 EXACT = Context(prec=200_000, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[Inexact, InvalidOperation, DivisionByZero, Overflow])
-# A quotient can have no end. Only it is rounded, and what is divided is exact.
+# The digits of a quotient may never end. So only quotients are rounded; the sums that they divide are exact.
 _QUOTIENT = Context(prec=28, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[InvalidOperation, DivisionByZero, Overflow])
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A number and how it adds up; a ratio is a sum over a sum of two others."""
+    """The name of a number, and how it adds up. A ratio is the sum of one metric divided by the sum of another."""
 
     name: str
     additivity: Additivity
@@ -40,7 +40,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Pages without a number of a metric and day, and why: how many, and the first of them."""
+    """How many pages lack a metric on a day for one reason, and the ids of the first few."""
 
     reason: str
     pages: int
@@ -49,7 +49,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Day:
-    """One metric of an organization's day, as it was summed up."""
+    """One metric of an organization's day, as stored."""
 
     metric: str
     day: dt.date
@@ -68,13 +68,16 @@ class Day:
 
     @property
     def figure(self) -> Decimal | None:
-        """What stands for the day: the total, or the largest page of what does not add up."""
+        """The number that is shown for the day: the total, or the largest page's number if nothing adds up."""
         return self.page_max if self.additivity == "none" else self.value
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """From `old` to `new` over the `pages` that have a number on both days; `is_partial` when one of them has more."""
+    """A change from `old` to `new` over the `pages` that have a number on both days.
+
+    `is_partial` is true when one of the two days has numbers of further pages.
+    """
 
     old: Decimal
     new: Decimal
@@ -83,7 +86,7 @@ class Change:
 
     @property
     def relative(self) -> Fraction | None:
-        """The change as a part of the old figure, exact; None when that is 0."""
+        """The change divided by the old figure, exact; None when the old figure is 0."""
         if not self.old:
             return None
         return (Fraction(self.new) - Fraction(self.old)) / abs(Fraction(self.old))
@@ -91,7 +94,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a day's ratio is made of: sums over the pages that have both."""
+    """The two sums that a ratio divides, over the pages that have both metrics."""
 
     numerator: Decimal
     denominator: Decimal
@@ -99,7 +102,7 @@ class Parts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
-    """One metric of a week or a month, from its days inside the asked range."""
+    """One metric of a week or a month, made from those of its days that are inside the asked range."""
 
     metric: str
     first: dt.date
@@ -108,9 +111,9 @@ class Period:
     value: Decimal | None
     page_max: Decimal | None
     parts: Parts | None
-    days: int  # of the whole period
+    days: int  # all days of the week or month, also those outside the asked range
     days_with_number: int
-    n_expected: int  # pages and days
+    n_expected: int  # page-days, like the two below
     n_answered: int
     n_value: int
     is_final: bool
@@ -120,12 +123,12 @@ class Period:
 
     @property
     def figure(self) -> Decimal | None:
-        """What stands for the period: the total, or the largest page's largest day of what does not add up."""
+        """The number that is shown for the period: the total, or the largest page's largest day if nothing adds up."""
         return self.page_max if self.additivity == "none" else self.value
 
 
 def total(values: Iterable[Decimal]) -> Decimal | None:
-    """Return the exact sum, None over no value: that is unknown and not 0."""
+    """Return the exact sum. Without any value it is None, because the sum is unknown and not 0."""
     found: Decimal | None = None
     for value in values:
         found = value if found is None else EXACT.add(found, value)
@@ -138,32 +141,32 @@ def less(value: Decimal, other: Decimal) -> Decimal:
 
 
 def quotient(parts: Parts) -> Decimal | None:
-    """Return numerator by denominator to 28 digits, None when there is nothing to divide by."""
+    """Return numerator divided by denominator, rounded to 28 digits; None when the denominator is 0."""
     return _QUOTIENT.divide(parts.numerator, parts.denominator) if parts.denominator else None
 
 
 def percent(relative: Fraction | None, digits: int) -> Decimal | None:
-    """Return a part as per cent, rounded to so many digits behind the point."""
+    """Return the relative change in per cent, rounded to `digits` digits behind the point."""
     if relative is None:
         return None
     return Decimal(round(relative * 100 * 10**digits)).scaleb(-digits, EXACT)
 
 
 def median(changes: Iterable[Change | None]) -> Fraction | None:
-    """Return the median of the relative changes, None when there is none."""
+    """Return the median of the relative changes, or None when no change has one."""
     found = [relative for change in changes if change and (relative := change.relative) is not None]
     return statistics.median(found) if found else None
 
 
 def unchanged_pages(day: Day, other: Day) -> Change | None:
-    """Return the change between two days whose totals are known to be over the same pages."""
+    """Return the change between two days that are known to have numbers of the same pages."""
     if day.figure is None or other.figure is None:
         return None
     return Change(other.figure, day.figure, day.n_value, is_partial=False)
 
 
 def same_pages(day: Day, other: Day) -> bool:
-    """Tell whether both days are known to be over the same pages."""
+    """Tell whether both days are known to have numbers of the same pages."""
     return day.pages_hash is not None and day.pages_hash == other.pages_hash and day.additivity == other.additivity
 
 
@@ -171,7 +174,7 @@ def same_pages(day: Day, other: Day) -> bool:
 
 
 def bounds(day: dt.date, by: By) -> tuple[dt.date, dt.date]:
-    """Return the first and last day of the week (from Monday) or the month that `day` is in."""
+    """Return the first and last day of the week or month that `day` is in. A week begins on Monday."""
     if by == "week":
         first = day - dt.timedelta(days=day.weekday())
         return first, first + dt.timedelta(days=6)
@@ -179,7 +182,7 @@ def bounds(day: dt.date, by: By) -> tuple[dt.date, dt.date]:
 
 
 def periods(days: Sequence[Day], by: By, parts: dict[dt.date, Parts]) -> list[Period]:
-    """Add up the days of one metric by week or month. `parts` holds those of the days of a ratio."""
+    """Add up the days of one metric by week or month. For a ratio, `parts` has the sums of each day."""
     in_order = sorted(days, key=lambda each: each.day)
     return [
         _period(bound, list(group), parts) for bound, group in groupby(in_order, key=lambda each: bounds(each.day, by))
@@ -189,7 +192,7 @@ def periods(days: Sequence[Day], by: By, parts: dict[dt.date, Parts]) -> list[Pe
 def _period(bound: tuple[dt.date, dt.date], days: Sequence[Day], parts: dict[dt.date, Parts]) -> Period:
     first, last = bound
     kinds = {each.additivity for each in days}
-    # The catalog was changed meanwhile: days that add up in different ways have no total.
+    # Days that add up in different ways have no total. This happens when the catalog was changed in between.
     additivity: Additivity = kinds.pop() if len(kinds) == 1 else "none"
     of_ratio = _joined([parts[each.day] for each in days if each.day in parts]) if additivity == "ratio" else None
     values = [each.value for each in days if each.value is not None]
@@ -227,13 +230,13 @@ def _joined(parts: Sequence[Parts]) -> Parts | None:
 
 
 def one_zone(zones: Iterable[str | None]) -> str | None:
-    """Return the zone that all have, "mixed" when they differ, None when none is known."""
+    """Return the one zone that all have, "mixed" when they differ, or None when there is none."""
     found = set(zones)
     return found.pop() if len(found) == 1 else MIXED if found else None
 
 
 def joined_gaps(gaps: Iterable[Gap]) -> tuple[Gap, ...]:
-    """Add up what is missing by reason, the commonest first; a page that is missing twice counts twice."""
+    """Add up the gaps by reason, the commonest first. A page that is missing on two days counts twice."""
     pages: dict[str, int] = {}
     ids: dict[str, dict[str, None]] = {}
     for gap in gaps:
@@ -249,9 +252,9 @@ def joined_gaps(gaps: Iterable[Gap]) -> tuple[Gap, ...]:
 def change_without(
     day: Day, other: Day, common: int, left_out: Iterable[Decimal], left_out_of_other: Iterable[Decimal]
 ) -> Change | None:
-    """Return the change of two days without the numbers of the pages that only one of both has.
+    """Return the change between two days, after taking out the numbers of the pages that only one of them has.
 
-    None also when that does not tell: for the largest page of a day, when it is one of those.
+    Return None when this cannot give the answer: for a ratio, and when the largest page itself would be taken out.
     """
     new, old = _without(day, left_out), _without(other, left_out_of_other)
     if new is None or old is None:
@@ -269,7 +272,7 @@ def _without(day: Day, left_out: Iterable[Decimal]) -> Decimal | None:
 
 
 def change_of_week(changes: Sequence[Change | None], additivity: Additivity) -> Change | None:
-    """Join the changes of a week's days, each against the same weekday before; None for what does not add up."""
+    """Join the changes of a week's days since the same weekdays of the week before. None if the metric has no total."""
     found = [change for change in changes if change]
     if not found or additivity not in ("sum", "level"):
         return None

@@ -1,4 +1,4 @@
-"""The organizations: how many pages each has, and from when to when it has numbers."""
+"""Lists the organizations: how many pages each has, and the first and last day with a number."""
 
 import datetime as dt
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from psycopg.rows import class_row
 
 @dataclass(frozen=True, slots=True)
 class Organization:
-    """One organization with its pages that are not removed; `zones` are those of their days."""
+    """One organization. The counts leave out removed pages; `zones` are the time zones of the pages' days."""
 
     id: str
     pages: int
     active: int
     disabled: int
-    reconnect: int  # wait for their owner
+    reconnect: int  # pages that wait for their owner to connect them again
     zones: list[str]
     first_number: dt.date | None
     last_number: dt.date | None
 
 
-# The first and the last day are a look each at the organization's end of an index, and not a walk through its days.
+# ORDER BY with LIMIT 1 finds the first and last day at the ends of an index; min and max might read all days between.
 _LIST = """
 SELECT o.id, p.pages, p.active, p.disabled, p.reconnect, p.zones,
        (SELECT s.day FROM ingest_day_state s WHERE s.organization_id = o.id AND s.has_value
@@ -42,13 +42,13 @@ ORDER BY o.id
 
 
 def list_all(connection: Connection[Any]) -> list[Organization]:
-    """Return the organizations that are not deleted, in order."""
+    """Return the organizations that are not deleted, ordered by id."""
     with connection.cursor(row_factory=class_row(Organization)) as cursor:
         return cursor.execute(_LIST).fetchall()
 
 
 def exists(connection: Connection[Any], organization_id: str) -> bool:
-    """Tell whether there is such an organization that is not deleted."""
+    """Tell whether the organization exists and is not deleted."""
     return bool(
         connection.execute(
             "SELECT FROM organization WHERE id = %s AND deleted_at IS NULL", [organization_id]

@@ -1,10 +1,10 @@
-"""Says in plain words why a page has no number, and who must act. Every face that explains a reason asks here."""
+"""Says in plain words why a page has no number, and who must act. Every command that explains a reason asks here."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-# Who must act: the page's owner connects it again, an admin of the page gives a right back, whoever runs this system
-# mends it, the provider is waited for, or nothing need be done.
+# Who must act. Owner: connects the page again. Page admin: gives a role or right back. Operator: runs this system and
+# mends it. Provider: we wait for it. Nobody: there is nothing to do.
 Who = Literal["owner", "page_admin", "operator", "provider", "nobody"]
 
 WHO_WORDS: dict[Who, str] = {
@@ -18,7 +18,7 @@ WHO_WORDS: dict[Who, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """Why, in words that follow "because", and who must act."""
+    """`words` are the reason, as they could follow "because". `who` must act."""
 
     words: str
     who: Who
@@ -57,19 +57,19 @@ ADVICE: dict[str, Advice] = {
     # What only whoever runs the system can mend.
     "app": Advice("the provider refuses our app", "operator"),
     "app_refused": Advice("the provider refuses our app", "operator"),
-    "app_secret": Advice("the provider refuses our app's secret", "operator"),
+    "app_secret": Advice("the provider refuses the secret of our app", "operator"),
     "invalid_metric": Advice("we asked for a metric that the provider does not know", "operator"),
     "request": Advice("the provider does not understand our call", "operator"),
     "unclassified": Advice("the provider refused in a way that we do not know", "operator"),
     "unknown_provider": Advice("no worker knows the page's provider", "operator"),
-    "token_unreadable": Advice("the stored access cannot be opened with our key", "operator"),
-    "bad_payload": Advice("the job asks for what cannot be", "operator"),
+    "token_unreadable": Advice("our key cannot decrypt the stored token", "operator"),
+    "bad_payload": Advice("the job's content is not valid", "operator"),
     "wrong_organization": Advice("the page belongs to another organization by now", "operator"),
     "out_of_range": Advice("the day is older than the provider keeps", "nobody"),
     "database": Advice("our database had an error", "operator"),
     "database_away": Advice("our database cannot be reached", "operator"),
     "database_schema": Advice("our database lacks this release's schema", "operator"),
-    "database_refused": Advice("our database refused what was answered", "operator"),
+    "database_refused": Advice("our database refused to store the answer", "operator"),
     "lease_lost": Advice("the job's worker was interrupted; it runs again", "nobody"),
     "unfinished": Advice("reading the day took longer than one attempt; it goes on", "nobody"),
     "later_day_first": Advice("the day is read together with a later one", "nobody"),
@@ -87,7 +87,7 @@ ADVICE: dict[str, Advice] = {
     "deleted": Advice("a person removed the page", "nobody"),
     "abandoned": Advice("a person gave the day up", "nobody"),
     "read_with_later_day": Advice("the day was read together with a later one", "nobody"),
-    # A state that stands for a reason where none was written.
+    # If the ledger has no reason for a day, its state is looked up here.
     "dead": Advice("reading it failed", "operator"),
     "skipped": Advice("the page was left out", "operator"),
     "expected": Advice("the day is not read yet", "nobody"),
@@ -95,5 +95,5 @@ ADVICE: dict[str, Advice] = {
 
 
 def advice_for(reason: str) -> Advice:
-    """Return what there is to say about a reason; of one that is not in the table its name, for the operator."""
+    """Return the words for a reason and who must act. An unknown reason is shown by its name, for the operator."""
     return ADVICE.get(reason) or Advice(f"the reason is {reason!r}", "operator")

@@ -1,4 +1,4 @@
-"""The morning report: what an organization's owner wants to know of one day, and nothing else."""
+"""Makes the morning report: what an organization's owner wants to know about one day, and nothing else."""
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
@@ -17,15 +17,15 @@ from jobs.stored_numbers import COUNTED
 
 T = TypeVar("T")
 
-_WEEKS = 4  # of the same weekday, whose changes have a median
-_MOST = 5  # pages that moved
-_OF_METRIC = 3  # pages of one metric that are looked at for that
-_RESTATED_WITHIN = dt.timedelta(days=1)  # before the sums of the day were made
+_WEEKS = 4  # earlier weeks whose same weekday the day is compared with
+_MOST = 5  # pages that the report shows as moved
+_OF_METRIC = 3  # pages with the largest change that are read for each metric
+_RESTATED_WITHIN = dt.timedelta(days=1)  # how long before the sums were made a restatement may be, to be shown
 
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """How many pages the day has, how many answered, and how many of these with a number."""
+    """How many pages the day has, how many of them answered, and how many answered with a number."""
 
     expected: int
     answered: int
@@ -33,7 +33,7 @@ class Pages:
 
     @property
     def percent(self) -> Decimal | None:
-        """Answered pages in per cent, rounded down: 99.99 % is not all of them."""
+        """Answered pages in per cent, rounded down, so that 100 % always means all pages."""
         if not self.expected:
             return None
         return Decimal(1000 * self.answered // self.expected).scaleb(-1)
@@ -46,17 +46,17 @@ class Line:
     metric: Metric
     day: Day
     day_before: Change | None
-    weeks: tuple[Change, ...]  # against each of the four same weekdays before that it can be compared with
+    weeks: tuple[Change, ...]  # the changes since the same weekday of up to four earlier weeks
 
     @property
     def same_weekday(self) -> Fraction | None:
-        """The median of the relative changes against the same weekday."""
+        """The median of the relative changes since the same weekday."""
         return numbers.median(self.weeks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missing:
-    """A page without its numbers of the day; `metrics` is empty when it lacks all of them."""
+    """A page that lacks numbers of the day; `metrics` is empty when it lacks all of them."""
 
     integration_id: str
     name: str
@@ -71,7 +71,10 @@ class Missing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restated:
-    """One metric of a day that some pages tell otherwise than before: what these added up to, and do now."""
+    """One metric of a day whose numbers changed on some pages.
+
+    `old` and `new` are the sums over only these pages; of a metric that does not add up, their largest numbers.
+    """
 
     day: dt.date
     metric: str
@@ -82,7 +85,7 @@ class Restated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
-    """A page's own change against the day before, and how much of the organization's former total that is."""
+    """A page's change since the day before. `share` is the change divided by the organization's total of that day."""
 
     integration_id: str
     name: str
@@ -94,7 +97,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Silent:
-    """A page that answered without any number and had numbers before."""
+    """A page that answered without any number, although it had numbers before."""
 
     integration_id: str
     name: str
@@ -103,7 +106,7 @@ class Silent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """Calls that a provider has deferred, and how many of the organization's pages wait for it."""
+    """A provider's pause, and how many of the organization's pages wait for its end."""
 
     provider: str
     scope: str
@@ -113,7 +116,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """Days that failed for one reason and are not mended: how many, and the oldest."""
+    """How many days failed for one reason and are not mended, and the oldest of them."""
 
     reason: str
     days: int
@@ -122,7 +125,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """A provider that refuses every page, or is away."""
+    """An open incident: a provider refuses every page, or is away."""
 
     provider: str
     reason: str
@@ -131,7 +134,7 @@ class Incident:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The day as it is known at `as_of`, the moment of its newest sum; None when there is no sum of it."""
+    """One organization's day. `as_of` is when its newest sum was made; None when the day has no sum."""
 
     organization_id: str
     day: dt.date
@@ -150,7 +153,7 @@ class Report:
 
 
 def newest_day(connection: Connection[Any], organization_id: str) -> dt.date | None:
-    """Return the newest day that has sums, None when there is none."""
+    """Return the newest day that has sums, or None when no day has any."""
     row = connection.execute(
         "SELECT max(day) FROM org_metric_daily WHERE organization_id = %s", [organization_id]
     ).fetchone()
@@ -158,7 +161,7 @@ def newest_day(connection: Connection[Any], organization_id: str) -> dt.date | N
 
 
 def report(connection: Connection[Any], organization_id: str, day: dt.date, now: dt.datetime) -> Report:
-    """Return the report of a day, all of it as of one moment."""
+    """Return the report of a day. All parts show the database at one moment."""
     where = {"organization": organization_id, "day": day, "now": now}
     with stored_numbers.snapshot(connection):
         lines = _lines(connection, organization_id, day)
@@ -233,7 +236,7 @@ def _pages(connection: Connection[Any], where: dict[str, Any]) -> Pages:
 
 # -- what is missing ---------------------------------------------------------------------------------------------------
 
-# Since when: the first day of the ledger after the last one that was answered.
+# A page is missing since the first day in the ledger after its last answered day.
 _ABSENT = f"""
 SELECT s.integration_id, i.name, since.day AS since,
        coalesce(CASE WHEN s.reason = 'refresh_needed' THEN i.refresh_reason END, s.reason,
@@ -250,7 +253,8 @@ WHERE s.organization_id = %(organization)s AND s.day = %(day)s AND s.state <> 'd
 ORDER BY since.day, s.integration_id
 """
 
-# Of pages that answered: what they were refused, and what is no number. Since the day after the last number.
+# Pages that answered may still lack metrics that were refused or unreadable. Such a metric is missing since the first
+# day in the ledger after its last number.
 _LACKING = """
 SELECT lack.integration_id, i.name, lack.reason, lack.metrics, coalesce((
     SELECT min(l.day) FROM ingest_day_state l
@@ -289,7 +293,7 @@ SELECT DISTINCT day FROM org_metric_daily
 WHERE organization_id = %(organization)s AND computed_at > %(since)s AND revision > 1
 """
 
-# A page may have been restated more than once: from its first old number to its last new one.
+# A page may have been restated more than once. What counts is the step from its first old number to its last new one.
 _RESTATED = f"""
 SELECT h.day, h.metric, count(*)::int AS pages, sum(h.old), sum(h.new), max(h.old), max(h.new)
 FROM ingest_day_state s CROSS JOIN LATERAL (
@@ -307,7 +311,7 @@ GROUP BY h.day, h.metric ORDER BY h.day DESC, h.metric
 
 def _restated(connection: Connection[Any], where: dict[str, Any], as_of: dt.datetime) -> list[Restated]:
     since = where | {"since": as_of - _RESTATED_WITHIN}
-    # Whatever was restated is summed up anew, so that the sums tell on which days to look.
+    # A restated number always makes a new sum. So the newest sums tell which days need a look.
     days = [day for (day,) in connection.execute(_CHANGED_DAYS, since)]
     known = stored_numbers.catalog(connection)
     found = []
@@ -340,7 +344,7 @@ WHERE m.place <= %(places)s
 
 
 def _moved(connection: Connection[Any], where: dict[str, Any], lines: Sequence[Line]) -> list[Moved]:
-    """Return the pages whose change is the largest part of what their organization had the day before."""
+    """Return the pages whose change is largest, compared with their organization's total of the day before."""
     totals = {
         line.metric.name: abs(Fraction(line.day_before.old))
         for line in lines
@@ -404,7 +408,7 @@ ORDER BY n.opened_at
 
 
 def whom_to_call(missing: Iterable[Missing]) -> dict[tuple[Who, str, tuple[str, ...]], list[Missing]]:
-    """Group what is missing by who must act, the reason and what is lacking, those first for whom a person acts."""
+    """Group `missing` by who must act, the reason and the missing metrics, in the order of `missing`."""
     found: dict[tuple[Who, str, tuple[str, ...]], list[Missing]] = {}
     for each in missing:
         found.setdefault((each.advice.who, each.reason, each.metrics), []).append(each)

@@ -1,7 +1,7 @@
-"""Reads stored numbers: an organization's sums, a page's own, and what two days have in common.
+"""Reads an organization's stored sums, and compares two days over the pages that have a number on both.
 
-`snapshot` shows all of it as it was at one moment. Whatever grows with pages and days is found by index: the ledger
-says which pages an organization's day has, and each of their numbers is found by its key.
+Inside `snapshot` all queries see the database at one moment. Queries whose work grows with pages and days use indexes:
+the ledger gives the pages of an organization's day, and the key of a number gives the number.
 """
 
 import datetime as dt
@@ -19,18 +19,18 @@ from jobs.numbers import Change, Day, Gap, Metric, Parts
 from jobs.providers.base import Additivity
 
 Pair = tuple[str, dt.date, dt.date]  # a metric, a day, and the earlier day that it is compared with
-Cell = tuple[str, dt.date]  # a metric of a day
+Cell = tuple[str, dt.date]  # a metric and a day
 
-# The pages that the sums are over, as in `jobs.aggregate`: one that a person took away is not among them.
+# The pages that the sums count, as in `jobs.aggregate`. A page that a person disabled, removed or moved is not counted.
 COUNTED = "(s.state <> 'skipped' OR s.reason = 'refresh_needed')"
 
 
 @contextmanager
 def snapshot(connection: Connection[Any]) -> Iterator[None]:
-    """Have every query inside see the same rows, so that what is compared belongs together."""
+    """Make every query inside see the database at one moment, so that compared numbers belong together."""
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        # Compiling takes longer than what it saves on queries that go by key.
+        # These queries look up keys. Compiling them takes longer than it saves.
         connection.execute("SET LOCAL jit = off")
         yield
 
@@ -40,7 +40,7 @@ def snapshot(connection: Connection[Any]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class PageOf:
-    """A page as the numbers know it."""
+    """The facts of a page that its numbers need."""
 
     id: str
     name: str
@@ -49,7 +49,7 @@ class PageOf:
 
 
 def has_organization(connection: Connection[Any], organization_id: str) -> bool:
-    """Tell whether there is or was such an organization."""
+    """Tell whether the organization exists or existed once."""
     found = connection.execute("SELECT 1 FROM organization WHERE id = %s", [organization_id])
     return found.fetchone() is not None
 
@@ -62,7 +62,7 @@ WHERE i.id = %(page)s AND (i.organization_id = %(organization)s OR EXISTS (
 
 
 def find_page(connection: Connection[Any], organization_id: str, integration_id: str) -> PageOf | None:
-    """Return the page when it is, or once was, one of the organization's."""
+    """Return the page if it belongs, or once belonged, to the organization; otherwise None."""
     with connection.cursor(row_factory=class_row(PageOf)) as cursor:
         return cursor.execute(_PAGE, {"page": integration_id, "organization": organization_id}).fetchone()
 
@@ -74,7 +74,10 @@ WHERE %(provider)s::text IS NULL OR provider = %(provider)s ORDER BY metric, pro
 
 
 def catalog(connection: Connection[Any], provider: str | None = None) -> dict[str, Metric]:
-    """Return every known metric by name, of all providers or of one; what they do not agree on adds up in no way."""
+    """Return every metric of the catalog by name, of one provider or of all.
+
+    If providers disagree on how a metric adds up, its additivity is "none".
+    """
     found: dict[str, Metric] = {}
     for name, additivity, unit, above, below in connection.execute(_CATALOG, {"provider": provider}):
         metric = Metric(name, additivity, unit, above or "", below or "")
@@ -89,7 +92,7 @@ _HAS_METRIC = "SELECT 1 FROM org_metric_daily WHERE organization_id = %s AND met
 
 
 def has_metric(connection: Connection[Any], organization_id: str, metric: str) -> bool:
-    """Tell whether the organization has a sum of a metric, which the catalog may have lost."""
+    """Tell whether the organization has a sum of the metric. The catalog need not have the metric any more."""
     return connection.execute(_HAS_METRIC, [organization_id, metric]).fetchone() is not None
 
 
@@ -124,7 +127,10 @@ def days_of(
     *,
     explained: Sequence[dt.date] = (),
 ) -> list[Day]:
-    """Return what is stored of these days, of one metric or all, by metric and day; why pages lack of the explained."""
+    """Return the stored sums of `days`, of one metric or of all, ordered by metric and day.
+
+    Only the days that are also in `explained` come with their gaps.
+    """
     where = {"organization": organization_id, "days": list(days), "metric": metric}
     gaps: dict[Cell, list[Gap]] = {}
     for name, day, reason, pages, ids in connection.execute(_GAPS, where | {"days": list(explained)}):
@@ -153,7 +159,7 @@ GROUP BY s.day
 def parts_of(
     connection: Connection[Any], organization_id: str, metric: Metric, days: Sequence[dt.date]
 ) -> dict[dt.date, Parts]:
-    """Return what the ratio of each day is made of, over the pages that have both."""
+    """Return the two sums that each day's ratio divides, over the pages that have both metrics."""
     rows = connection.execute(
         _PARTS,
         {
@@ -172,10 +178,11 @@ def parts_of(
 def changes(
     connection: Connection[Any], organization_id: str, pairs: Iterable[tuple[Day, Day]], known: Mapping[str, Metric]
 ) -> dict[Pair, Change]:
-    """Return the change of each pair of days of a metric, over the pages that have a number on both.
+    """Return the change between the two days of each pair, over the pages that have a number on both.
 
-    A pair is left out when no page has. Days over the same pages are compared by their totals, and of others the
-    numbers are read that only one of them has. Where that does not tell, the numbers of all their pages are.
+    A pair is left out when no page has a number on both days. There are three ways, the cheapest first. Days of the
+    same pages are compared by their totals. For other days, the numbers of the pages that only one day has are read and
+    taken out of the totals. If that cannot give the answer, the numbers of all pages are read.
     """
     found: dict[Pair, Change] = {}
     differ: list[tuple[Day, Day]] = []
@@ -197,7 +204,10 @@ def changes(
 def _by_what_differs(
     connection: Connection[Any], organization_id: str, pairs: Sequence[tuple[Day, Day]]
 ) -> dict[Pair, Change | None]:
-    """Return the changes that the totals tell with the numbers of the pages that only one of the days has."""
+    """Return the changes that follow from the totals, less the numbers of the pages that only one of the days has.
+
+    The change is None when no page has a number on both days. A pair is left out when this way cannot give the answer.
+    """
     adds_up = [(day, other) for day, other in pairs if "ratio" not in (day.additivity, other.additivity)]
     pages = _pages_with_number(connection, organization_id, {each for pair in adds_up for each in pair})
     wanted: dict[tuple[str, dt.date, str], None] = {}
@@ -245,7 +255,7 @@ WHERE p.organization_id = %(organization)s AND p.metric = ANY(%(metrics)s) AND p
 GROUP BY p.metric, p.day
 """
 
-# A page may have been done before the metric was asked for: it has no row of it.
+# A page may have answered before the metric was asked for. Then it has no row of the metric, and only a look-up tells.
 _PROBE = f"""
 SELECT w.metric, w.day, array_agg(s.integration_id)
 FROM unnest(%(metrics)s::text[], %(days)s::date[]) AS w (metric, day)
@@ -261,10 +271,11 @@ GROUP BY w.metric, w.day
 def _pages_with_number(
     connection: Connection[Any], organization_id: str, cells: Iterable[Day]
 ) -> dict[Cell, frozenset[str]]:
-    """Return the pages that have a number of each metric and day, whose totals are those of the rows.
+    """Return, for each metric and day, the pages that have a number.
 
-    They are the pages of the ledger that are neither missing nor without a number. When the sum counted as many, it is
-    all of these, and no number need be looked at.
+    Start from the ledger's pages, and take away those that the sum calls missing and those that answered without a
+    number. If the sum counted as many pages as are left, these are the pages, and no number need be read. A day is left
+    out if its stored total may be older than the numbers.
     """
     of_cell = {(each.metric, each.day): each for each in cells}
     where = {
@@ -272,7 +283,7 @@ def _pages_with_number(
         "days": sorted({day for _, day in of_cell}),
         "metrics": sorted({metric for metric, _ in of_cell}),
     }
-    # A day that is marked changed after it was summed up: its total belongs to other numbers.
+    # A marked day changed after it was summed up, so its stored total does not fit the numbers any more.
     marked = {day for (day,) in connection.execute(_MARKED, where)}
     ledger = {day: frozenset(pages) for day, pages in connection.execute(_LEDGER, where)}
     missing = {(metric, day): ids for metric, day, ids in connection.execute(_MISSING, where)}
@@ -312,7 +323,7 @@ def _values(
     return {(metric, day, page): value for metric, day, page, value in rows}
 
 
-# All pages of the wanted days, then those of both days of each pair.
+# `cell` has the numbers of all pages on the wanted days. The final join keeps the pages that both days of a pair have.
 _COMMON = f"""
 WITH wanted AS MATERIALIZED (
     SELECT * FROM unnest(
@@ -346,7 +357,7 @@ GROUP BY w.metric, w.day, w.other
 def _by_all_pages(
     connection: Connection[Any], organization_id: str, pairs: Sequence[tuple[Day, Day]], known: Mapping[str, Metric]
 ) -> dict[Pair, Change]:
-    """Return the changes that only the numbers of all common pages tell."""
+    """Return the changes from the numbers of all pages that both days have."""
     of_pair = {(day.metric, day.day, other.day): (day, other) for day, other in pairs}
     ratios = {name: metric for name, metric in known.items() if metric.additivity == "ratio"}
     made = [
@@ -381,7 +392,7 @@ def _figures(
     new_below: Decimal | None,
     old_below: Decimal | None,
 ) -> tuple[Decimal | None, Decimal | None]:
-    """Return the old and the new figure of the common pages."""
+    """Return the old and the new figure of the pages that both days have."""
     if additivity == "none":
         return old_max, new_max
     if additivity != "ratio":

@@ -18,10 +18,10 @@ from jobs.stored_numbers import COUNTED
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageDay:
-    """One metric of a page's day; without metric a day of the ledger that has no number at all.
+    """One metric of a page's day. `metric` is None for a day of the ledger that has no reading.
 
-    `status` is that of the reading, else what became of the day: waiting, failed, skipped, abandoned, or nothing.
-    `source` is None for what the provider was asked for, else the name of the imported file.
+    `status` is the status of the reading. Without a reading it says what became of the day: waiting, failed, skipped,
+    abandoned, or nothing. `source` is the name of the imported file, or None when the provider gave the number.
     """
 
     day: dt.date
@@ -52,7 +52,7 @@ ORDER BY p.metric, s.day
 def page_days(
     connection: Connection[Any], organization_id: str, page: str, days: Sequence[dt.date], metric: Metric | None
 ) -> list[PageDay]:
-    """Return what is known of a page's days, of one metric or all; of a ratio what it is made of."""
+    """Return what is known of a page's days, of one metric or of all. For a ratio, return its two parts."""
     made_of = [metric.name, metric.numerator, metric.denominator] if metric else []
     with connection.cursor(row_factory=class_row(PageDay)) as cursor:
         return cursor.execute(
@@ -68,7 +68,7 @@ def page_days(
 
 
 def with_ratios(days: Sequence[PageDay], known: Mapping[str, Metric]) -> list[PageDay]:
-    """Return the days with a reading for each ratio whose parts both have a number."""
+    """Return `days`, and one more reading for each ratio of which both parts have a number."""
     cells = {(each.metric, each.day): each for each in days}
     made = []
     for metric in known.values():
@@ -97,7 +97,7 @@ def _ratio(metric: Metric, above: PageDay, below: PageDay) -> PageDay:
 
 
 def as_days(days: Sequence[PageDay], known: Mapping[str, Metric], zone: str, settled: dt.date) -> list[Day]:
-    """Return a page's readings as the days of an organization of one page; those before `settled` are final."""
+    """Return a page's readings as if it were an organization of one page. Days before `settled` are final."""
     return [_as_day(each, each.metric, known, zone, settled) for each in days if each.metric is not None]
 
 
@@ -121,7 +121,7 @@ def _as_day(each: PageDay, metric: str, known: Mapping[str, Metric], zone: str, 
 
 
 def page_change(day: Day, other: Day) -> Change | None:
-    """Return the change of a page's own number."""
+    """Return the change of one page's number, or None when one of the days has no number."""
     if day.figure is None or other.figure is None:
         return None
     return Change(other.figure, day.figure, 1, is_partial=False)
@@ -139,12 +139,12 @@ class PageTotal:
     zone: str
     days_with_number: int
     total: Decimal | None
-    below: Decimal | None  # of a ratio: what its total is divided by
+    below: Decimal | None  # the sum of a ratio's denominators, by which `total` is divided
     largest: Decimal | None
-    latest: Decimal | None  # that of the last day that has a number
+    latest: Decimal | None  # the number of the last day that has one
 
     def figure(self, metric: Metric) -> Decimal | None:
-        """Return what stands for the page over the range: the total, the last level, the ratio or the largest day."""
+        """Return the number that is shown for the page: the total, the latest level, the ratio or the largest day."""
         match metric.additivity:
             case "sum":
                 return self.total
@@ -195,7 +195,7 @@ WHERE o.has_reading OR (o.is_open AND EXISTS (
 def page_totals(
     connection: Connection[Any], organization_id: str, metric: Metric, days: Sequence[dt.date], page: str | None = None
 ) -> list[PageTotal]:
-    """Return a metric of every page over `days`, the largest first, then those without a number."""
+    """Return a metric of every page over `days`: the largest first, the pages without a number last."""
     is_ratio = metric.additivity == "ratio"
     where = {
         "organization": organization_id,
@@ -223,7 +223,7 @@ Kind = Literal["restated", "kept"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A number that was replaced, or one that was kept although the answer held none any more."""
+    """A number that was replaced, or a number that was kept although a later answer had none."""
 
     kind: Kind
     observed_at: dt.datetime
@@ -234,8 +234,8 @@ class Event:
     old: Decimal | None
     new: Decimal | None
     revision: int | None
-    answered: str | None  # of a kept number: the status that the answer had
-    source: str | None  # None: the provider; else the name of the imported file
+    answered: str | None  # the status of the later answer, for a number that was kept
+    source: str | None  # the name of the imported file; None when the number came from the provider
 
 
 _EVENTS = """
@@ -277,7 +277,7 @@ def events(
     metric: str | None = None,
     limit: int,
 ) -> tuple[list[Event], int]:
-    """Return what was restated or kept of these days, newest first, up to `limit`, and how many there are."""
+    """Return up to `limit` numbers of these days that were replaced or kept, newest first, and how many there are."""
     where = {"organization": organization_id, "first": first, "last": last, "page": page, "metric": metric}
     with connection.cursor(row_factory=class_row(Event)) as cursor:
         found = cursor.execute(_EVENTS + "LIMIT %(limit)s", where | {"limit": limit}).fetchall()

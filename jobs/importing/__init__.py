@@ -1,1 +1,1 @@
-"""Files that people export from a provider's own pages: what they say of which days, and when that cannot be told."""
+"""Imports files that people export from a provider, and refuses a file that could be read in two ways."""

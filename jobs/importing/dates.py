@@ -1,4 +1,4 @@
-"""Tells days from what people write, and asks when day and month could be either."""
+"""Reads days as people write them, and refuses a date whose day and month could be swapped."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from jobs.importing.export import Unreadable
 
 DateOrder = Literal["mdy", "dmy", "ymd"]
 
-# No page is older, and a year that lost a digit would make centuries of days.
+# No page is older. Without this limit a mistyped year would make centuries of days.
 FIRST_DAY = date(2004, 1, 1)
-# Days that follow one another without a gap show which number is the day. Two of them could be two months.
+# So many dates, if they follow one another day by day, show which number is the day. Two dates could be two months.
 _RUN = 3
 
-# The hour is what the account's time zone makes of midnight. It moves with summer time and says nothing of the day.
+# The hour is midnight, shifted by the account's time zone. It changes with summer time and does not affect the day.
 _ISO = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})(T(?:[01][0-9]|2[0-3])(?::[0-5][0-9]){2})?")
 _YEAR_FIRST = re.compile(r"([0-9]{4})([/.])([0-9]{1,2})\2([0-9]{1,2})")
 _YEAR_LAST = re.compile(r"([0-9]{1,2})([/.-])([0-9]{1,2})\2([0-9]{4})")
 
 
 def looks_like_a_date(text: str) -> bool:
-    """Return whether `text` has the form of a date, possible or not."""
+    """Tell whether `text` has the form of a date, even if the calendar has no such day."""
     return any(form.fullmatch(text) for form in (_ISO, _YEAR_FIRST, _YEAR_LAST))
 
 
 def days_of(name: str, written: Iterable[tuple[int, str]], order: DateOrder | None, today: date) -> Mapping[str, date]:
-    """Return the day of each text in `written`, which are all dates of one file with their lines.
+    """Return the day of each text in `written`, which has all dates of one file with their lines.
 
-    Raises Unreadable: no date, an impossible date, one before 2004 or after `today`, two forms in one file, or day and
-    month that could be either while `order` is None.
+    Raises Unreadable for a text that is not a date, an impossible date, a date before 2004 or after `today`, and two
+    forms of dates in one file. Also raises it if day and month could be swapped and `order` is None.
     """
     lines: dict[str, int] = {}
     for line, text in written:
@@ -86,7 +86,7 @@ def _is_run(days: set[date]) -> bool:
 
 
 def _day(text: str, order: DateOrder) -> date | None:
-    """Return the day that `text` is in this order, or None where the calendar has no such day."""
+    """Return the day that `text` means in this order, or None if the calendar has no such day."""
     first, second, third = (int(part) for part in re.findall("[0-9]+", text)[:3])
     of: dict[DateOrder, Callable[[], date]] = {
         "mdy": lambda: date(third, first, second),

@@ -1,7 +1,7 @@
-"""What importing files would change: the numbers of all of them together, beside what is stored already.
+"""Decides what importing files would change, from the numbers of all files and from what is stored already.
 
-A number that the provider was asked for stands, unless the person who imports says otherwise. Everything else that is
-stored for a metric and day gives way: an earlier file's number, and an answer without a number.
+A number that the provider gave is kept, unless the person says `--over-provider`. Anything else that is stored for the
+metric and day is replaced: a number of an earlier file, or an answer without a number.
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ from typing import Literal
 
 from jobs.importing.export import Export, Unreadable
 
-# How an import treats a number. "unchanged": the same one is stored. "kept": another one is, and it is the provider's.
+# What an import does with a number. "unchanged": the same number is stored. "kept": the provider gave another number,
+# and that one stays.
 Effect = Literal["new", "restated", "unchanged", "kept"]
-# What becomes of a day in the ledger. "left": the daily run will ask the provider for it, and makes its row then.
+# What an import does with a day in the ledger. "left": the ledger has no row, and the daily run may still make one.
 Fate = Literal["done", "becomes done", "left", "expected", "dead", "skipped"]
 State = Literal["expected", "done", "dead", "skipped", "abandoned"]
 
-# So old may a day be that the daily run still plans: in its slot, in one that was missed, or because its row lacks.
+# The daily run may still plan a day that is at most so many days old: in its own slot, in a slot that was missed, or
+# because its row is missing.
 _RECENT = 3
-_PLANNED = 9  # eight days of UTC may be nine of the page's zone
+_PLANNED = 9  # eight days in UTC may be nine days in the page's zone
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The page that numbers are imported to."""
+    """The page into which numbers are imported."""
 
     id: str
     organization_id: str
     provider: str
     zone: str
-    is_asked: bool  # its provider has metrics that are asked for, so that its days are planned
-    read_since: datetime | None  # None: it is disabled, and nobody reads it
+    is_asked: bool  # the provider has metrics that pages are asked for, so the page's days are planned
+    read_since: datetime | None  # None: the page is disabled, so nobody reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """What is stored for a metric and day. Without `source` the provider was asked for it."""
+    """What is stored for a metric and day. Without `source` it came from the provider."""
 
     value: Decimal | None
     source: str | None
@@ -58,7 +60,7 @@ class Present:
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """A row of the ledger: what became of the day, and whose it is."""
+    """A row of the ledger: what became of the day, and which organization owns it."""
 
     state: State
     organization_id: str
@@ -66,17 +68,17 @@ class Owned:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What an import would do: to each number with what is there now, and to each day."""
+    """What an import would do with each number, beside what is stored now, and with each day."""
 
     numbers: Mapping[Effect, Sequence[tuple[Imported, Decimal | None]]]
     days: Mapping[Fate, Sequence[date]]
-    former: Mapping[str, int]  # organizations that had the page before, and how many of these days are theirs
+    former: Mapping[str, int]  # former organizations of the page, and how many of the imported days belong to each
 
 
 def merged(exports: Iterable[Export]) -> list[Imported]:
-    """Return the numbers of all files by day and metric, each once. Zeros that a file leaves out are among them.
+    """Return the numbers of all files, each metric and day once, with the zeros that a file leaves out.
 
-    Raises Unreadable for two files that give a metric and day different numbers.
+    Raises Unreadable if two files give different numbers for one metric and day.
     """
     found: dict[tuple[date, str], tuple[str, Imported]] = {}
     for export in exports:
@@ -120,7 +122,7 @@ def outlook(
 
 
 def effect_of(value: Decimal, present: Present | None, *, over_provider: bool) -> Effect:
-    """Return how an import treats `value` where `present` is stored."""
+    """Return what an import does with `value` if `present` is stored."""
     if present is None or present.value is None:
         return "new"
     if present.value == value:
@@ -129,10 +131,10 @@ def effect_of(value: Decimal, present: Present | None, *, over_provider: bool) -
 
 
 def fate_of(place: Place, day: date, owned: Owned | None, today: date) -> Fate:
-    """Return what becomes of the day in the ledger, where its row is `owned`.
+    """Return what an import does with a day whose row in the ledger is `owned`.
 
-    A day is done by an import only when nobody will ask the provider for it any more. One that waits has a job, one
-    that is dead has a letter that can run again, and one that was skipped is read when its page can be read again.
+    An import makes a day done only when nobody will ask the provider for it any more. A waiting day still has its job.
+    A dead day has a dead letter that can run again. A skipped day is read when its page can be read again.
     """
     if owned is None:
         return "left" if is_left_to_daily_run(place, day, today) else "becomes done"
@@ -142,7 +144,7 @@ def fate_of(place: Place, day: date, owned: Owned | None, today: date) -> Fate:
 
 
 def is_left_to_daily_run(place: Place, day: date, today: date) -> bool:
-    """Tell whether the daily run may still ask the provider for a day that the ledger does not have."""
+    """Tell whether the daily run may still plan a day that has no row in the ledger."""
     age = (today - day).days
     if not place.is_asked or age > _PLANNED:
         return False
@@ -151,7 +153,7 @@ def is_left_to_daily_run(place: Place, day: date, today: date) -> bool:
 
 
 def spans(days: Collection[date]) -> list[tuple[date, date]]:
-    """Return `days` as first and last day of each run without a gap, in order."""
+    """Return the first and last day of each run of `days` without a gap, in order."""
     found: list[tuple[date, date]] = []
     for day in sorted(days):
         if found and day - found[-1][1] == timedelta(days=1):

@@ -1,4 +1,4 @@
-"""What an exported file says: numbers for days, each series under its title."""
+"""Describes what an exported file says: its titles, and the numbers by day under each title."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Form = Literal["business_suite", "page_insights", "long"]
 
 
 class Unreadable(Exception):
-    """A file is damaged, or can be read in two ways. Nothing of it is used.
+    """A file that is damaged or could be read in two ways. Nothing of it is imported.
 
-    The text names the file, the line where there is one, what was found, and what to do.
+    The text names the file, the line if there is one, what was found, and what to do.
     """
 
     def __init__(self, file: str, line: int | None, problem: str) -> None:
-        # A file's name may hold anything but a slash, and the text goes to a terminal.
+        # The name of a file may contain control characters, and this text goes to a terminal.
         place = file if file.isprintable() else repr(file)
         super().__init__(f"{place}: {problem}" if line is None else f"{place}:{line}: {problem}")
         self.file = file
@@ -28,19 +28,19 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The numbers of one title. `metric` is None as long as nobody has said which metric the title means."""
+    """The numbers under one title. `metric` is None if it is not known which metric the title means."""
 
     metric: str | None
     title: str
     values: Mapping[date, Decimal]
-    # True when the provider leaves days without anything out of this export. Those days are in `zeros`.
+    # True when the provider leaves days with zero out of the export. `zeros` has these days.
     sparse: bool = False
     zeros: tuple[date, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """One file, whole. `notes` are sentences for the person who imports it."""
+    """What one whole file says. `notes` are sentences for the person who imports it."""
 
     form: Form
     name: str
@@ -51,7 +51,7 @@ class Export:
 
 
 def gaps(series: Series) -> tuple[date, ...]:
-    """Return the days between the first and the last number of which the file says nothing, not even a zero."""
+    """Return the days between the first and the last number for which the file has neither a number nor a zero."""
     said = {*series.values, *series.zeros}
     return left_out(said, min(said), max(said)) if said else ()
 

@@ -1,4 +1,4 @@
-"""Reads a file from the disk, and nothing that only has the name of one."""
+"""Reads a regular file from the disk. Refuses pipes, devices and directories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_file(path: Path) -> bytes:
         with open(path, "rb", opener=_opener) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise Unreadable(path.name, None, "not a regular file. Give the file itself, not a pipe or a device")
-            # One byte more than allowed, because a file may grow after it was measured.
+            # Reads one byte more than allowed, because the file may have grown since its size was looked at.
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise Unreadable(path.name, None, f"{error.strerror or error}. Look at its name and permissions") from None
@@ -31,5 +31,5 @@ def read_file(path: Path) -> bytes:
 
 
 def _opener(path: str, flags: int) -> int:
-    # Without O_NONBLOCK a named pipe holds the command until somebody writes into it.
+    # Without O_NONBLOCK, opening a named pipe would wait until somebody writes into it.
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)

@@ -1,4 +1,4 @@
-"""Tells numbers from what people write, and asks when a point or a comma could be either."""
+"""Reads numbers as people write them, and refuses a point or comma that could be for thousands or for a fraction."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jobs.importing.export import Unreadable
 
 DecimalMark = Literal["point", "comma"]
 
-MAX_DIGITS = 30  # as many as the provider `csv` takes
+MAX_DIGITS = 30  # the same limit as in the provider `csv`
 
-# A thousands separator stands before three digits, and no group of thousands begins with zero: 0,125 has a fraction.
+# A thousands separator has three digits after it, and no number of thousands begins with 0. So 0,125 is a fraction.
 _READINGS: dict[DecimalMark, tuple[str, re.Pattern[str]]] = {
     "point": (",", re.compile(r"(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)(?:\.[0-9]+)?")),
     "comma": (".", re.compile(r"(?:[0-9]+|[1-9][0-9]{0,2}(?:\.[0-9]{3})+)(?:,[0-9]+)?")),
@@ -21,10 +21,10 @@ _READINGS: dict[DecimalMark, tuple[str, re.Pattern[str]]] = {
 
 
 def numbers_of(name: str, written: Iterable[tuple[int, str]], mark: DecimalMark | None) -> Mapping[str, Decimal]:
-    """Return the number of each text in `written`, which are all numbers of one file with their lines.
+    """Return the number of each text in `written`, which has all numbers of one file with their lines.
 
-    Raises Unreadable: no number, a negative one, one of more than 30 digits, or a separator that could be for
-    thousands or for a fraction while `mark` is None and no other number of the file decides.
+    Raises Unreadable for a text that is not a number, a negative number, and a number of more than 30 digits. Also
+    raises it if a separator could be for thousands or for a fraction, `mark` is None, and no other number decides.
     """
     lines: dict[str, int] = {}
     for line, text in written:
@@ -53,7 +53,7 @@ def _check(name: str, line: int, text: str) -> None:
 
 
 def _mark(name: str, lines: Mapping[str, int]) -> DecimalMark:
-    """Return the mark with which every number of the file can be read, when there is no other or none is needed."""
+    """Return the only decimal mark with which every number of the file can be read, or any mark if none is needed."""
     possible: list[DecimalMark] = [mark for mark in _READINGS if all(_number(text, mark) is not None for text in lines)]
     if not possible:
         point, comma = (next(text for text in lines if _number(text, mark) is None) for mark in _READINGS)

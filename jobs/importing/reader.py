@@ -26,7 +26,7 @@ _MAX_TITLE = 200
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """One number as it is written. `number` is empty where the file has none for the day."""
+    """One number as the file has it. `number` is empty if the file has no number for the day."""
 
     line: int
     title: str
@@ -34,7 +34,7 @@ class _Cell:
     number: str
 
 
-# The titles of a file in their order, and every cell under them.
+# The titles of a file in their order, and all cells under them.
 _Parts = tuple[list[str], list[_Cell]]
 
 
@@ -48,14 +48,14 @@ def read(
     decimal: DecimalMark | None = None,
     metrics: Sequence[str] = (),
 ) -> Export:
-    """Return what the file `name` with these bytes says.
+    """Return what the file `name` says, whose bytes are `content`.
 
-    `known` are the metrics of the catalog. `dates` and `decimal` answer what the file leaves open. A file that
-    contradicts the answer is refused, and dates that begin with the year need none. Each of `metrics` is
-    `TITLE=METRIC`, or `METRIC` alone for a file with a single title. A title that is neither known nor named makes a
-    series without a metric, and a note that says how to name it.
+    `known` are the metrics of the catalog. `dates` and `decimal` say how to read what the file leaves open. A file that
+    contradicts them is refused. Dates that begin with the year need no `dates`. Each of `metrics` is `TITLE=METRIC`, or
+    only `METRIC` for a file with a single title. A title that is neither known nor named makes a series without a
+    metric, and a note that says how to name it.
 
-    Raises Unreadable, and nothing else.
+    Raises only Unreadable.
     """
     whole = table(name, content)
     form, titles, cells = _taken_apart(name, whole)
@@ -102,12 +102,12 @@ def _form(name: str, lines: Sequence[Line]) -> Form:
 
 
 def _title(line: Line) -> str | None:
-    """Return the only cell of `line`, which spreadsheets may fill up with empty ones; None when it has several."""
+    """Return the only cell of `line` that has text, or None. Spreadsheets may add empty cells after it."""
     return None if any(line.cells[1:]) else plain(line.cells[0]) or None
 
 
 def _blocks(name: str, lines: Sequence[Line]) -> _Parts:
-    """Take a Business Suite export apart: blocks of a title, two column names and rows, with blank lines between."""
+    """Read a Business Suite export. Each block is a title, two column names and rows; blank lines separate blocks."""
     cells: list[_Cell] = []
     seen: dict[str, int] = {}
     titles: list[str] = []
@@ -135,7 +135,7 @@ def _blocks(name: str, lines: Sequence[Line]) -> _Parts:
 
 
 def _columns(name: str, lines: Sequence[Line]) -> _Parts:
-    """Take a Page Insights export apart: column names, their descriptions, and rows with a column for each metric."""
+    """Read a Page Insights export: a line of column names, a line of descriptions, and rows with a cell per metric."""
     heading, descriptions, *rows = lines
     titles = [plain(cell) for cell in heading.cells]
     seen: dict[str, int] = {}
@@ -156,7 +156,7 @@ def _columns(name: str, lines: Sequence[Line]) -> _Parts:
 
 
 def _rows(name: str, lines: Sequence[Line]) -> _Parts:
-    """Take the long form apart: a row for each number."""
+    """Read the long form, which has one row for each number."""
     heading = lines[0]
     names = [cell.casefold() for cell in heading.cells]
     seen: dict[str, int] = {}
@@ -200,7 +200,7 @@ def _once(name: str, line: int, title: str, seen: dict[str, int]) -> None:
 def _named(
     name: str, titles: Sequence[str], form: Form, known: Collection[str], given: Sequence[str]
 ) -> Mapping[str, str | None]:
-    """Return the metric of each title: as given, else as known, else None."""
+    """Return the metric of each title: from `given` if it names the title, else a known one, else None."""
     named = {title: title if title in known else _in(known, metric_of(title, form)) for title in titles}
     for one in given:
         title, _, metric = one.rpartition("=")
@@ -250,7 +250,7 @@ def _series(
         if said[cell.title].setdefault(day, number) != number:
             problem = f"another number for {day} of {cell.title[:40]!r} than in line {before}"
             raise Unreadable(name, cell.line, f"{problem}. Delete the row that is wrong")
-    # All titles of a file were exported for one range, so days without anything are told at its ends too.
+    # All titles of a file were exported for the same range. So the days of one title also show left-out zeros of another.
     first, last = min(days.values()), max(days.values())
     return tuple(
         _one(title, metric, said[title], first, last, metric in SPARSE and form == "business_suite")

@@ -1,4 +1,4 @@
-"""The SQL of imports: what is stored of a page's days, and one statement that adds the numbers of files."""
+"""Reads what is stored for a page's days, and writes the numbers of imported files in one statement."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ FROM integration i JOIN organization o ON o.id = i.organization_id WHERE {_THERE
 
 
 def place(connection: Connection[Any], page: str) -> Place | None:
-    """Return the page, None when it is unknown or deleted."""
+    """Return the page, or None when it is unknown or deleted."""
     with connection.cursor(row_factory=class_row(Place)) as cursor:
         return cursor.execute(_PLACE, {"page": page}).fetchone()
 
 
 def catalog(connection: Connection[Any], provider: str) -> dict[str, str]:
-    """Return the metrics of a provider, asked for or not, and how each adds up."""
+    """Return how each metric of a provider adds up, also the metrics that are not asked for."""
     rows = connection.execute("SELECT metric, additivity FROM metric_catalog WHERE provider = %s", [provider])
     return dict(rows.fetchall())
 
 
 def present(connection: Connection[Any], page: str, numbers: Sequence[Imported]) -> dict[tuple[date, str], Present]:
-    """Return what is stored of the metrics of `numbers` between their first and last day."""
+    """Return what is stored for the metrics of `numbers`, from the first to the last of their days."""
     if not numbers:
         return {}
     rows = connection.execute(
@@ -50,7 +50,7 @@ def present(connection: Connection[Any], page: str, numbers: Sequence[Imported])
 
 
 def ledger(connection: Connection[Any], page: str, numbers: Sequence[Imported]) -> dict[date, Owned]:
-    """Return the rows of the ledger between the first and the last day of `numbers`."""
+    """Return the page's rows of the ledger, from the first to the last day of `numbers`."""
     if not numbers:
         return {}
     rows = connection.execute(
@@ -65,23 +65,23 @@ def _ends(numbers: Sequence[Imported]) -> tuple[date, date]:
     return min(days), max(days)
 
 
-# Of a row s of the ledger: the numbers of a file end it.
+# True for a row s of the ledger that the import makes done.
 _ENDS = "(s.state = 'abandoned' OR (s.state <> 'done' AND NOT (SELECT is_asked FROM place)))"
 _EMPTIED = ", ".join(
     f"{column} = CASE WHEN NOT {_ENDS} THEN s.{column} END"
     for column in ("error_class", "reason", "detail", "next_attempt_at")
 )
 
-# One statement is one transaction: a killed command leaves all of it or nothing. The rules are those of `effects`, and
-# are asked again here: a worker may have read the page since a person looked.
+# One statement is one transaction, so a killed command has written everything or nothing. The rules of `effects` stand
+# here a second time, because a worker may have read the page since the person was asked.
 _STORE = f"""
 WITH place AS (
-    -- Locked, so that a move of the page or its removal waits.
+    -- The lock makes a move or removal of the page wait.
     SELECT i.id, i.organization_id, i.provider, {HAS_METRICS} AS is_asked
     FROM integration i JOIN organization o ON o.id = i.organization_id WHERE {_THERE}
     FOR SHARE OF i
 ), incoming AS (
-    -- Each day is the organization's that the ledger has it of.
+    -- Each day belongs to the organization that its ledger row names.
     SELECT r.metric, r.day, r.value, r.source, place.id AS page, place.provider, p.value AS old_value,
            coalesce(s.organization_id, place.organization_id) AS organization_id,
            coalesce(s.state, '') AS state, s.day IS NOT NULL OR NOT r.is_left AS is_recorded
@@ -94,12 +94,12 @@ WITH place AS (
         integration_id, metric, day, organization_id, provider, value, status, source, fetched_at, first_seen_at,
         last_changed_at)
     SELECT page, metric, day, organization_id, provider, value, 'value', source, %(at)s, %(at)s, %(at)s
-    FROM incoming ORDER BY day, metric  -- in the order of all who lock several rows
+    FROM incoming ORDER BY day, metric  -- everybody locks rows in this order, so nobody deadlocks
     ON CONFLICT (integration_id, day, metric) DO UPDATE
     SET value = excluded.value, breakdown = NULL, status = 'value', reason = NULL, source_end_time = NULL,
         source = excluded.source, fetched_at = excluded.fetched_at, last_changed_at = excluded.last_changed_at,
         run_id = NULL, organization_id = excluded.organization_id,
-        -- What was pending is answered now, which restates nothing.
+        -- A number that was pending gets its first value, so it is not restated.
         revision = p.revision + CASE p.status WHEN 'pending' THEN 0 ELSE 1 END
     WHERE p.status <> 'value' OR (p.value <> excluded.value AND (p.source IS NOT NULL OR %(over_provider)s))
     RETURNING day, metric, organization_id
@@ -107,7 +107,7 @@ WITH place AS (
     INSERT INTO ingest_day_state AS s (
         integration_id, day, organization_id, queue, state, last_success_at, has_value)
     SELECT DISTINCT page, day, organization_id, 'default', 'done', %(at)s::timestamptz, true
-    -- The numbers first, as a run of a worker writes them: else each of the two could wait for the other.
+    -- This makes the numbers be written first, as a worker does. Otherwise the two could deadlock.
     FROM incoming, (SELECT count(*) FROM stored) AS numbers
     WHERE is_recorded ORDER BY day
     ON CONFLICT (integration_id, day) DO UPDATE
@@ -141,7 +141,7 @@ SELECT (SELECT count(*) FROM place),
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What an import has changed, and whose sums of which days follow."""
+    """What an import changed, and the days of each organization whose sums must be made again."""
 
     new: int
     restated: int
@@ -161,10 +161,10 @@ def store_import(
     by: str,
     over_provider: bool,
 ) -> Written | None:
-    """Write the numbers, the ledger rows, the files and the marks of what changes, all or nothing.
+    """Write the numbers, the ledger rows, the files and the marks of changed days: all of it or nothing.
 
-    Doing it again changes no more than the time of the files. None, with nothing written, when the page is gone.
-    `numbers` must hold each (metric, day) once. `today` is the day in the page's zone.
+    Doing it again changes only the time of the files. If the page is gone, write nothing and return None.
+    `numbers` must have each (metric, day) once. `today` is the day in the page's zone.
     """
     left = {number.day for number in numbers if is_left_to_daily_run(place, number.day, today)}
     names = {export.sha256: export.name for export in exports}
@@ -191,7 +191,7 @@ def _row(number: Imported, *, is_left: bool) -> dict[str, object]:
     return {
         "metric": number.metric,
         "day": number.day,
-        "value": str(number.value),  # exact
+        "value": str(number.value),  # a text keeps every digit
         "source": number.source,
         "is_left": is_left,
     }

@@ -1,4 +1,4 @@
-"""Turns the bytes of a file into lines of cells: encoding, delimiter and quotes, and nothing of what cells mean."""
+"""Turns the bytes of a file into lines of cells. Knows encodings, delimiters and quotes, but not what a cell means."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ MAX_LINE = 64 * 2**10  # characters
 # Twenty years of the catalog's twelve metrics are 90,000 rows in the long form; the other forms have far fewer.
 MAX_LINES = 200_000
 MAX_COLUMNS = 1000
-# A cell costs some hundred bytes until it is a number.
+# A cell takes some hundred bytes of memory until it is turned into a number.
 MAX_CELLS = 1_000_000
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
-# Spreadsheets are told the delimiter by such a first line.
+# Some exports begin with such a line, which tells spreadsheets the delimiter.
 _SEP = re.compile(r'"?sep=(.?)"?', re.IGNORECASE)
 _QUOTED = re.compile(r'"[^"]*"')
-# A newline ends a line and a carriage return may stand before it. A mark of byte order inside a text is the seam
-# between two files.
+# These characters belong to no line; newline, tab and a carriage return before a newline are allowed. A byte order mark
+# inside a text means that two files were joined.
 _STRAY = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
-# Possessive, so that a damaged line fails at once instead of after all ways to split it.
+# The quantifiers are possessive: otherwise a damaged line would be tried in all possible ways, which takes long.
 _CELL = {mark: re.compile(f' *+"((?:[^"]++|"")*+)" *+(?={mark}|$)|([^"{mark}]*+)(?={mark}|$)') for mark in DELIMITERS}
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a file, by its number from 1. A blank line has no cells."""
+    """One line of a file. Numbers begin with 1. A blank line has no cells."""
 
     number: int
     cells: tuple[str, ...]
@@ -39,7 +39,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The lines of a file without its `sep=` lines, and the encoding it was written in."""
+    """The lines of a file without its `sep=` lines, and the encoding of the file."""
 
     encoding: str
     lines: tuple[Line, ...]
@@ -48,8 +48,8 @@ class Table:
 def table(name: str, content: bytes) -> Table:
     """Return the lines of `content`, with every cell stripped and unquoted.
 
-    Raises Unreadable: empty or too large, undecodable, control characters, delimiters that cannot be told, damaged
-    quotes.
+    Raises Unreadable for content that is empty, too large or not decodable, for control characters, for damaged quotes,
+    and if it is not certain which delimiter the file uses.
     """
     encoding, text = _decoded(name, content)
     texts = [one.removesuffix("\r") for one in text.split("\n")]
@@ -90,7 +90,7 @@ def _check(name: str, number: int, line: str) -> None:
 
 
 def _delimiter(name: str, lines: list[str]) -> str:
-    """Return what the first line announces, else what the first line with any delimiter outside quotes has."""
+    """Return the delimiter of the `sep=` line, else the delimiter of the first line that has one outside quotes."""
     first = next((number, line.strip(" ")) for number, line in enumerate(lines, 1) if line.strip())
     announced = _SEP.fullmatch(first[1])
     if announced:

@@ -1,7 +1,8 @@
-"""The titles under which a provider exports the metrics of the catalog, and titles that only look like one of them.
+"""Knows the titles under which a provider exports the metrics of the catalog, and titles that only look like one.
 
-A title stands here when its numbers were seen to be those of the metric, or when it is the very title that the Graph
-API gives the metric. A wrong row looks like right numbers for years, a missing one costs one option: leave it out.
+A title is in the tables if we saw that its numbers are those of the metric, or if the Graph API gives the metric this
+title. If you are not sure, leave a title out: a wrong title stores wrong numbers that look right for years, and a
+missing title costs the person one option.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 
 from jobs.importing.export import Form
 
-# Business Suite has the same plain titles for Instagram, so the person who imports picks the files of the page.
+# Business Suite uses the same titles for Instagram. The person who imports must pick the files of the Facebook page.
 _BUSINESS_SUITE = {
     "page_media_view": (
         "views",
@@ -56,25 +57,25 @@ _FALSE_FRIENDS = {
     **dict.fromkeys(("lifetime total likes", "daily new likes"), _LIKES),
 }
 
-# Exports of Business Suite leave out the days on which these are zero.
+# Business Suite leaves out the days on which these metrics are zero.
 SPARSE = frozenset({"page_daily_follows"})
 
 
 def plain(title: str) -> str:
-    """Return `title` without the marks of writing direction that some languages add, and with single spaces."""
+    """Return `title` with single spaces, and without the marks of writing direction that some languages add."""
     return " ".join("".join(one for one in title if unicodedata.category(one) != "Cf").split())
 
 
 def key(title: str) -> str:
-    """Return the form in which two titles are the same."""
+    """Return a form of `title` that is equal for two titles that mean the same."""
     return unicodedata.normalize("NFC", plain(title)).casefold()
 
 
 def metric_of(title: str, form: Form) -> str | None:
-    """Return the metric that `title` means in files of this form, or None when nobody is sure."""
+    """Return the metric that `title` means in files of this form, or None if that is not certain."""
     return next((metric for metric, titles in _KNOWN[form].items() if key(title) in titles), None)
 
 
 def warning(title: str) -> str | None:
-    """Return why `title` is not the metric that it looks like, or None."""
+    """Return why `title` is not the metric that it looks like, or None if there is nothing to warn of."""
     return _FALSE_FRIENDS.get(key(title))
