@@ -102,7 +102,7 @@ def test_doctor_warns_of_silent_pages(db: Connection[Any], doctor: Callable[[], 
     zone = "(America/Los_Angeles)"
     assert level == "warning"
     assert text == (
-        f"4 pages fell silent, the newest day without a number: page-0, none since 2026-03-05 {zone}; "
+        f"4 pages fell silent (no number on the newest day): page-0, none since 2026-03-05 {zone}; "
         f"page-1, none since 2026-03-04 {zone}; page-2, none since 2026-03-03 {zone}; and 1 more. "
         "Look: redisq coverage --org org-0 --from 2026-03-05 --to 2026-03-06"
     )
@@ -112,20 +112,20 @@ def test_doctor_warns_of_metrics_that_died(
     db: Connection[Any], doctor: Callable[[], dict[str, tuple[str, str]]]
 ) -> None:
     """They die for all pages at once, and each page's day is done without them. A retired one is known to be dead."""
-    assert doctor()["metrics"] == ("ok", "none that is asked for is taken for dead")
+    assert doctor()["metrics"] == ("ok", "no metric that is asked for is dead")
     for metric in ("page_media_view", "page_follows"):
         db.execute("INSERT INTO metric_life VALUES ('facebook', %s, '2026-03-01', '2026-03-04', NULL)", [metric])
     db.execute("INSERT INTO metric_life VALUES ('facebook', 'page_views_total', '2026-03-07', NULL, NULL)")
     db.execute("UPDATE metric_catalog SET supported = false WHERE metric = 'page_follows'")
     level, text = doctor()["metrics"]
     assert level == "warning"
-    assert "no page is given it: facebook page_media_view since 2026-03-04. If the provider gave it up" in text
+    assert "no page is given it: facebook page_media_view since 2026-03-04. If the provider has ended it" in text
 
 
 @pytest.mark.parametrize(
     ("is_outage", "sentence"),
     [
-        (True, "cannot be reached or is broken since 2026-03-07 10:00 UTC: no answer. Nothing to mend here"),
+        (True, "has been away or broken since 2026-03-07 10:00 UTC: no answer. Nothing to mend here"),
         (False, "refuses every page since 2026-03-07 10:00 UTC, network: no answer. Our fault, no page's"),
     ],
 )

@@ -475,7 +475,7 @@ def test_a_title_without_a_metric_is_asked_for(shell: Shell, db: Db, tmp_path: P
     """Numbers under a wrong name look right for years, and numbers left out in silence are missed late."""
     file = written(tmp_path / "Reach.csv", suite("Reach", {day(0): 5}) + "\r\n" + suite("Views", {day(0): 6}))
     line = refused(shell, db, file)
-    assert "'Reach': no known title. Say what it means by --metric 'TITLE=METRIC'" in line
+    assert "'Reach': not a known title. Name its metric with --metric 'TITLE=METRIC'" in line
     assert "`redisq metric add --provider import`" in line
     do(shell, file, "--known-only")
     assert numbers(db) == {(VIEWS, day(0)): 6}
@@ -489,7 +489,7 @@ def test_a_title_is_named_for_the_files_that_have_it(shell: Shell, db: Db, tmp_p
     do(shell, reach, views(tmp_path, 6), "--metric", "Reach=page_total_media_view_unique")
     assert numbers(db) == {("page_total_media_view_unique", day(0)): 5, (VIEWS, day(0)): 6}
     line = refused(shell, db, reach, "--metric", "Rich=page_follows")
-    assert "--metric Rich=page_follows: no file has such a title. There is 'Reach'" in line
+    assert "--metric Rich=page_follows: no file has this title. The files have 'Reach'" in line
 
 
 def test_a_metric_that_the_catalog_lacks_is_refused_with_those_it_has(shell: Shell, db: Db, tmp_path: Path) -> None:
@@ -508,7 +508,7 @@ def test_a_ratio_is_computed_and_not_imported(shell: Shell, db: Db, tmp_path: Pa
         [VIEWS],
     )
     line = refused(shell, db, long_form(tmp_path, {("rate", day(0)): 5}))
-    assert "rate: computed from other metrics. Import those, and leave this out." in line
+    assert "rate: a ratio is computed from other metrics. Import those metrics instead." in line
 
 
 @pytest.mark.parametrize("deleted", ["integration", "organization", None])
@@ -524,9 +524,9 @@ def test_nothing_is_written_without_a_word(shell: Shell, db: Db, tmp_path: Path)
     """A script that forgot --yes must not hang, nor decide for the person who wrote it."""
     before = everything(db)
     ran = shell.run("import", views(tmp_path, 5), "--integration", PAGE)
-    assert (ran.returncode, "there is nobody to ask: add --yes" in ran.stderr) == (2, True)
+    assert (ran.returncode, "nobody can answer here: add --yes" in ran.stderr) == (2, True)
     ran = shell.run("import", views(tmp_path, 5), "--integration", PAGE, "--json")
-    assert (ran.returncode, "--json asks nobody" in ran.stderr) == (2, True)
+    assert (ran.returncode, "--json cannot ask" in ran.stderr) == (2, True)
     assert everything(db) == before
 
 

@@ -444,7 +444,7 @@ def test_a_wrong_app_secret_costs_no_dead_letter_and_nobody_a_hand(
         assert installed.queue.counts()["dead"] == 0
         assert installed.queue.counts().get("total_dead", 0) == 0
         assert installed.log().count("every page is refused") == 1
-        assert "none refuses every page" in installed.redisq("doctor").stdout
+        assert "no provider refuses every page" in installed.redisq("doctor").stdout
 
 
 @pytest.mark.slow

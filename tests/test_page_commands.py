@@ -312,7 +312,7 @@ def test_an_organization_that_is_not_there_is_not_found(shell: Shell, rows: psyc
 def test_bytes_that_are_no_text_are_refused_in_one_line(shell: Shell, line: str) -> None:
     """A paste from a broken terminal must not end in a traceback."""
     ran = shell.run(*line.split())
-    assert (ran.returncode, ran.stderr) == (2, "redisq: an argument is no text in UTF-8\n")
+    assert (ran.returncode, ran.stderr) == (2, "redisq: an argument is not UTF-8 text\n")
 
 
 # -- organizations ---------------------------------------------------------------------------------------------------
@@ -499,7 +499,7 @@ def test_a_new_metric_says_what_becomes_of_it_in_a_sum(
 def test_a_metric_of_imported_files_is_never_asked_for(owner: Shell, rows: psycopg.Connection[Any]) -> None:
     """There is nobody to ask: a page of `import` with such a metric would be planned every day, and fail."""
     ran = owner.run("metric", "add", "--provider", "import", "clicks", "--additivity", "sum")
-    assert "Its numbers come with `redisq import`." in ran.stderr
+    assert "Its numbers come from `redisq import`." in ran.stderr
     assert rows.execute("SELECT supported FROM metric_catalog WHERE metric = 'clicks'").fetchall() == [(False,)]
 
 
@@ -550,7 +550,7 @@ def test_a_retired_metric_can_be_brought_back(owner: Shell, rows: psycopg.Connec
 def test_only_the_owner_of_the_schema_changes_the_catalog(shell: Shell, line: str) -> None:
     """A worker that somebody got hold of must not be able to make sums of what does not add up."""
     ran = shell.run("metric", *line.split())
-    assert (ran.returncode, "only the owner of the schema changes the catalog" in ran.stderr) == (1, True), ran.stderr
+    assert (ran.returncode, "only the owner of the schema can change the catalog" in ran.stderr) == (1, True), ran.stderr
 
 
 def test_the_owner_is_the_one_whose_password_the_upgrade_has(

@@ -44,7 +44,7 @@ def _kinds(_ctx: click.Context, _parameter: click.Parameter, text: str) -> froze
     show_default=True,
     callback=_kinds,
     metavar="WHAT",
-    help="What to read: missing; missing,failed (dead letters run again); all (done days are read once more).",
+    help="What to read: missing; missing,failed (dead letters run again); all (done days are read again, too).",
 )
 @JSON_OPTION
 def backfill(
@@ -57,7 +57,7 @@ def backfill(
 ) -> None:
     """Read each day of a range for every page, newest first, on the queue `backfill`. Doing it again is harmless.
 
-    One call to the provider carries as many days of a page as it takes, whether they are missing or read once more.
+    One call to the provider brings as many of a page's days as the provider allows.
     """
     check_range(first, last)
     application = Application()

@@ -46,13 +46,13 @@ def _check_providers() -> list[Finding]:
     with connected(JobSettings.from_environment()) as connection:
         found = incidents.all_open(connection)
     if not found:
-        return [Finding("ok", "providers", "none refuses every page, none is away")]
+        return [Finding("ok", "providers", "no provider refuses every page, and none is away")]
     return [_is_away(incident) if incident.is_outage else _refuses(incident) for incident in found]
 
 
 def _is_away(incident: Incident) -> Finding:
-    what = f"{incident.provider} cannot be reached or is broken since {_moment(incident.opened_at)}: {incident.detail}"
-    return Finding("failed", "providers", f"{what}. Nothing to mend here, a probe goes every few seconds")
+    what = f"{incident.provider} has been away or broken since {_moment(incident.opened_at)}: {incident.detail}"
+    return Finding("failed", "providers", f"{what}. Nothing to mend here: a page is tried every few seconds")
 
 
 def _refuses(incident: Incident) -> Finding:
@@ -70,7 +70,7 @@ def _check_silent_pages() -> list[Finding]:
     more = f"; and {count - len(sample)} more" if count > len(sample) else ""
     first = sample[0]
     look = f"redisq coverage --org {first.organization_id} --from {first.last_number} --to {first.newest}"
-    who = f"{count} {'page' if count == 1 else 'pages'} fell silent, the newest day without a number"
+    who = f"{count} {'page' if count == 1 else 'pages'} fell silent (no number on the newest day)"
     return [Finding("warning", "silent pages", f"{who}: {shown}{more}. Look: {look}")]
 
 
@@ -78,11 +78,11 @@ def _check_metrics() -> list[Finding]:
     with connected(JobSettings.from_environment()) as connection:
         found = health.dead_metrics(connection)
     if not found:
-        return [Finding("ok", "metrics", "none that is asked for is taken for dead")]
+        return [Finding("ok", "metrics", "no metric that is asked for is dead")]
     shown = "; ".join(f"{dead.provider} {dead.metric} since {dead.since}" for dead in found[:_METRICS_SHOWN])
     more = f"; and {len(found) - _METRICS_SHOWN} more" if len(found) > _METRICS_SHOWN else ""
-    what = f"taken for dead, no page is given it: {shown}{more}"
-    return [Finding("warning", "metrics", f"{what}. If the provider gave it up: redisq metric retire")]
+    what = f"dead, no page is given it: {shown}{more}"
+    return [Finding("warning", "metrics", f"{what}. If the provider has ended it: redisq metric retire")]
 
 
 def _moment(at: dt.datetime) -> str:

@@ -29,10 +29,10 @@ _ZONES_SHOWN = 3
 @JSON_OPTION
 @click.pass_context
 def coverage(ctx: click.Context, organization_id: str, first: dt.date, last: dt.date, as_json: bool) -> None:
-    """Show what became of each page's each day.
+    """Show what became of every day of every page.
 
-    Ends with 3 when a day failed, is missing or still waits, or when a page that had numbers before has a day without
-    one. A page that never had a number is shown, and is no reason to end with 3.
+    Ends with 3 when a day failed, is missing or still waits. Also ends with 3 when a page has an empty day after a day
+    with a number. Empty days of a page that never had a number are shown, but do not count.
     """
     check_range(first, last)
     with connected(JobSettings.from_environment()) as connection:
@@ -57,7 +57,7 @@ def coverage(ctx: click.Context, organization_id: str, first: dt.date, last: dt.
 
 
 def _disabled(pages: Sequence[Coverage], days: Sequence[dt.date], reasons: Sequence[Explained]) -> list[Explained]:
-    """Return the reasons of the days that have no row because their page is disabled."""
+    """Return a reason for the days that have no row in the ledger because their page is disabled."""
     if not any(page.is_disabled for page in pages):
         return []
     told = {(each.integration_id, each.day) for each in reasons}
@@ -102,13 +102,13 @@ def _show_grid(pages: Sequence[Coverage], days: Sequence[dt.date]) -> None:
 
 
 def _say_counts(counts: Mapping[str, int]) -> None:
-    """Say how many days have which mark, in one line of 80 columns: a mark that is nowhere needs no word."""
+    """Say how many days have each mark. A mark without days is left out, so that one line of 80 columns is enough."""
     marks = {word: mark for mark, word in WORD_OF_MARK.items()}
     say("  ".join(f"{marks[word]} {word} {counts[word]}" for word in _ORDER if counts[word] or word == "done"))
 
 
 def _zones(pages: Sequence[Coverage]) -> str:
-    """Return the zone of the pages' days; of several, `mixed` and whose they are: one date is not the same hours."""
+    """Return the zone of the pages' days. If there are several, return `mixed` and which zone each page has."""
     found = Counter(page.zone for page in pages)
     if len(found) == 1:
         return next(iter(found))
@@ -129,7 +129,7 @@ def _say_reasons(reasons: Sequence[Explained]) -> None:
 
 
 def _say_silent(pages: Sequence[Coverage], silent: Set[str]) -> None:
-    """Say which pages have days without a number although they had numbers before."""
+    """Say which pages have empty days although they had numbers before."""
     lines = []
     for page in pages:
         if page.integration_id in silent:

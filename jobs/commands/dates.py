@@ -1,4 +1,4 @@
-"""How a person may write a day: as a date, or from today backwards."""
+"""Reads a day as a person may write it: as a date, or counted back from today."""
 
 import datetime as dt
 import re
@@ -11,7 +11,7 @@ _AGO = re.compile(r"-(\d{1,5})d")
 
 
 def spoken_day(text: str, today: dt.date) -> dt.date:
-    """Return the day that YYYY-MM-DD, `today`, `yesterday` or `-7d` names; raise `ValueError` when there is none."""
+    """Return the day that `text` names: YYYY-MM-DD, `today`, `yesterday` or `-7d`. Raise `ValueError` for all else."""
     if text in ("today", "yesterday"):
         return today - dt.timedelta(days=text == "yesterday")
     if ago := _AGO.fullmatch(text):
@@ -23,12 +23,12 @@ def spoken_day(text: str, today: dt.date) -> dt.date:
 
 
 def utc_today() -> dt.date:
-    """Return today in UTC, from which a person's `yesterday` counts."""
+    """Return today in UTC. `yesterday` and `-7d` are counted from it."""
     return dt.datetime.now(dt.UTC).date()
 
 
 def as_day(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> dt.date | None:
-    """Read an option that names a day; the callback of one that may be left out."""
+    """Read an option that names a day, as its click callback. Return None when the option is left out."""
     try:
         return spoken_day(text, utc_today()) if text is not None else None
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""`redisq import`: numbers that somebody exported, shown as they were understood and then written."""
+"""`redisq import`: reads exported numbers, shows how it understood them, and then writes them."""
 
 import datetime as dt
 import getpass
@@ -31,12 +31,12 @@ from jobs.importing.titles import key
 from redisq import BadSettings, RedisqError
 from redisq.cli import JSON_OPTION, Exit, Failed, clean, say, show_document
 
-_AT_ONCE = 500  # jobs in one script: other clients of Redis wait for its end
+_AT_ONCE = 500  # jobs that one script enqueues; more would make other clients of Redis wait too long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What the person says of the files."""
+    """What the person said about the files in options."""
 
     metrics: tuple[str, ...]
     dates: DateOrder | None
@@ -46,7 +46,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Understood:
-    """What the files say, all of them together, and what writing it would do to the page."""
+    """What all files together say, and what writing it would change for the page."""
 
     place: Place
     catalog: Mapping[str, str]
@@ -64,12 +64,12 @@ class Understood:
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
 @click.option("--integration", "--page", "integration_id", required=True, metavar="ID", help="The page.")
 @click.option("--metric", "metrics", multiple=True, metavar="[TITLE=]METRIC", help="What a title means. May repeat.")
-@click.option("--known-only", is_flag=True, help="Leave out titles that mean no metric of the catalog.")
-@click.option("--dates", type=click.Choice(("mdy", "dmy", "ymd")), help="The order of day, month and year.")
-@click.option("--decimal", type=click.Choice(("point", "comma")), help="What stands before a fraction.")
-@click.option("--over-provider", is_flag=True, help="Replace numbers that the provider was asked for, too.")
+@click.option("--known-only", is_flag=True, help="Leave out titles that are not known.")
+@click.option("--dates", type=click.Choice(("mdy", "dmy", "ymd")), help="The order of day, month and year in the files.")
+@click.option("--decimal", type=click.Choice(("point", "comma")), help="The mark before a fraction.")
+@click.option("--over-provider", is_flag=True, help="Also replace numbers that the provider gave.")
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Write without asking.")
 @JSON_OPTION
 def import_(
     files: tuple[Path, ...],
@@ -80,14 +80,14 @@ def import_(
     as_json: bool,
     **answers: Any,
 ) -> None:
-    """Take over the numbers of exported files, all of them or none.
+    """Import the numbers of exported files: all of them, or none.
 
-    Shows what each file says and what writing it would change, then asks. The same files again change nothing.
-    Ends with 2 when a file cannot be read for sure, when a title means no metric, or when there is nobody to ask and
-    --yes is not given; with 5 for an unknown or deleted page.
+    Shows what each file says and what would change, then asks. Importing the same files again changes nothing.
+    Ends with 2 when a file could be read in two ways, when a title is not known, or when nobody can answer and --yes
+    is missing. Ends with 5 when the page is unknown or removed.
     """
     if as_json and not (yes or dry_run):
-        raise click.UsageError("--json asks nobody: add --yes or --dry-run")
+        raise click.UsageError("--json cannot ask: add --yes or --dry-run")
     application, now = Application(), dt.datetime.now(dt.UTC)
     with connected(application.job_settings) as connection:
         known = _understood(connection, integration_id, files, Answers(**answers), now, over_provider=over_provider)
@@ -138,7 +138,7 @@ def _unknown(integration_id: str) -> Failed:
 
 
 def _read_all(paths: Sequence[Path], answers: Answers, catalog: Mapping[str, str], today: dt.date) -> list[Export]:
-    """Read every file, each with those of the options that name a title of its own."""
+    """Read every file. Each file gets only the `--metric` options that name one of its titles."""
     contents = [(name, read_file(path)) for name, path in zip(_names(paths), paths, strict=True)]
     given = _of_each_file(contents, answers.metrics)
     how: dict[str, Any] = {"today": today, "known": catalog, "dates": answers.dates, "decimal": answers.decimal}
@@ -148,15 +148,15 @@ def _read_all(paths: Sequence[Path], answers: Answers, catalog: Mapping[str, str
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return what each file is called: by its name alone where no other one has it."""
+    """Return how each file is called: by its name if no other file has the same name, else by its path."""
     names = [path.name for path in paths]
     called = [str(path) if names.count(path.name) > 1 else path.name for path in paths]
-    # A name may be of bytes that are no text, which nothing that it goes to can take.
+    # The name of a file may have bytes that are not text. Neither the terminal nor PostgreSQL accepts such bytes.
     return [name.encode("utf-8", "backslashreplace").decode() for name in called]
 
 
 def _of_each_file(contents: Sequence[tuple[str, bytes]], metrics: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return for each file which of the options `--metric` are for it: those with a title that it has."""
+    """Return for each file the `--metric` options that name one of its titles."""
     if not any("=" in one for one in metrics):
         return [tuple(metrics) for _ in contents]
     titles = [titles_in(name, content) for name, content in contents]
@@ -164,7 +164,7 @@ def _of_each_file(contents: Sequence[tuple[str, bytes]], metrics: Sequence[str])
         title = one.rpartition("=")[0]
         if title and not any(_has(of_file, title) for of_file in titles):
             listed = ", ".join(repr(each) for of_file in titles for each in of_file[:20])
-            raise Failed(f"--metric {clean(one)}: no file has such a title. There is {clean(listed)}", Exit.USAGE)
+            raise Failed(f"--metric {clean(one)}: no file has this title. The files have {clean(listed)}", Exit.USAGE)
     return [
         tuple(one for one in metrics if "=" not in one or _has(of_file, one.rpartition("=")[0])) for of_file in titles
     ]
@@ -175,22 +175,22 @@ def _has(titles: Sequence[str], title: str) -> bool:
 
 
 def _refuse_what_is_open(known: Understood, *, known_only: bool) -> None:
-    """Refuse titles that mean no metric, metrics that are computed from others, and files that leave nothing."""
+    """Refuse unknown titles, metrics that are computed from others, and files that have nothing to import."""
     metrics = {number.metric for number in known.numbers}
     if ratios := sorted(metric for metric in metrics if known.catalog[metric] == "ratio"):
-        parts = f"{', '.join(ratios)}: computed from other metrics"
-        raise Failed(f"{parts}. Import those, and leave this out. Nothing is written.", Exit.USAGE)
+        parts = f"{', '.join(ratios)}: a ratio is computed from other metrics"
+        raise Failed(f"{parts}. Import those metrics instead. Nothing is written.", Exit.USAGE)
     unnamed = [series.title for export in known.exports for series in export.series if series.metric is None]
     if unnamed and not known_only:
         named = ", ".join(repr(title) for title in unnamed[:5]) + (" and others" if len(unnamed) > 5 else "")
         raise Failed(
-            f"{clean(named)}: no known title. Say what it means by --metric 'TITLE=METRIC', leave such titles out by "
-            f"--known-only, or add a metric by `redisq metric add --provider {known.place.provider}`. "
+            f"{clean(named)}: not a known title. Name its metric with --metric 'TITLE=METRIC', leave unknown titles "
+            f"out with --known-only, or add a metric with `redisq metric add --provider {known.place.provider}`. "
             "Nothing is written.",
             Exit.USAGE,
         )
     if not known.numbers:
-        raise Failed("no title of these files means a metric of the catalog. Nothing is written.", Exit.USAGE)
+        raise Failed("these files have no known title. Nothing is written.", Exit.USAGE)
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def _refuse_what_is_open(known: Understood, *, known_only: bool) -> None:
 
 def _ask() -> None:
     if sys.stdin is None or not sys.stdin.isatty():
-        raise Failed("there is nobody to ask: add --yes to write this, or --dry-run", Exit.USAGE)
+        raise Failed("nobody can answer here: add --yes to write this, or --dry-run", Exit.USAGE)
     click.confirm("Write this?", abort=True, err=True)
 
 
@@ -208,7 +208,7 @@ def _write(connection: Connection[Any], known: Understood, *, over_provider: boo
         known.place,
         known.numbers,
         known.exports,
-        at=dt.datetime.now(dt.UTC),  # a person may have thought for an hour
+        at=dt.datetime.now(dt.UTC),  # the person may have taken an hour to answer
         today=known.today,
         by=_who(),
         over_provider=over_provider,
@@ -219,16 +219,16 @@ def _write(connection: Connection[Any], known: Understood, *, over_provider: boo
 
 
 def _who() -> str:
-    """Return who types this, for the record of imported files."""
+    """Return the user who runs this command, for the table of imported files."""
     try:
         user = os.environ.get("SUDO_USER") or getpass.getuser()
-    except (KeyError, OSError):  # a user without a name
+    except (KeyError, OSError):  # the user has no name
         user = str(os.getuid())
     return clean(f"{user}@{socket.gethostname()}")
 
 
 def _enqueue_sums(application: Application, connection: Connection[Any], sums: Mapping[str, Sequence[dt.date]]) -> bool:
-    """Enqueue the sums of the days that changed; False when they cannot be enqueued now. Their marks are stored."""
+    """Enqueue the sums of the changed days. Return False if that fails: then reconcile finds their stored marks."""
     try:
         fan_in = FanIn(application.queue, application.registry)
         for organization_id, days in sums.items():

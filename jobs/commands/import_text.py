@@ -1,4 +1,4 @@
-"""What `redisq import` shows: what each file says, and what writing it changes, for people and for programs."""
+"""Writes what `redisq import` shows: what each file says and what changes, as text and as JSON."""
 
 import datetime as dt
 import textwrap
@@ -12,7 +12,7 @@ from jobs.importing.store import Written
 from redisq.cli import clean
 
 _WIDTH = 80
-_FEW = 5  # of a list that may be long
+_FEW = 5  # items that are shown of a list that may be long
 _FORMS: dict[Form, str] = {
     "business_suite": "Business Suite",
     "page_insights": "Page Insights",
@@ -24,13 +24,13 @@ _EFFECTS: dict[Effect, str] = {
     "unchanged": "unchanged",
     "kept": "kept as the provider gave them",
 }
-# For one day and for several.
+# The words for one day, and for several days.
 _FATES: dict[Fate, tuple[str, str]] = {
     "becomes done": ("becomes done", "become done"),
     "done": ("is done already", "are done already"),
     "left": (
-        "is left to the daily run, and counts once it has read it",
-        "are left to the daily run, and count once it has read them",
+        "is left to the daily run, and counts after it was read",
+        "are left to the daily run, and count after they were read",
     ),
     "expected": ("waits for the provider, and still will", "wait for the provider, and still will"),
     "dead": (
@@ -48,14 +48,14 @@ _FATES: dict[Fate, tuple[str, str]] = {
 
 
 def report(place: Place, exports: Sequence[Export], outlook: Outlook) -> str:
-    """Return what was understood and what it changes, in lines of 80 columns."""
+    """Return what the files say and what would change, in lines of 80 columns."""
     lines = [line for export in exports for line in (*_of_file(export), "")]
     lines += _wrapped(f"{place.id} of {place.organization_id}, days of {place.zone}", 0)
     return "\n".join([*lines, *_of_outlook(outlook)])
 
 
 def told(written: Written, *, are_enqueued: bool) -> str:
-    """Return what an import has changed, and when its sums follow."""
+    """Return what an import changed, and when the sums will be made again."""
     days = _days(sum(map(len, written.sums.values())))
     if not (written.new or written.restated or written.sums):
         return "nothing has changed"
@@ -65,14 +65,14 @@ def told(written: Written, *, are_enqueued: bool) -> str:
     if not written.sums:
         return done
     if are_enqueued:
-        return f"{done}\nthe sums of {days} follow, where no other page is waited for"
-    return f"{done}\nreconcile sums up {days} within five minutes, once Redis answers again"
+        return f"{done}\nthe sums of {days} follow, unless another page is awaited"
+    return f"{done}\nreconcile sums up {days} within five minutes after Redis answers again"
 
 
 def _of_file(export: Export) -> Iterator[str]:
     yield from _wrapped(f"{clean(export.name)}: {_FORMS[export.form]}, {export.encoding.upper()}", 0)
     for series in export.series:
-        means = f"is {series.metric}" if series.metric else "means no metric"
+        means = f"is {series.metric}" if series.metric else "is not known"
         yield from _wrapped(f"{clean(series.title)!r} {means}", 2)
         yield from chain.from_iterable(_wrapped(line, 4) for line in _of_series(series))
     yield from chain.from_iterable(_wrapped(clean(note), 2) for note in export.notes)
@@ -141,7 +141,7 @@ def _wrapped(text: str, indent: int) -> list[str]:
 def document(
     place: Place, exports: Sequence[Export], outlook: Outlook, written: Written | None, *, are_enqueued: bool
 ) -> dict[str, object]:
-    """Return the same facts for JSON, numbers as text because they are exact. `written` is None for a dry run."""
+    """Return the same facts for JSON. Numbers are text, to keep every digit. `written` is None for a dry run."""
     return {
         "schema": 1,
         "organizationId": place.organization_id,

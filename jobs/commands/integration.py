@@ -37,11 +37,11 @@ def integration() -> None:
     "--provider",
     default="facebook",
     show_default=True,
-    help="Where its numbers come from: facebook; csv, exported files; import, nowhere but `redisq import`.",
+    help="Where its numbers come from: facebook; csv (a file for each page); import (only `redisq import`).",
 )
 @click.option("--name", default="", help="For people.")
-@click.option("--zone", metavar="ZONE", help="Of the days of a csv or import page, as Europe/Berlin.  [default: UTC]")
-@click.option("--user", metavar="USER", help="Whose allowance the calls are charged to.")
+@click.option("--zone", metavar="ZONE", help="Time zone of a csv or import page, like Europe/Berlin.  [default: UTC]")
+@click.option("--user", metavar="USER", help="The person or group whose allowance pays for the calls.")
 @_TOKEN_FILE
 def add(token_file: TextIO, provider: str, page_id: str, zone: str | None, user: str | None, **page: str) -> None:
     """Connect a page. Ends with 4 when it is connected already. The providers csv and import need no token.
@@ -49,7 +49,7 @@ def add(token_file: TextIO, provider: str, page_id: str, zone: str | None, user:
     A page that was removed comes back, with its numbers, under the id that it had.
     """
     application = Application()
-    with _as_usage():  # before anybody is asked for a token
+    with _as_usage():  # must come before the person is asked for a token
         check_page_id(provider, page_id)
         zone = integrations.zone_of(provider, zone) if zone else None
     vault, token = application.vault, "-" if provider in _WITHOUT_TOKEN else _read_token(token_file)
@@ -73,7 +73,7 @@ _CHECKS: Mapping[str, Callable[[str], None]] = {
 
 
 def check_page_id(provider: str, page_id: str) -> None:
-    """Raise `ValueError` with a sentence for what cannot be the provider's id of a page. No call is made."""
+    """Raise `ValueError` if the provider cannot have a page with this id. Its text is for people. Makes no call."""
     if check := _CHECKS.get(provider):
         check(page_id)
 
@@ -103,7 +103,7 @@ def list_(organization_id: str | None, limit: int, offset: int, as_json: bool) -
 @click.argument("integration_id", metavar="ID")
 @JSON_OPTION
 def show(integration_id: str, as_json: bool) -> None:
-    """Show all that is known of the page ID. Also after it was removed."""
+    """Show everything that is known of the page ID. Works for removed pages, too."""
     with connected(Application().job_settings) as connection:
         found, facts = integrations.find(connection, integration_id), integrations.facts(connection, integration_id)
     if found is None or facts is None:
@@ -127,7 +127,7 @@ def disable(integration_id: str) -> None:
 @integration.command(epilog="Example: redisq integration enable fb-1")
 @click.argument("integration_id", metavar="ID")
 def enable(integration_id: str) -> None:
-    """Read the page ID again from now on. What was skipped while it was disabled is run."""
+    """Read the page ID again from now on. Days that were skipped while it was disabled are read, too."""
     settings = Application().job_settings
     with connected(settings) as connection:
         enabled = integrations.enable(connection, integration_id, max_age_days=settings.max_age_days)
@@ -147,10 +147,10 @@ def enable(integration_id: str) -> None:
 @click.argument("integration_id", metavar="ID")
 @click.option("--to", "organization_id", required=True, metavar="ORG", help="The organization, which must exist.")
 def move(integration_id: str, organization_id: str) -> None:
-    """Give the page ID to another organization.
+    """Move the page ID to another organization.
 
-    It has the page's days from now on; those until now stay where they are. Ends with 4 when that organization has the
-    page already.
+    Days from now on belong to the new organization. Earlier days stay with the old one. Ends with 4 when the new
+    organization has the page already.
     """
     with connected(Application().job_settings) as connection:
         moved = integrations.move(connection, integration_id, organization_id)
@@ -171,7 +171,7 @@ def move(integration_id: str, organization_id: str) -> None:
 @click.argument("integration_id", metavar="ID")
 @click.argument("name")
 def rename(integration_id: str, name: str) -> None:
-    """Change how people call the page ID. The id never changes."""
+    """Change the name that is shown for the page ID. The id never changes."""
     with connected(Application().job_settings) as connection, _as_usage():
         if not integrations.rename(connection, integration_id, name):
             raise _unknown(integration_id)
@@ -180,9 +180,9 @@ def rename(integration_id: str, name: str) -> None:
 
 @integration.command(epilog="Example: redisq integration remove fb-1 --yes")
 @click.argument("integration_id", metavar="ID")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Remove without asking.")
 def remove(integration_id: str, yes: bool) -> None:
-    """Let go of the page ID. Its numbers stay, and so do the sums that have them."""
+    """Remove the page ID. It is not read any more. Its numbers stay, and they stay in the sums."""
     with connected(Application().job_settings) as connection:
         facts = integrations.facts(connection, integration_id)
         if facts is None or facts.deleted_at:
@@ -245,9 +245,9 @@ def _as_usage() -> Iterator[None]:
 
 
 def _ask(question: str) -> None:
-    """Go on only when a person says yes."""
+    """Ask the person, and end the command unless the answer is yes."""
     if not sys.stdin.isatty():
-        raise click.UsageError("nobody is here to ask: --yes does it unasked")
+        raise click.UsageError("nobody can answer here: --yes does it without asking")
     click.confirm(question, abort=True, err=True)
 
 
@@ -283,7 +283,7 @@ def _state(found: Integration) -> str:
 
 
 def _show_pages(found: Sequence[Integration], organization_id: str | None) -> None:
-    """Print a line for each page. 80 columns are few: an organization that was asked for is not told again."""
+    """Print a line for each page, without the organization if only one was asked for: 80 columns are few."""
     columns = ("org", "integration", "provider", "page", "zone", "state")
     rows = [
         (
@@ -338,12 +338,12 @@ def _lines(found: Integration, facts: Facts) -> Iterator[tuple[str, object]]:
 
 
 def _refused(found: Integration) -> list[tuple[dt.date, str]]:
-    """Return the metrics that the page was refused, the latest first, and on which UTC day."""
+    """Return the metrics that the page was refused with the UTC day of the last refusal, the latest first."""
     return sorted(zip(found.metrics_refused_on, found.metrics_refused, strict=True), reverse=True)
 
 
 def _load(found: Integration) -> Load | None:
-    """Return how much a call may ask for, None when the provider accepts what is usual."""
+    """Return how much data one call may ask for, or None when the provider set no limit."""
     if not (found.load_days and found.load_metrics and found.load_until):
         return None
     is_over = found.load_until <= dt.datetime.now(dt.UTC)

@@ -1,4 +1,4 @@
-"""`redisq metric`: what providers are asked for. Only the owner of the schema changes it."""
+"""`redisq metric`: shows and changes what providers are asked for. Only the owner of the schema can change it."""
 
 import datetime as dt
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from jobs.settings import JobSettings
 from redisq import redact
 from redisq.cli import JSON_OPTION, Exit, Failed, say, show_document, show_table
 
-# Whoever adds a metric says what becomes of it in a sum, and nobody else knows: a wrong sum looks like a right one.
+# Only the person who adds a metric knows how it adds up, so this is repeated to that person: a wrong sum looks right.
 _MEANS: dict[Additivity, str] = {
     "sum": "adds up over pages and days",
     "level": "adds up over pages of one day, not over days",
@@ -34,14 +34,14 @@ def _day(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> 
         day = dt.date.fromisoformat(text)
     except ValueError:
         day = None
-    if day is None or day.isoformat() != text:  # 20260102 and 2026-W01-1 are read too
+    if day is None or day.isoformat() != text:  # Python also accepts 20260102 and 2026-W01-1
         raise click.BadParameter(f"{text!r} is not a day of the calendar: write YYYY-MM-DD")
     return day
 
 
 @click.group(epilog="Example: redisq metric list --provider facebook")
 def metric() -> None:
-    """Keep the catalog: which metrics there are, and how each adds up."""
+    """Keep the catalog of metrics: which there are, and how each adds up."""
 
 
 @metric.command("list", epilog="Example: redisq metric list --provider facebook")
@@ -50,7 +50,7 @@ def metric() -> None:
 def list_(provider: str | None, as_json: bool) -> None:
     """List the metrics, and how each adds up.
 
-    sum: over pages and days. level: over pages of one day. none: not at all. ratio: it is recomputed from its parts.
+    sum: over pages and days. level: over pages of one day. none: not at all. ratio: computed from its two parts.
     """
     with connected(JobSettings.from_environment()) as connection:
         found = catalog.list_all(connection, provider)
@@ -59,7 +59,7 @@ def list_(provider: str | None, as_json: bool) -> None:
     if as_json:
         show_document({"metrics": [_document(each) for each in found]})
         return
-    # The longest name leaves few of 80 columns: a provider that was asked for is not told again.
+    # A long metric name leaves little room in 80 columns. So the provider is left out if only one was asked for.
     columns = ("metric", "adds", "ask", "life") if provider else ("provider", "metric", "adds", "ask", "life")
     rows = [
         (each.provider, each.metric, each.additivity, "yes" if each.is_asked else "no", _life(each)) for each in found
@@ -71,15 +71,15 @@ def list_(provider: str | None, as_json: bool) -> None:
 @click.argument("name", metavar="METRIC")
 @click.option("--provider", required=True, metavar="PROVIDER", help="Whose metric it is.")
 @click.option("--additivity", type=click.Choice(get_args(Additivity)), required=True, help="How it adds up.")
-@click.option("--numerator", metavar="METRIC", help="Of a ratio.")
-@click.option("--denominator", metavar="METRIC", help="Of a ratio.")
+@click.option("--numerator", metavar="METRIC", help="The metric that a ratio divides.")
+@click.option("--denominator", metavar="METRIC", help="The metric that a ratio divides by.")
 @click.option("--unit", default="count", show_default=True, help="For people.")
 @click.option("--from", "valid_from", callback=_day, metavar="DATE", help="The first day that has it.")
 @click.option("--to", "valid_to", callback=_day, metavar="DATE", help="The last day that has it.")
 def add(name: str, **options: Any) -> None:
-    """Add METRIC to the catalog, or bring a retired one back.
+    """Add METRIC to the catalog, or bring a retired one back, which must add up as before.
 
-    Ends with 4 when it is there already, and with 2 for one that cannot be.
+    Ends with 4 when the catalog has it already, and with 2 when it is not valid.
 
     Connects as the owner of the schema, as `redisq db upgrade` does.
     """
@@ -101,14 +101,14 @@ def add(name: str, **options: Any) -> None:
 @click.option("--provider", required=True, metavar="PROVIDER", help="Whose metric it is.")
 @click.option("--to", "last_day", callback=_day, metavar="DATE", help="The last day that has it.  [default: yesterday]")
 def retire(name: str, provider: str, last_day: dt.date | None) -> None:
-    """Ask for METRIC no more. Its numbers stay and add up as before. Ends with 5 when there is none.
+    """Stop asking for METRIC. Its numbers stay and add up as before. Ends with 5 when the catalog does not have it.
 
     Connects as the owner of the schema, as `redisq db upgrade` does.
     """
     today = dt.datetime.now(dt.UTC).date()
     last = last_day or today - dt.timedelta(days=1)
     if last > today:
-        raise click.UsageError(f"it is asked for no more at once, and {last} is still to come")
+        raise click.UsageError(f"pages stop being asked for it now, so its last day cannot be {last}, in the future")
     with _as_owner() as connection:
         outcome = catalog.retire(connection, provider, name, last)
     shown, whose = redact(name), redact(provider)
@@ -123,28 +123,28 @@ def retire(name: str, provider: str, last_day: dt.date | None) -> None:
 
 @contextmanager
 def _as_owner() -> Iterator[Connection[Any]]:
-    """Yield a connection of the schema's owner: the services and the other commands only read the catalog."""
+    """Yield a connection of the schema's owner. Services and other commands may only read the catalog."""
     settings = JobSettings.from_environment()
     with connected(replace(settings, database_url=settings.owner_url or settings.database_url)) as connection:
         try:
             yield connection
         except InsufficientPrivilege:
             raise Failed(
-                "only the owner of the schema changes the catalog: run this where `redisq db upgrade` runs,"
+                "only the owner of the schema can change the catalog: run this where `redisq db upgrade` runs,"
                 " with the credential database-owner-password"
             ) from None
 
 
 def _how_to_read(new: Listed) -> str:
     if new.provider in NEVER_ASKED:
-        return "Its numbers come with `redisq import`."
+        return "Its numbers come from `redisq import`."
     return (
-        "Pages are asked for it from now on. For the past: redisq backfill --org ORG --from DATE --to DATE --only all"
+        "Pages are asked for it from now on. Its past: redisq backfill --org ORG --from DATE --to DATE --only all"
     )
 
 
 def _life(each: Listed) -> str:
-    """Return the facts that few metrics have. Without commas a date is short enough for the last of 80 columns."""
+    """Return the facts that only few metrics have, in one cell that must fit into 80 columns with the others."""
     is_given = each.given_on and not each.dead_since
     facts = [
         f"{each.numerator} / {each.denominator}" if each.numerator else "",

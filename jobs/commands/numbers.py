@@ -1,4 +1,4 @@
-"""`redisq numbers`: what the pages of an organization add up to, exact and as far as is known."""
+"""`redisq numbers`: shows what the pages of an organization add up to, with every digit and every gap."""
 
 import datetime as dt
 from collections.abc import Callable, Iterator
@@ -20,25 +20,25 @@ from jobs.stored_pages import Event, PageDay, PageTotal
 from redisq import redact
 from redisq.cli import JSON_OPTION, Exit, Failed, load, say, show_csv, show_document
 
-SCHEMA = 1  # of the documents: a name that is there stays, and means the same
-_DAYS = 14  # that are shown when nobody says how many
-_MOST_DAYS = 3700  # of one answer: ten years
-_DIGITS = 2  # of a per cent behind the point, in documents
+SCHEMA = 1  # the version of the JSON documents; within it no name disappears or changes its meaning
+_DAYS = 14  # days that are shown without --from
+_MOST_DAYS = 3700  # days of one answer, about ten years
+_DIGITS = 2  # digits behind the point of a per cent in documents
 
 Row = dict[str, object]
 
 
 def in_recent_range(command: Callable[..., None]) -> Callable[..., None]:
-    """Add `--integration`, `--metric`, `--from` and `--to`, the last two of which may be left out."""
+    """Add the options `--integration`, `--metric`, `--from` and `--to` to a command. None of them is required."""
     for option in (
         click.option(
-            "--to", "last", callback=as_day, metavar="DATE", help="The last day; yesterday (UTC) if not said."
+            "--to", "last", callback=as_day, metavar="DATE", help="The last day.  [default: yesterday in UTC]"
         ),
         click.option(
-            "--from", "first", callback=as_day, metavar="DATE", help="The first: YYYY-MM-DD, today, yesterday, -7d."
+            "--from", "first", callback=as_day, metavar="DATE", help="The first day: YYYY-MM-DD, today, yesterday, -7d."
         ),
-        click.option("--metric", "metric", metavar="METRIC", help="Only this one, a line for each day."),
-        click.option("--integration", "integration_id", metavar="ID", help="Only this page's own numbers."),
+        click.option("--metric", "metric", metavar="METRIC", help="Only this metric."),
+        click.option("--integration", "integration_id", metavar="ID", help="Only the numbers of this page."),
     ):
         command = option(command)
     return command
@@ -49,7 +49,7 @@ def in_recent_range(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--org", "organization_id", metavar="ORG", help="The organization.")
 @in_recent_range
-@click.option("--by", type=click.Choice(get_args(By)), default="day", show_default=True, help="What one line is.")
+@click.option("--by", type=click.Choice(get_args(By)), default="day", show_default=True, help="What one line shows.")
 @JSON_OPTION
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 @click.pass_context
@@ -64,9 +64,9 @@ def numbers(
     as_json: bool,
     as_csv: bool,
 ) -> None:
-    """Show what the pages add up to: a line for each metric, or for each day of one.
+    """Show what the pages add up to: a line for each metric or, with --metric, a line for each day.
 
-    A change is that of the pages that have a number on both days. What is missing is a gap and no zero.
+    A change compares only the pages that have a number on both days. A missing number is a gap, not a zero.
     """
     if ctx.invoked_subcommand:
         return
@@ -103,7 +103,7 @@ def history(
     limit: int,
     as_json: bool,
 ) -> None:
-    """List the numbers of these days that were replaced, and those kept against an empty answer, newest first."""
+    """List the numbers that were replaced, or kept although a later answer had none, newest first."""
     first, last = _range(first, last)
     with connected(JobSettings.from_environment()) as connection:
         page = known(connection, organization_id, integration_id, metric)
@@ -126,9 +126,9 @@ def history(
 def known(
     connection: Connection[Any], organization_id: str, integration_id: str | None, metric: str | None
 ) -> PageOf | None:
-    """Return the named page, and end the command for an organization, page or metric that there is not."""
+    """Return the named page. End the command if the organization, page or metric does not exist."""
     if not stored_numbers.has_organization(connection, organization_id):
-        raise Failed(f"no organization {redact(organization_id)!r}: see `redisq integration list`", Exit.NOT_FOUND)
+        raise Failed(f"no organization {redact(organization_id)!r}: see `redisq org list`", Exit.NOT_FOUND)
     page = stored_numbers.find_page(connection, organization_id, integration_id) if integration_id else None
     if integration_id and page is None:
         names = f"{redact(organization_id)!r} has no integration {redact(integration_id)!r}"
@@ -280,7 +280,7 @@ def _changes(series: Series, day: dt.date) -> Row:
 
 
 def change_document(change: Change | None) -> Row | None:
-    """Return a change as it stands in documents."""
+    """Return a change as the JSON documents show it."""
     if change is None or change.relative is None:
         return None
     return {
@@ -319,7 +319,7 @@ def _of_metric(series: Series) -> Row:
 
 
 def _cell(value: object) -> object:
-    """Return a change as its per cent, and all else as it is."""
+    """Return a change as its per cent, and any other value unchanged."""
     if isinstance(value, dict):
         found: Decimal | None = value["percent"]
         return found

@@ -1,4 +1,4 @@
-"""How numbers look on a terminal of 80 columns: gaps stay gaps, and ids are never cut."""
+"""Prints numbers on a terminal of 80 columns. A gap stays a gap, and an id is never cut."""
 
 import datetime as dt
 import shutil
@@ -20,17 +20,17 @@ _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*%#"
 _PARTS, _ASCII_PARTS = " ▏▎▍▌▋▊▉█", "#"
 _NOTHING = "-"
 _UNITS = ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k"))
-_PLACES = 4  # behind the point
-_TOP = 3  # reasons that are named
-_WEEK_OF_BARS, _LEAST_BARS = 7, 3  # what a row of bars should be, and must be
+_PLACES = 4  # digits behind the point
+_TOP = 3  # reasons that the line below a table names
+_WEEK_OF_BARS, _LEAST_BARS = 7, 3  # the wanted number of bars in a row, and the least number that is worth a column
 _LONGEST_BAR = 8
-_LEAST_LAST = 12  # characters of the last column, which is cut
-_VALUE_ROOM, _SHORT_ROOM = 11, 6  # characters of a number, where lines are short of room
+_LEAST_LAST = 12  # characters that stay of the last column when it is cut
+_VALUE_ROOM, _SHORT_ROOM = 11, 6  # characters of a number, and of a number where a line has less room
 
 HOW = {
     "sum": "adds up over pages and days",
-    "level": "a level: adds up over pages, of several days the last counts",
-    "none": "does not add up: the largest page",
+    "level": "a level: adds up over pages; of several days the last one counts",
+    "none": "does not add up: the largest page is shown",
     "ratio": "a ratio of two sums",
 }
 _RESTATED = "r restated: changed after it was final"
@@ -38,7 +38,7 @@ MIXED_MEANS = "mixed: the pages' days begin at different hours, so the date is o
 
 
 def show(asked: Asked, found: Sequence[Series]) -> None:
-    """Print the answer as a table, with what its marks mean below it."""
+    """Print the answer as a table, and below it what its marks mean."""
     if asked.metric is None:
         _show_metrics(asked, found)
     elif asked.by == "page":
@@ -91,7 +91,7 @@ def _newest_cells(series: Series, day: Day | None, newest: dt.date, room: int) -
 
 
 def _room_beside(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    """Return how many characters a line has left for one more column."""
+    """Return how many characters are left in a line for one more column."""
     return _width() - sum(_widths(columns, rows)) - len(columns)
 
 
@@ -195,7 +195,7 @@ def _show_page_days(asked: Asked, series: Series) -> None:
 
 
 def show_history(found: Sequence[Event]) -> None:
-    """Print what was replaced and what was kept, newest first."""
+    """Print the numbers that were replaced or kept, newest first."""
     zones = sorted({event.zone for event in found})
     _say(f"days of {zones[0]}" if len(zones) == 1 else f"days of each page's own zone: {', '.join(zones)}")
     rows = [
@@ -227,7 +227,7 @@ def _whose(asked: Asked) -> str:
 
 
 def _header(asked: Asked, series: Series, span: str) -> None:
-    """Say once what the numbers are: whose, of what, how they add up, and when their days begin."""
+    """Say above the table whose numbers these are, how they add up, and in which time zone their days are."""
     metric = series.metric
     _say(f"{metric.name} of {_whose(asked)}, {span}")
     zones = [day.zone for day in series.days] or [page.zone for page in series.totals]
@@ -235,7 +235,7 @@ def _header(asked: Asked, series: Series, span: str) -> None:
         zones = [asked.page.zone]
     runs = [(zone, [day.day for day in group]) for zone, group in groupby(series.days, key=lambda day: day.zone)]
     if len(runs) > 1 and asked.by == "day":
-        zone_text = "; ".join(f"from {dates[0]} days of {zone or 'a zone not noted'}" for zone, dates in runs)
+        zone_text = "; ".join(f"from {dates[0]} days of {zone or 'an unknown zone'}" for zone, dates in runs)
     else:
         zone_text = in_zone(zones)
     _say(f"{metric.unit}, {HOW[metric.additivity]}")
@@ -245,11 +245,11 @@ def _header(asked: Asked, series: Series, span: str) -> None:
 
 
 def in_zone(zones: Iterable[str | None]) -> str:
-    """Say which zone the days are of."""
+    """Return words for the zone of the days."""
     found = set(zones)
     if len(found) != 1 or MIXED in found:
         return "days of mixed zones"
-    return f"days of {found.pop() or 'a zone not noted'}"
+    return f"days of {found.pop() or 'an unknown zone'}"
 
 
 def _figures(series: Series) -> dict[object, Decimal]:
@@ -257,16 +257,16 @@ def _figures(series: Series) -> dict[object, Decimal]:
 
 
 def _figure(day: Day | None, room: int) -> str:
-    """Return a day's figure, with a mark when pages are missing; the mark's place is kept free where none is."""
+    """Return a day's figure with a mark if pages are missing, else with a space in the place of the mark."""
     if day is None:
         return f"{_NOTHING} "
     return number_text(day.figure, room) + ("*" if day.gaps else " ")
 
 
 def number_text(value: Decimal | None, room: int) -> str:
-    """Return a number: every digit where `room` characters take them, else its first three and how large it is.
+    """Return a number with every digit if they fit into `room` characters, else with three digits and a unit.
 
-    Behind the point stand at most four digits, the last one rounded.
+    It has at most four digits behind the point. The last one is rounded.
     """
     if value is None:
         return _NOTHING
@@ -281,7 +281,7 @@ def number_text(value: Decimal | None, room: int) -> str:
 
 
 def _short(value: Decimal) -> str:
-    """Return the first three digits of a number and its magnitude; the rest is cut off, not rounded."""
+    """Return the first three digits of a number and its unit, like 2.32M. The other digits are cut off, not rounded."""
     magnitude, sign = value.adjusted(), "-" if value < 0 else ""
     first = "".join(map(str, (*value.as_tuple().digits, 0, 0)[:3]))
     for power, unit in _UNITS:
@@ -292,7 +292,7 @@ def _short(value: Decimal) -> str:
 
 
 def change_text(change: Change | None) -> str:
-    """Return a change in per cent; ~ when one of the days has numbers of further pages."""
+    """Return a change in per cent, with ~ before it when one of the days has numbers of further pages."""
     relative = change.relative if change else None
     if change is None or relative is None:
         return _NOTHING
@@ -300,7 +300,7 @@ def change_text(change: Change | None) -> str:
 
 
 def percent_text(relative: Fraction) -> str:
-    """Return a part as per cent with a sign, to one digit behind the point where there is room for it."""
+    """Return a relative change in per cent with its sign, and with one digit behind the point if there is room."""
     if abs(relative) >= 100:
         return ">+9999%" if relative > 0 else "<-9999%"
     found = percent(relative, 0 if abs(relative) >= 10 else 1)
@@ -318,7 +318,7 @@ def _state_mark(day: Day | None) -> str:
 
 
 def bar_row(values: Sequence[Decimal | None]) -> str:
-    """Return a bar for each value, from the lowest to the highest; a gap where there is none."""
+    """Return a row of bars, one for each value, scaled between the lowest and highest value. A blank means no value."""
     blocks = _BLOCKS if _draws() else _ASCII_BLOCKS
     known = [Fraction(value) for value in values if value is not None]
     if not known:
@@ -329,18 +329,18 @@ def bar_row(values: Sequence[Decimal | None]) -> str:
 
 
 def largest(values: Iterable[Decimal | None]) -> Fraction:
-    """Return the size of the largest of all, to which bars are drawn."""
+    """Return the size of the largest value. It gets the longest bar."""
     return max((abs(Fraction(value)) for value in values if value is not None), default=Fraction(0))
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A cell that holds a bar: how long it is beside the longest, None for a gap."""
+    """A table cell with a bar: its length as a share of the longest bar, or None for a gap."""
 
     share: Fraction | None
 
     def drawn(self, length: int) -> str:
-        """Return the bar where the longest has `length` characters."""
+        """Return the bar's characters, if the longest bar has `length` of them."""
         if self.share is None:
             return ""
         eighths = round(self.share * length * 8)
@@ -350,12 +350,12 @@ class Bar:
 
 
 def bar(value: Decimal | None, top: Fraction) -> Bar:
-    """Return the bar of a number beside the size of the largest."""
+    """Return the bar of a number. `top` is the size of the largest number."""
     return Bar(None if value is None or not top else abs(Fraction(value)) / top)
 
 
 def _draws() -> bool:
-    """Tell whether the terminal's encoding has blocks."""
+    """Tell whether the terminal's encoding has the block characters that bars are made of."""
     return "utf" in (sys.stdout.encoding or "").lower()
 
 
@@ -370,20 +370,21 @@ def _legend(
     states: bool = True,
     times: bool = False,
 ) -> None:
-    """Say what the marks mean that were printed, and nothing else."""
+    """Explain the marks that were printed, and no others."""
     days = list(days)
     missing = joined_gaps(gap for day in days for gap in day.gaps) if gaps is None else gaps
     if missing:
         what = "page-days" if times or len({day.day for day in days}) > 1 else "pages"
         most = {day.day: day for day in days}
         if gaps is None and len(most) == 1:
-            # Every metric of the day lacks the same pages: they are counted once, where most are missing.
+            # A page that is missing is missing for every metric of the day. To count it once, use the metric that lacks
+            # most pages.
             missing = max((day.gaps for day in days), key=lambda found: sum(gap.pages for gap in found))
-        _say(f"* without {what}: {'; '.join(map(_gap, missing[:_TOP]))}{' …' if len(missing) > _TOP else ''}")
+        _say(f"* missing {what}: {'; '.join(map(_gap, missing[:_TOP]))}{' …' if len(missing) > _TOP else ''}")
     if any(change and change.is_partial for change in changes):
-        _say("~ over the pages that have a number on both days, and one of the days has more")
+        _say("~ compares the pages with a number on both days; one of the days has more")
     if states and any(not day.is_final for day in days):
-        _say("p provisional: pages are still read again")
+        _say("p provisional: pages will be read again")
     if states and any(day.restated for day in days):
         _say(_RESTATED)
 
@@ -402,9 +403,9 @@ def _widths(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[int]:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | Bar]], right: set[int]) -> None:
-    """Print a table; the columns in `right` end in one line, and where there is room two spaces part them.
+    """Print a table. The columns in `right` are aligned to the right. Two spaces separate columns if there is room.
 
-    In a narrow terminal the bars become shorter, then the last column is cut. Nothing else is.
+    In a narrow terminal the bars become shorter first, then the last column is cut. Other columns are never cut.
     """
     least = _widths(columns, _drawn(rows, 0))
     bars = max(0, min(_LONGEST_BAR, _width() - sum(least) - len(columns)))
@@ -427,5 +428,5 @@ def _drawn(rows: Iterable[Sequence[str | Bar]], length: int) -> list[list[str]]:
 
 
 def _say(text: str) -> None:
-    """Print a line that belongs to the numbers: what they are, or what a mark of theirs means."""
+    """Print a line that explains the numbers: a title, or what a mark means."""
     click.echo(clean(text))

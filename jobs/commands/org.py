@@ -8,18 +8,18 @@ from jobs.organizations import Organization
 from jobs.settings import JobSettings
 from redisq.cli import JSON_OPTION, show_document, show_table
 
-MIXED = "mixed"  # zones: days that add up under one date and are not the same hours
+MIXED = "mixed"  # shown when the pages have several zones, so that one date does not mean the same hours
 
 
 @click.group(epilog="Example: redisq org list")
 def org() -> None:
-    """Look at the organizations. `redisq integration add` makes one with its first page."""
+    """Look at the organizations. `redisq integration add` makes a new one with its first page."""
 
 
 @org.command("list", epilog="Example: redisq org list")
 @JSON_OPTION
 def list_(as_json: bool) -> None:
-    """List the organizations: their pages, the zones of the days, the first and the last day with a number."""
+    """List the organizations: their pages, their time zones, and the first and last day with a number."""
     with connected(JobSettings.from_environment()) as connection:
         found = organizations.list_all(connection)
     if as_json:

@@ -1,4 +1,4 @@
-"""`redisq report`: an organization's morning, on one screen or as one document."""
+"""`redisq report`: shows one day of an organization, on one screen or as one document."""
 
 import datetime as dt
 import textwrap
@@ -18,16 +18,16 @@ from jobs.settings import JobSettings
 from redisq import redact
 from redisq.cli import JSON_OPTION, clean, say, show_document
 
-_FEW = 5  # pages that are named of a longer list
-_ROOM = 14  # characters of a number
+_FEW = 5  # pages that are named of a list that may be long
+_ROOM = 14  # characters that a number may have
 
 
 @click.command("report", epilog="Example: redisq report --org acme --date yesterday")
 @click.option("--org", "organization_id", required=True, metavar="ORG", help="The organization.")
-@click.option("--date", "day", callback=as_day, metavar="DATE", help="The day; the newest that has sums if not said.")
+@click.option("--date", "day", callback=as_day, metavar="DATE", help="The day.  [default: the newest with sums]")
 @JSON_OPTION
 def report_(organization_id: str, day: dt.date | None, as_json: bool) -> None:
-    """Show one day: the sums and how they changed, what is missing, who must act, and what was restated."""
+    """Show one day: the sums and their changes, what is missing, who must act, and what was restated."""
     with connected(JobSettings.from_environment()) as connection:
         known(connection, organization_id, None, None)
         day = day or newest_day(connection, organization_id)
@@ -151,12 +151,12 @@ def _show(found: Report) -> None:
     _sums(found)
     _missing(found)
     if found.restated:
-        _title("Restated in the day before these sums were made")
+        _title("Restated in the 24 hours before these sums were made")
         for each in found.restated:
             of = f"{each.pages} pages" if each.pages > 1 else "1 page"
             _say(f"  {each.day} {each.metric}: {_number(each.old)} -> {_number(each.new)} ({of})")
     if found.moved:
-        _title("Moved most since the day before, of the organization's total")
+        _title("Moved most since the day before, as a share of the organization's total")
         for page in found.moved:
             change = f"{_number(page.old)} -> {_number(page.new)}"
             _say(f"  {page.integration_id} {page.metric}: {change} ({percent_text(page.share)})")
@@ -193,9 +193,9 @@ def _sums(found: Report) -> None:
     click.echo()
     print_table(("metric", "total", "-1 day", "weekday", "number"), rows, right={1, 2, 3, 4})
     if any(line.day.gaps for line in found.lines):
-        _say("* without the pages that are missing")
+        _say("* pages are missing: see below")
     if any(change.is_partial for line in found.lines for change in _compared(line)):
-        _say("~ over the pages that have a number on both days, and one of the days has more")
+        _say("~ compares the pages with a number on both days; one of the days has more")
     if none := [line.metric.name for line in found.lines if line.day.additivity == "none"]:
         _say(f"the largest page, because it does not add up: {', '.join(none)}")
 
@@ -252,7 +252,7 @@ def _title(text: str) -> None:
 
 
 def _wrapped(text: str, indent: str = "  ") -> None:
-    """Print a text in lines of 80 characters; an id is never broken."""
+    """Print a text in lines of at most 80 characters. An id is never broken."""
     for line in textwrap.wrap(clean(text), 78 - len(indent), break_long_words=False, break_on_hyphens=False):
         click.echo(indent + line)
 

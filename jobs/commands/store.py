@@ -44,8 +44,8 @@ def one_line(settings: JobSettings) -> Iterator[None]:
         raise Failed(f"postgresql at {address} lacks this release's schema: run `redisq db upgrade`") from None
     except psycopg.Error as error:
         raise Failed(f"postgresql at {address} refuses: {_cause(error)}") from None
-    except UnicodeEncodeError:  # what was typed has bytes that PostgreSQL could not be sent
-        raise Failed("an argument is no text in UTF-8", Exit.USAGE) from None
+    except UnicodeEncodeError:  # an argument has bytes that cannot be sent to PostgreSQL
+        raise Failed("an argument is not UTF-8 text", Exit.USAGE) from None
     except (SchemaError, VaultError) as error:
         raise Failed(redact(str(error))) from None
 

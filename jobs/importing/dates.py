@@ -40,7 +40,7 @@ def days_of(name: str, written: Iterable[tuple[int, str]], order: DateOrder | No
     first = next(iter(lines))
     for text, form in forms.items():
         if form != forms[first]:
-            problem = f"{text!r} is written otherwise than {first!r} in line {lines[first]}. Write all dates alike"
+            problem = f"{text!r} is not written like {first!r} in line {lines[first]}. Write all dates alike"
             raise Unreadable(name, lines[text], problem)
     how = _order(name, lines, order) if _YEAR_LAST.fullmatch(first) else "ymd"
     return {text: _checked(name, line, text, how, today) for text, line in lines.items()}
@@ -66,7 +66,7 @@ def _order(name: str, lines: Mapping[str, int], order: DateOrder | None) -> Date
         return next(iter(possible))
     if not possible:
         text = next(text for text in lines if not (_day(text, "mdy") and _day(text, "dmy")))
-        problem = f"{text!r}: no one order of day and month makes all dates of the file possible. Correct the dates"
+        problem = f"{text!r}: no order of day and month fits all dates of the file. Correct the dates"
         raise Unreadable(name, lines[text], problem)
     if possible["mdy"] == possible["dmy"] and readings["mdy"] == readings["dmy"]:
         return "mdy"
@@ -102,12 +102,12 @@ def _day(text: str, order: DateOrder) -> date | None:
 def _checked(name: str, line: int, text: str, order: DateOrder, today: date) -> date:
     day = _day(text, order)
     if day is None:
-        raise Unreadable(name, line, f"{text!r} is no day of the calendar, read as {order}. Correct it")
+        raise Unreadable(name, line, f"{text!r}, read as {order}, is not in the calendar. Correct it")
     if day < FIRST_DAY:
         raise Unreadable(name, line, f"{text!r} is before {FIRST_DAY}, when there were no pages. Correct it")
     if day > today:
         how = "" if order == "ymd" else f", read as {order} ({day})"
         raise Unreadable(
-            name, line, f"{text!r} is after today, {today}{how}. Correct it, or leave out the days to come"
+            name, line, f"{text!r} is after today, {today}{how}. Correct it, or leave out the future days"
         )
     return day

@@ -17,8 +17,8 @@ from jobs.importing.titles import SPARSE, key, metric_of, plain, warning
 
 _LONG = ("date", "metric", "value")
 _FORMS = (
-    "Known are: Business Suite (a title, a line of two column names, rows); Page Insights (column names, descriptions, "
-    "rows); and date,metric,value"
+    "Known forms: Business Suite (a title, a line of two column names, rows); Page Insights (column names, "
+    "descriptions, rows); and date,metric,value"
 )
 _NUMERIC = re.compile(r"[0-9.,]+")
 _MAX_TITLE = 200
@@ -98,7 +98,7 @@ def _form(name: str, lines: Sequence[Line]) -> Form:
         return "business_suite"
     if below and not any(looks_like_a_date(line.cells[0]) for line in (first, below)):
         return "page_insights"
-    raise Unreadable(name, first.number, f"{first.cells[0][:40]!r} begins no form of export. {_FORMS}")
+    raise Unreadable(name, first.number, f"{first.cells[0][:40]!r} is not how an export begins. {_FORMS}")
 
 
 def _title(line: Line) -> str | None:
@@ -250,7 +250,7 @@ def _series(
         if said[cell.title].setdefault(day, number) != number:
             problem = f"another number for {day} of {cell.title[:40]!r} than in line {before}"
             raise Unreadable(name, cell.line, f"{problem}. Delete the row that is wrong")
-    # All titles of a file were exported for the same range. So the days of one title also show left-out zeros of another.
+    # All titles of a file were exported for the same range. So the days of one title show left-out zeros of another.
     first, last = min(days.values()), max(days.values())
     return tuple(
         _one(title, metric, said[title], first, last, metric in SPARSE and form == "business_suite")
@@ -273,7 +273,7 @@ def _untold(named: Mapping[str, str | None], known: Collection[str]) -> Iterator
     untold = [title for title, metric in named.items() if metric is None]
     for title in untold:
         reason = warning(title)
-        yield f"{title!r} is no known title{f': {reason}' if reason else ''}. Nothing is imported from it."
+        yield f"{title!r} is not a known title{f': {reason}' if reason else ''}. Nothing is imported from it."
     if untold:
         yield f"Name a title by --metric 'TITLE=METRIC' with one of {_listed(known)}."
 

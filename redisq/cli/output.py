@@ -37,8 +37,8 @@ def show_document(document: object) -> None:
 
     Pure ASCII: what could act on a terminal comes out as an escape.
     """
-    # The encoder of the standard library knows no numbers but its own. So each leaves a text that cannot be another's,
-    # and its digits take the place of that.
+    # The encoder of the standard library cannot write a `Decimal` as a number. So each `Decimal` is written as a text
+    # that begins with a random mark, and then that text is replaced by the digits alone.
     mark = uuid4().hex
 
     def marked(value: object) -> str:
@@ -50,14 +50,14 @@ def show_document(document: object) -> None:
 
 
 def digits(value: Decimal) -> str:
-    """Return every digit of `value`, without exponent; of an integer without a point."""
+    """Return every digit of `value`, without an exponent. An integer has no point."""
     return f"{value.to_integral_value() if value == value.to_integral_value() else value:f}"
 
 
 def show_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print comma-separated values: `Decimal` with every digit, None as nothing, and no text that is a formula.
+    """Print comma-separated values: a `Decimal` with every digit, and None as an empty cell.
 
-    A spreadsheet runs what begins like a formula. An apostrophe makes a text of it; a number stays one.
+    A spreadsheet runs a text that begins like a formula. So an apostrophe is put before such a text. Numbers get none.
     """
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(columns)
