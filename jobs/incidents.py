@@ -1,10 +1,11 @@
-"""Tells a page that is refused from a provider that refuses us, and a page that fails from a provider that is away.
+"""Decides whether a refusal or a failure is the fault of one page, or an incident of the whole provider.
 
-Some refusals name the app: an incident is open at once. Others may be the app's fault or the page's. Such a page waits,
-without another call, until it is known whether others share its fate: when several are refused in a row and none is
-answered in between, an incident is open. A page that is refused while others are answered is at fault itself.
-A provider that does not answer, or only with server errors, is away when that happens to several pages in a row.
-During an incident no page is called but one now and then, the probe, until one is answered.
+Some refusals name our app: they open an incident at once. Other refusals may be the app's fault or the page's. Such a
+page waits, without another call, for the results of other pages. If several pages are refused in a row and none is
+answered in between, an incident opens. If other pages are answered, the refused page is at fault itself.
+If several pages in a row get no answer, or only server errors, the provider is away, and an incident opens, too.
+During an incident no page is called, except one page now and then. This is the probe. The incident ends when a page is
+answered.
 """
 
 import datetime as dt
@@ -20,14 +21,14 @@ from jobs.integrations import Integration
 from jobs.providers.base import ProviderError
 from redisq import fail_points
 
-WAVE = 3  # pages in a row; fewer where there are fewer
-SILENCES = 2  # failures in a row without one byte from the provider, where there are fewer pages than that
-WINDOW = dt.timedelta(minutes=10)  # in which they were
-CONFIRM = dt.timedelta(minutes=2)  # that a refused page waits for others to share its fate, or to be answered
-CHECK = dt.timedelta(seconds=5)  # between two looks whether they do
-PROBE = dt.timedelta(minutes=1)  # between two probes of a provider that refuses us
-OUTAGE_PROBE = dt.timedelta(seconds=15)  # and of one that is away: all go on within a minute of its return
-FORGET = dt.timedelta(days=1)  # after which an earlier refusal says nothing any more
+WAVE = 3  # pages in a row that open an incident; fewer if the provider has fewer pages
+SILENCES = 2  # failures in a row without one byte from the provider that open an incident if there are fewer pages
+WINDOW = dt.timedelta(minutes=10)  # older failures do not count
+CONFIRM = dt.timedelta(minutes=2)  # how long a refused page waits for the results of other pages
+CHECK = dt.timedelta(seconds=5)  # how often a waiting page looks for these results
+PROBE = dt.timedelta(minutes=1)  # between two probes of a provider that refuses every page
+OUTAGE_PROBE = dt.timedelta(seconds=15)  # between two probes of a provider that is away; its return is seen soon
+FORGET = dt.timedelta(days=1)  # older refusals are ignored
 
 Judgement = Literal["incident", "unclear", "page"]
 
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """A provider that refuses every page, or is away."""
+    """An open incident: a provider refuses every page, or is away."""
 
     provider: str
     reason: str
@@ -47,7 +48,7 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A refusal of a page that is not judged yet: since when, and whether others were answered after it."""
+    """A refusal that is not judged yet. `others_answered` tells whether another page was answered after `since`."""
 
     error: ProviderError
     since: dt.datetime
@@ -58,7 +59,7 @@ class Refusal:
 
 
 def judge(connection: Connection[Any], integration: Integration, error: ProviderError, now: dt.datetime) -> Judgement:
-    """Return whose fault it is that the page was refused, as far as is known; open the incident if this is one."""
+    """Return whose fault the refusal of the page is, as far as is known. Open an incident if it is not the page's."""
     refusal = _note(connection, integration, error, now)
     if is_open(connection, integration.provider):
         return "incident"
@@ -69,7 +70,7 @@ def judge(connection: Connection[Any], integration: Integration, error: Provider
 
 
 def judge_again(connection: Connection[Any], integration: Integration, refusal: Refusal, now: dt.datetime) -> Judgement:
-    """Return whose fault an earlier refusal was, as far as is known by now; open the incident if it was one."""
+    """Return whose fault an earlier refusal was, as far as is known now. Open an incident if it was not the page's."""
     provider, error = integration.provider, refusal.error
     wave = min(WAVE, _count_pages(connection, provider))
     if wave > 1 and _count_refusals(connection, provider, error.reason, now) >= wave:
@@ -82,7 +83,7 @@ def judge_again(connection: Connection[Any], integration: Integration, refusal: 
 
 
 def pending(connection: Connection[Any], integration: Integration, now: dt.datetime) -> Refusal | None:
-    """Return the page's refusal that is not judged yet, None when there is none."""
+    """Return the page's refusal that is not judged yet, or None."""
     row = _refusal_of(connection, integration)
     if row is None or now - row[1] >= FORGET:
         return None
@@ -109,10 +110,11 @@ def judge_outage(
     *,
     is_last_attempt: bool,
 ) -> Judgement:
-    """Return "incident" when the provider is away, "page" when it may be this page alone.
+    """Return "incident" when the provider is away, or "page" when the failure may be this page's alone.
 
-    Nobody was answered between the failures that are counted. A page whose last attempt ends in silence, too, is not
-    given up for it: no other page was answered meanwhile, so nothing says that it is the page.
+    Only failures in a row count, which means that no page was answered between them. Several pages in a row make an
+    incident. Two silent failures in a row also make one if the page has no attempt left or the provider has few pages:
+    no other page was answered in between, so nothing says that this page is the cause.
     """
     _note(connection, integration, error, now)
     if is_open(connection, integration.provider):
@@ -141,7 +143,8 @@ def _count_outages(connection: Connection[Any], provider: str, now: dt.datetime)
 
 # -- both ------------------------------------------------------------------------------------------------------------
 
-# A failure begins a new row of them when somebody was answered since, or it is of another kind, or long ago.
+# A failure goes on with the row of the page's last failure if that is recent, of the same kind (refusal or outage), and
+# no other page was answered since. Otherwise a new row begins.
 _NOTE = """
 INSERT INTO provider_refusal AS r (provider, integration_id, reason, since, error, is_outage, is_silence)
 VALUES (%(provider)s, %(page)s, %(reason)s, %(now)s, %(error)s, %(is_outage)s, %(is_silence)s)
@@ -187,7 +190,7 @@ def _note(connection: Connection[Any], integration: Integration, error: Provider
 
 @fail_points
 def _count_pages(connection: Connection[Any], provider: str) -> int:
-    """Return how many pages of the provider are read, at most as many as make a wave."""
+    """Return how many pages of the provider are read, counting no further than `WAVE`."""
     row = connection.execute(
         "SELECT count(*) FROM (SELECT FROM integration i JOIN organization o ON o.id = i.organization_id"
         " WHERE i.provider = %s AND i.deleted_at IS NULL AND o.deleted_at IS NULL AND NOT i.disabled"
@@ -226,7 +229,7 @@ def _open_incident(connection: Connection[Any], provider: str, error: ProviderEr
 
 @fail_points
 def is_open(connection: Connection[Any], provider: str) -> bool:
-    """Tell whether the provider refuses every page or is away."""
+    """Tell whether the provider has an open incident."""
     row = connection.execute(
         "SELECT FROM provider_incident WHERE provider = %s AND closed_at IS NULL LIMIT 1", [provider]
     ).fetchone()
@@ -256,9 +259,10 @@ def take_probe(connection: Connection[Any], provider: str, now: dt.datetime) -> 
 def note_answer(
     connection: Connection[Any], integration: Integration, now: dt.datetime, asked_at: dt.datetime | None = None
 ) -> None:
-    """Note that a page that was asked at `asked_at` was answered: an incident is over.
+    """Note that a page was answered that was asked at `asked_at`. This ends an incident.
 
-    Whoever was refused before it was asked is at fault itself. What was already in the air then says nothing.
+    Pages that were refused before `asked_at` are at fault themselves. Nothing follows for pages that were refused
+    later, because the provider may have begun to refuse in between.
     """
     asked_at = asked_at or now
     _forget_refusal(connection, integration)
@@ -269,7 +273,7 @@ def note_answer(
 def note_reached(
     connection: Connection[Any], integration: Integration, now: dt.datetime, asked_at: dt.datetime
 ) -> None:
-    """Note that the provider answered a page, with whatever refusal: it is not away."""
+    """Note that the provider answered a page, even if with a refusal, so it is not away."""
     _note_others(connection, integration.provider, asked_at, only_outages=True)
     _close_incident(connection, integration.provider, now, asked_at, only_outages=True)
 
@@ -306,7 +310,7 @@ def _close_incident(
         "WITH closed AS (UPDATE provider_incident SET closed_at = %(now)s"
         "  WHERE provider = %(provider)s AND closed_at IS NULL AND opened_at <= %(asked_at)s"
         "  AND (is_outage OR NOT %(only)s) RETURNING provider"
-        # Those that shared the wave are called again, and judged anew.
+        # The refusals of the incident are forgotten, so that their pages are called again and judged anew.
         "), forgotten AS (DELETE FROM provider_refusal r USING closed WHERE r.provider = closed.provider)"
         " SELECT FROM closed",
         {"now": now, "provider": provider, "asked_at": asked_at, "only": only_outages},

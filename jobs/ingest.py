@@ -26,26 +26,26 @@ from jobs.providers.base import Answer, Gate, Load, Metric, Page, Provider, Prov
 from jobs.vault import Vault, VaultError
 from redisq import Defer, Delivery, Permanent, Retry
 
-# Of a date older than this the provider's numbers have settled: it is a backfill, read together with the days before it
-# that wait too, as many as one call can carry. Two years of a page are nine calls of Facebook's.
+# The provider's numbers of older days have settled. Such a day is a backfill: its call also reads the days before it
+# that wait, as many as one call can carry. Two years of a Facebook page are nine calls.
 RECENT_DAYS = 3
 # But now and then they are corrected later, so once a week four weeks are read again: those that end with a Sunday.
 SWEEP_DAYS, SWEEP_WEEKDAY = 28, 6
 WINDOW_WAIT = 5.0  # seconds; most calls take less, and bring the days that wait for them
-WINDOW_LIMIT = dt.timedelta(minutes=2)  # in which a job has ended, or its time limit has ended it
+WINDOW_LIMIT = dt.timedelta(minutes=2)  # longer than a job may run
 WINDOW_PAUSE = dt.timedelta(minutes=10)  # in which a page's days are read alone after a call for several has failed
 PENDING_WAIT = 3600.0  # seconds; most metrics are refreshed once a day, some several times
-# A day of which nothing at all is there yet is asked for again after this share of the time that it may still take: a
-# page that never has numbers would else be asked two dozen times a day.
+# A day without any number yet is asked for again after this share of the time that the provider may still need for it.
+# Otherwise a page that never has numbers would be asked two dozen times a day.
 EMPTY_SHARE = 0.25
 KEY_WAIT = 300.0  # seconds in which an operator may put a missing key back
 CATALOG_AGE = dt.timedelta(seconds=10)  # in which a change of the catalog reaches every worker
 NOT_YET = "not_yet_published"
 REFUSED, AWAY = "app_refused", "provider_away"
-# Seconds, and up to as many again: pages that wait for the end of an incident come back spread over this time. With the
-# time between two probes all have gone on a minute after a provider is back.
+# Seconds. A page that waits for the end of an incident comes back after this time to twice this time, drawn for each
+# page. So they do not all come at once, and all go on within a minute after the probe was answered.
 INCIDENT_WAIT = 20.0
-LOAD_KEPT = dt.timedelta(days=7)  # in which a page is asked for no more than the provider accepted
+LOAD_KEPT = dt.timedelta(days=7)  # how long a page is asked only for as much data as the provider accepted
 
 Ask = Defer | Permanent | Retry
 
@@ -89,14 +89,14 @@ def tidy(answer: Answer, days: Iterable[dt.date], metrics: Iterable[Metric]) -> 
     return replace(answer, readings=tuple(kept[key] for key in sorted(kept)))
 
 
-@lru_cache(maxsize=4096)  # every page asks for the same few days, and time zones are slow
+@lru_cache(maxsize=4096)  # every page asks about the same few days, and computing with time zones is slow
 def end_of(day: dt.date, zone: str) -> dt.datetime:
     """Return the moment (UTC) at which `day` ends in `zone`."""
     return dt.datetime.combine(day + dt.timedelta(days=1), dt.time(), ZoneInfo(zone)).astimezone(dt.UTC)
 
 
 def with_unasked(answer: Answer, metrics: Iterable[Metric]) -> Answer:
-    """Return the answer with `metrics`, for which it was not asked, as unsupported on each of its days."""
+    """Return the answer with readings for `metrics`, which were not asked for: unsupported on each of its days."""
     days = sorted({reading.day for reading in answer.readings})
     unasked = [Reading(metric.name, day, "unsupported") for metric in metrics for day in days if metric.covers(day)]
     return replace(answer, readings=answer.readings + tuple(unasked)) if unasked else answer
@@ -148,9 +148,9 @@ def put_off(entry: Entry, seconds: float, reason: str, detail: str, now: dt.date
 
 
 def ended_since(kept: Kept, at: float) -> bool:
-    """Tell whether the day was brought by another day's call after its job was enqueued, at the moment `at` (seconds).
+    """Tell whether another day's call has read this day since its job was enqueued, at `at` in unix seconds.
 
-    That call may have begun before: the day was open then, or its numbers would not have been stored.
+    It does not matter if that call began before `at`. What counts is that it stored the day after `at`.
     """
     return kept.state == "done" and not kept.wanted_again and kept.updated_at.timestamp() > at
 
@@ -199,7 +199,7 @@ def told_by(error: ProviderError, entry: Entry) -> Entry:
 
 
 def held_back(entry: Entry, reason: str, detail: str, now: dt.datetime) -> Verdict:
-    """Wait for the end of an incident, which costs no attempt."""
+    """Wait for the end of an incident. That costs no attempt."""
     return put_off(entry, INCIDENT_WAIT * random.uniform(1.0, 2.0), reason, detail, now)
 
 
@@ -290,7 +290,7 @@ class Ingest:
         self._max_age_days = max_age_days
         self._under_way = _UnderWay()
         self._windows = _Windows()
-        self._catalogs: dict[str, tuple[dt.datetime, Catalog]] = {}  # when, and what, by provider
+        self._catalogs: dict[str, tuple[dt.datetime, Catalog]] = {}  # by provider; the time is when it was read
         self._noted = MetricNotes()
 
     def __call__(self, payload: payloads.Ingest, delivery: Delivery) -> None:
@@ -342,7 +342,7 @@ class Ingest:
             today = _today(integration, now)
             others = self._other_days(connection, integration, entry, today, now, delivery)
         outcome = self._read_together(request, entry.day, others, now)
-        asked_at, now = now, self._clock()  # a pause counts from the answer, for which a slow provider took its time
+        asked_at, now = now, self._clock()  # the provider may have taken long, and its pause counts from the answer
         _require_lease(delivery)
         with self._pool.connection() as connection:
             verdict = self._judge(connection, request, entry, outcome, asked_at, now, delivery)
@@ -361,11 +361,12 @@ class Ingest:
         now: dt.datetime,
         delivery: Delivery,
     ) -> list[dt.date]:
-        """Return the days to read together with the entry's, oldest first.
+        """Return the days to read in one call with the entry's day, oldest first.
 
-        A recent day's may have been corrected. A past one's are those that wait or have failed, and none once such a
-        call has failed, for which one of them may be the cause. What costs nothing is read whole: a file that was
-        mended mends every day that it has.
+        With a recent day, read the two days before it, because the provider may have corrected them. With a past day,
+        read the days before it that wait or have failed. If such a call has failed, read the past day alone, because
+        one of the others may be the cause. If one read brings everything, as that of a file, take all known days: a
+        corrected file then mends every day that it has.
         """
         provider = self._provider(integration)
         if provider.reads_everything:
@@ -383,8 +384,8 @@ class Ingest:
     def _request_for(
         self, connection: Connection[Any], integration: Integration, now: dt.datetime, delivery: Delivery
     ) -> "_Request":
-        """Return what to ask of the page: not what is dead for all, nor what this page was refused today."""
-        token = self._token_of(integration)  # before the turn to probe is taken, for it may end the run
+        """Return what to ask for. Leave out metrics that are dead, and metrics that this page was refused today."""
+        token = self._token_of(integration)  # this may end the run, so it must come before a probe is taken
         catalog = self._catalog_of(connection, integration.provider, now, delivery.job.enqueued_at)
         utc_day = now.astimezone(dt.UTC).date()
         refused = dict(zip(integration.metrics_refused, integration.metrics_refused_on, strict=True))
@@ -395,7 +396,7 @@ class Ingest:
             left_out = (left_out | catalog.dead) - probes
         names = {metric.name for metric in catalog.metrics}
         if left_out >= names:
-            left_out = set()  # a page that was refused everything: it is worth a look
+            left_out = set()  # nothing would be left to ask for, so ask for everything
         page = Page(
             integration.id,
             integration.organization_id,
@@ -418,9 +419,9 @@ class Ingest:
         )
 
     def _catalog_of(self, connection: Connection[Any], provider: str, now: dt.datetime, enqueued_at: float) -> Catalog:
-        """Return what to ask of the provider: the same for every page, so it is not looked up for each.
+        """Return the metrics of the provider. They are the same for every page, so they are not looked up for each.
 
-        Whoever adds a metric and enqueues a day after it finds the metric read.
+        A job that was enqueued after a metric was added sees that metric.
         """
         known = self._catalogs.get(provider)
         if known is None or abs(now - known[0]) > CATALOG_AGE or known[0].timestamp() < enqueued_at:
@@ -466,7 +467,7 @@ class Ingest:
     def _on_earlier_refusal(
         self, connection: Connection[Any], integration: Integration, entry: Entry, now: dt.datetime
     ) -> Verdict | None:
-        """Return the verdict on a page that was refused, now that more may be known of the others; no second call."""
+        """Return the verdict on a page that was refused earlier, from the results of other pages, without a call."""
         if integration.incident or not integration.refused:
             return None
         refusal = incidents.pending(connection, integration, now)
@@ -500,7 +501,7 @@ class Ingest:
     def _read_together(
         self, request: "_Request", day: dt.date, others: list[dt.date], now: dt.datetime
     ) -> Answer | ProviderError:
-        """Ask for `day` and the `others` in one call; when that is refused for one of them, for `day` alone."""
+        """Ask for `day` and `others` in one call. If one of these days may be why it failed, ask for `day` alone."""
         outcome = request.read(sorted([*others, day]))
         if others and isinstance(outcome, ProviderError) and outcome.error_class != "rate_limited":
             self._windows.give_up(request.integration.id, now)
@@ -518,7 +519,7 @@ class Ingest:
         now: dt.datetime,
         delivery: Delivery,
     ) -> Verdict:
-        """Return how the run ends; a page is not given up for what may be our own fault, or the provider's."""
+        """Return how the run ends. A page is not given up while the fault may be ours or the provider's."""
         integration = request.integration
         self._note_metrics(connection, request, outcome, delivery)
         if isinstance(outcome, Answer):
@@ -536,7 +537,7 @@ class Ingest:
             return refused(entry, outcome, now, is_last_attempt=is_last)
         if outcome.reason == "abrupt_volume":
             extra = {"provider": integration.provider, "detail": outcome.detail}
-            delivery.log.error("the provider finds that our calls have grown too fast", extra=extra)
+            delivery.log.error("the provider says that our calls grew too fast", extra=extra)
         if integration.watched or integration.incident == "outage":
             incidents.note_reached(connection, integration, now, asked_at)
         if outcome.error_class == "permanent" and outcome.fault != "page":
@@ -550,16 +551,17 @@ class Ingest:
     def _note_metrics(
         self, connection: Connection[Any], request: "_Request", outcome: Answer | ProviderError, delivery: Delivery
     ) -> None:
-        """Note what the page was given and refused."""
+        """Note which metrics the page was given and refused."""
         if dead := metric_life.note(connection, self._noted, request.page, outcome, request.utc_day):
             delivery.log.error("metrics are refused to every page", extra={"metrics": ", ".join(dead)})
         if dead or outcome.given & request.dead:
-            self._catalogs.pop(request.page.provider, None)  # at once: every call for a dead metric is a dozen
+            # Look the catalog up again at once: a call that asks for a dead metric turns into a dozen calls.
+            self._catalogs.pop(request.page.provider, None)
 
     def _note_answer(
         self, connection: Connection[Any], request: "_Request", answer: Answer, delivery: Delivery
     ) -> None:
-        """Note how much the page can be asked for at a time, and tell what is odd about the answer."""
+        """Remember how much one call for the page may ask for, and log what is odd about the answer."""
         if answer.load and answer.load != request.page.load:
             ledger.note_load(connection, request.page.integration_id, answer.load, self._clock() + LOAD_KEPT)
         for note in answer.notes:
@@ -583,15 +585,16 @@ class Ingest:
         self._under_way.note((entry.organization_id, entry.day), recorded.days)
         if recorded.has_letters:
             self._clear_letters(connection, integration.id)
-        if verdict.ask and not (recorded.state == "done" and entry.reason == NOT_YET):  # it was published before
+        # A day that is done need not wait for its numbers: an earlier reading had them.
+        if verdict.ask and not (recorded.state == "done" and entry.reason == NOT_YET):
             raise verdict.ask
 
     def _clear_letters(self, connection: Connection[Any], page: str) -> None:
-        """Remove the dead letters of days that are mended now. Reconcile removes what cannot be removed now."""
+        """Remove the dead letters of days that are mended now. If Redis is away, reconcile removes them later."""
         try:
             letters.clear(connection, self._fan_in.queues, page)
         except RedisError as error:
-            _log.warning("letters of mended days wait for reconcile", extra={"cause": str(error)})
+            _log.warning("dead letters of mended days wait for reconcile", extra={"cause": str(error)})
 
     def _sweep(self, request: "_Request", entry: Entry, days: list[dt.date], delivery: Delivery) -> None:
         """Read `days`, which are done, again, now that the job's own is.
@@ -628,18 +631,18 @@ class Ingest:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What one run asks of the provider: for which page, which metrics, and which are left out."""
+    """What one run asks the provider: the page, the metrics that it asks for, and the metrics that it leaves out."""
 
     integration: Integration
     provider: Provider
     page: Page
     metrics: Sequence[Metric]
     left_out: Sequence[Metric]
-    dead: frozenset[str]  # metrics that are taken for dead
+    dead: frozenset[str]  # metrics that count as dead
     utc_day: dt.date
 
     def read(self, days: list[dt.date]) -> Answer | ProviderError:
-        """Return the answer for `days`, in which each (metric, day) stands once."""
+        """Return the answer for `days`, with each (metric, day) once."""
         try:
             answer = tidy(self.provider.read(self.page, days, self.metrics), days, self.metrics)
         except ProviderError as error:
@@ -652,21 +655,21 @@ def _today(integration: Integration, now: dt.datetime) -> dt.date:
 
 
 def _load_of(integration: Integration, now: dt.datetime) -> Load | None:
-    """Return what the provider accepted for the page, None when it never asked for less or that is long ago."""
+    """Return how much one call for the page may ask for, or None when no limit is remembered."""
     if integration.load_days and integration.load_metrics and integration.load_until and integration.load_until > now:
         return Load(integration.load_days, integration.load_metrics)
     return None
 
 
 def _why_held(integration: Integration) -> tuple[str, str]:
-    """Return reason and detail of a page that waits for the end of an incident."""
+    """Return the reason and detail for a page that waits for the end of an incident."""
     if integration.incident == "outage":
         return AWAY, f"{integration.provider} is away: see `redisq doctor`"
     return REFUSED, f"{integration.provider} refuses every page: see `redisq doctor`"
 
 
 def _undecided(entry: Entry, error: ProviderError, now: dt.datetime) -> Verdict:
-    """Wait until it is known whether others share a refusal."""
+    """Wait for the results of other pages, which show whose fault the refusal is."""
     return put_off(entry, incidents.CHECK.total_seconds(), error.reason, error.detail, now)
 
 

@@ -17,9 +17,9 @@ from jobs.providers.insights import DAY_ZONE
 from jobs.vault import Vault
 from redisq import fail_points
 
-# Where the provider says what a day is. Elsewhere whoever exports the numbers does, and says so for each page.
+# These providers fix the zone of a day. For the others each page names the zone of its exported numbers.
 FIXED_ZONES = {"facebook": DAY_ZONE.key}
-_OF_A_MACHINE = {"localtime", "Factory"}  # among the zones, and of each machine another
+_OF_A_MACHINE = {"localtime", "Factory"}  # names of zones that mean something else on each machine
 
 _COLUMNS = """
     i.id, i.organization_id, i.provider, i.internal_id, i.name, i.token, i.disabled, i.in_between_steps,
@@ -44,15 +44,17 @@ class Integration:
     refresh_needed: bool
     refresh_reason: str | None
     deleted: bool
-    zone: str  # of its days
-    user_id: str | None  # whose allowance its calls are charged to, if known
-    # Known of a page found by its id: the provider wants no call before; an incident is open, and of which kind; pages
-    # are refused or fail, so that an answer is worth noting; this page is among them.
+    zone: str  # the time zone of its days
+    user_id: str | None  # whose allowance pays for its calls; None when that is not known
+    # All fields from here on are filled only for a page that was found by its id. `blocked_until`: the provider wants
+    # no call before. `incident`: the kind of the open incident. `watched`: some pages are refused or fail, so that an
+    # answer must be noted. `refused`: this page is one of them.
     blocked_until: dt.datetime | None = None
     incident: Literal["refusal", "outage"] | None = None
     watched: bool = False
     refused: bool = False
-    # Which metrics it was refused, and on which UTC day; what the provider accepted when it had asked for less data.
+    # The metrics that the page was refused, and the UTC day of each refusal. The `load_` fields say how much data one
+    # call may ask for, after the provider had demanded less.
     metrics_refused: tuple[str, ...] = ()
     metrics_refused_on: tuple[dt.date, ...] = ()
     load_days: int | None = None
@@ -61,7 +63,7 @@ class Integration:
 
     @property
     def user(self) -> str:
-        """Whose allowance its calls are charged to: a person, or the organization whose pages share one."""
+        """Whose allowance pays for its calls: a person, or the organization, whose pages then share one allowance."""
         return f"user:{self.user_id}" if self.user_id else f"org:{self.organization_id}"
 
     def blocked_for(self, now: dt.datetime) -> float:
@@ -91,7 +93,7 @@ class Reconnected:
 
 @dataclass(frozen=True, slots=True)
 class Enabled:
-    """What came of enabling a page: how many days are expected again, and why its owner must connect it first."""
+    """The result of enabling a page: how many days are expected again, and why its owner must connect it first."""
 
     reopened: int
     refresh_reason: str | None
@@ -99,7 +101,7 @@ class Enabled:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Whose the page was, and how many of its days stay there."""
+    """The former organization of a page, and how many of the page's days stay with it."""
 
     organization_id: str
     days: int
@@ -107,26 +109,27 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Since when there is a page, and what the ledger has of it."""
+    """When a page was connected, and what the ledger has of it."""
 
     created_at: dt.datetime
     read_since: dt.datetime
     deleted_at: dt.datetime | None
     first_day: dt.date | None
     last_day: dt.date | None
-    last_number: dt.date | None  # the newest day with one
-    numbers: int  # days that have one
-    open_days: int  # expected or dead
+    last_number: dt.date | None  # the newest day with a number
+    numbers: int  # days with a number
+    open_days: int  # days that are expected or dead
 
 
 def zone_of(provider: str, zone: str | None) -> str:
-    """Return the zone of the days of a page that is connected with `zone`; raise `ValueError` for one that cannot be.
+    """Return the time zone of a page's days. `zone` is what the person named, a name of IANA's time zone database.
 
-    Without a name it is the provider's, or UTC. The names are those of IANA's time zone database.
+    Without a name it is the zone that the provider fixes, or UTC. Raise `ValueError` for an unknown name, and for any
+    name if the provider fixes the zone.
     """
     if fixed := FIXED_ZONES.get(provider):
         if zone:
-            raise ValueError(f"the days of a {provider} page are days of {fixed}, whatever zone is named")
+            raise ValueError(f"the zone of a {provider} page is always {fixed}: leave --zone out")
         return fixed
     if not zone:
         return "UTC"
@@ -138,7 +141,7 @@ def zone_of(provider: str, zone: str | None) -> str:
 
 
 def check_display_name(name: str) -> None:
-    """Raise `ValueError` for a name that would do something to a terminal, or that the database cannot keep."""
+    """Raise `ValueError` for a name with control characters, or one that the database cannot store."""
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
         raise ValueError(f"name {name!r} has characters that cannot be shown")
     if len(name) > _NAME_CHARACTERS:
@@ -147,7 +150,7 @@ def check_display_name(name: str) -> None:
 
 _NAME_CHARACTERS = 200
 
-# Under its old id a page that was removed is the same page: its numbers are still there.
+# A removed page that is added under its old id is the same page, because its numbers are still stored under that id.
 _BRING_BACK = """
 UPDATE integration SET deleted_at = NULL, name = %(name)s, token = %(token)s, zone = %(zone)s, user_id = %(user)s,
     disabled = false, in_between_steps = false, refresh_needed = false, refresh_reason = NULL, read_since = now(),
@@ -175,11 +178,10 @@ def add(
     zone: str | None = None,
     user: str | None = None,
 ) -> bool:
-    """Connect a page, and its organization when that is new; False when the page or its id is connected already.
+    """Connect a page, and make its organization if that is new. Return False if the page or id is connected already.
 
-    A page that was removed comes back, with its numbers, under the id that it had.
-    Raise `ValueError` for an id that could not be one, an empty token, a zone that is none or is not the page's to
-    choose, or a provider without any metric.
+    A page that was removed comes back with its numbers, if it is added under its old id. Raise `ValueError` for an id
+    that is not valid, an empty token, a zone that `zone_of` refuses, and a provider without any metric.
     """
     check_name("organization", organization_id)
     check_name("integration", integration_id)
@@ -208,7 +210,7 @@ def add(
 
 
 def removed_as(connection: Connection[Any], organization_id: str, page_id: str) -> str | None:
-    """Return the id under which the organization had the provider's page before it was removed, None if it had not."""
+    """Return the id that the page had in the organization before it was removed, or None if it was never removed."""
     row = connection.execute(
         "SELECT id FROM integration WHERE organization_id = %s AND internal_id = %s AND deleted_at IS NOT NULL",
         [organization_id, page_id],
@@ -293,9 +295,9 @@ def disable(connection: Connection[Any], integration_id: str) -> bool:
 
 
 def enable(connection: Connection[Any], integration_id: str, *, max_age_days: int = 730) -> Enabled | None:
-    """Read a page again from now on, and expect the days that were skipped meanwhile, as far back as `max_age_days`.
+    """Read a page again from now on, and expect the days of the last `max_age_days` that were skipped meanwhile.
 
-    None are expected while its owner must connect it. None is returned when there is no such page.
+    No day is expected while its owner must connect it first. Return None when there is no such page.
     """
     with connection.transaction():
         row = connection.execute(
@@ -313,9 +315,10 @@ def enable(connection: Connection[Any], integration_id: str, *, max_age_days: in
 def move(
     connection: Connection[Any], integration_id: str, organization_id: str
 ) -> Moved | Literal["no_page", "no_organization", "has_it"]:
-    """Give a page to another organization, which has its days from now on; those before stay where they are.
+    """Move a page to another organization. Days from now on belong to it; earlier days stay with the old one.
 
-    "has_it" when the page is the organization's, or was: under its old id it can be connected again.
+    Return "has_it" when the new organization has the page already, or had it and removed it. A removed page can be
+    added there again under its old id.
     """
     try:
         with connection.transaction():
@@ -343,7 +346,10 @@ def move(
 
 
 def rename(connection: Connection[Any], integration_id: str, name: str) -> bool:
-    """Change how people call a page; False when there is none. Raise `ValueError` for a name that cannot be shown."""
+    """Change the name that is shown for a page. Return False when there is no such page.
+
+    Raise `ValueError` for a name that `check_display_name` refuses.
+    """
     check_display_name(name)
     updated = connection.execute(
         "UPDATE integration SET name = %s, updated_at = now() WHERE id = %s AND deleted_at IS NULL",
@@ -353,7 +359,7 @@ def rename(connection: Connection[Any], integration_id: str, name: str) -> bool:
 
 
 def remove(connection: Connection[Any], integration_id: str) -> bool:
-    """Let go of a page; its numbers stay, and enqueued jobs end as skipped. False when there is no such page."""
+    """Remove a page. Its numbers stay, and its enqueued jobs end as skipped. Return False if there is no such page."""
     updated = connection.execute(
         "UPDATE integration SET deleted_at = now(), updated_at = now() WHERE id = %s AND deleted_at IS NULL",
         [integration_id],
@@ -373,7 +379,7 @@ FROM integration i CROSS JOIN LATERAL (
 
 
 def facts(connection: Connection[Any], integration_id: str) -> Facts | None:
-    """Return what is known of a page, deleted or not; None when there never was one."""
+    """Return what is known of a page, even a removed one. Return None when there never was such a page."""
     with connection.cursor(row_factory=class_row(Facts)) as cursor:
         return cursor.execute(_FACTS, [integration_id]).fetchone()
 
@@ -398,7 +404,7 @@ def reconnect(
         )
         if updated.rowcount == 0:
             return None
-        # What the old token was refused and is not judged yet must not be held against the new one.
+        # A refusal of the old token that is not judged yet must not count against the new token.
         connection.execute("DELETE FROM provider_refusal WHERE integration_id = %s", [integration_id])
         reopened = ledger.reopen(connection, max_age_days=max_age_days, integration_id=integration_id)
         dead = connection.execute(

@@ -46,7 +46,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A row of the ledger that has not ended well or is wanted again, with the queue its job belongs to."""
+    """A row of the ledger that is not done or is wanted again. `queue` is the queue of its job."""
 
     integration_id: str
     organization_id: str
@@ -57,7 +57,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """For whom a day was planned, what became of it and when, and whether it is wanted once more."""
+    """What the ledger has of a day: its organization, what became of it and when, and whether it is wanted again."""
 
     organization_id: str
     state: State
@@ -68,9 +68,9 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """One page's days, a character of `MARKS` for each: a year of thousands of pages is millions of cells.
+    """One page's days, as one text with a mark for each day. Text is small: a year of thousands of pages has millions.
 
-    `zone` is that of the days. A page `is_disabled` has days that are skipped without a row of the ledger.
+    `zone` is the time zone of the days. Days of a page that `is_disabled` may be skipped without a row in the ledger.
     """
 
     integration_id: str
@@ -91,9 +91,9 @@ class Explained:
 
 
 MARKS: dict[State, str] = {"done": ".", "dead": "F", "expected": "w", "skipped": "s", "abandoned": "a"}
-EMPTY = "o"  # it is done, and has no number
-MISSING = "-"  # no row in the ledger
-NOBODYS = " "  # nor is one missing: the page is deleted, is never asked, or was another organization's
+EMPTY = "o"  # the day is done and has no number
+MISSING = "-"  # the ledger has no row
+NOBODYS = " "  # no row is expected: the page is deleted, is never asked, or belonged to another organization
 
 
 def _squeezed(sql: str) -> str:
@@ -106,16 +106,16 @@ def _squeezed(sql: str) -> str:
 # Of an integration i and its organization o.
 _THERE = "i.deleted_at IS NULL AND o.deleted_at IS NULL AND NOT i.in_between_steps"
 _READABLE = f"{_THERE} AND NOT i.disabled"
-# Whether the provider of an integration i is asked for anything; `import` never is, whatever its catalog says.
+# True if the provider of an integration i is asked for anything. `import` is never asked, whatever the catalog says.
 HAS_METRICS = (
     "i.provider <> 'import' AND EXISTS (SELECT FROM metric_catalog c WHERE c.provider = i.provider AND c.supported)"
 )
 
-# What a backfill asks for: a disabled page's past is nobody's wish.
+# The pages of a backfill. Nobody wants the past of a disabled page.
 _WANTED = f"{_READABLE} AND {HAS_METRICS}"
-# A page that a person has disabled is planned too, and skipped: its days are no holes that nobody knows of.
+# The pages of a plan. A disabled page is planned, too, as skipped, so that its days do not look like forgotten ones.
 _PLANNED = f"{_THERE} AND {HAS_METRICS}"
-# One that was read on a day, of which it was read at least the end.
+# The pages that were already read when the day ended.
 _PLANNED_THEN = f"{_READABLE} AND {HAS_METRICS} AND i.read_since < %(day)s::date + interval '1 day'"
 
 _EXPECT = """
@@ -165,9 +165,9 @@ Chosen = Literal["missing", "failed", "done"]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which days of an organization's pages are to be read: those that are missing, have failed, or are done.
+    """Which days of an organization's pages to read: missing, failed or done ones.
 
-    Missing is a day without a row, and one that was skipped and whose page can be read now.
+    A day is missing if it has no row, or if it was skipped and its page can be read now.
     """
 
     organization_id: str
@@ -177,21 +177,21 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What became of the selected pages of one day: how many are expected, skipped, and wanted again; the dead ones."""
+    """How many of the selected pages are now expected, skipped or wanted again on one day, and which are dead."""
 
     expected: int
     skipped: int
     again: int
-    dead: tuple[tuple[str, str], ...]  # page, and queue of its letter
+    dead: tuple[tuple[str, str], ...]  # page, and the queue of its dead letter
 
 
-# The one question which days are selected, of an integration i and its organization o, with a row s or none.
+# Selects the pages whose row of the day, or lack of one, fits the selection.
 _SELECTED = f"""
 SELECT i.id, i.organization_id, i.refresh_needed, s.state, s.queue
 FROM integration i JOIN organization o ON o.id = i.organization_id
 LEFT JOIN ingest_day_state s ON s.integration_id = i.id AND s.day = %(day)s
 WHERE i.organization_id = %(organization)s AND (%(page)s::text IS NULL OR i.id = %(page)s) AND {_WANTED}
-  -- A day of a former owner stays the former owner's.
+  -- A day of a former organization stays with it.
   AND (s.organization_id IS NULL OR s.organization_id = i.organization_id)
   AND CASE coalesce(s.state, 'none')
       WHEN 'none' THEN 'missing' WHEN 'skipped' THEN 'missing' WHEN 'dead' THEN 'failed' WHEN 'done' THEN 'done'
@@ -227,9 +227,9 @@ SELECT (SELECT count(*) FROM expected WHERE state = 'expected'),
 
 @fail_points
 def want(connection: Connection[Any], selection: Selection, day: dt.date, *, queue: str, now: dt.datetime) -> Wanted:
-    """Note that the selected pages' `day` is wanted, on `queue`; return what became of them.
+    """Note that `day` of the selected pages is to be read on `queue`. Return what became of these pages.
 
-    A done day stays done: it is wanted again until it was read after `now`. The dead days are only returned.
+    A done day stays done, and is wanted again until a reading after `now` is stored. Dead days are only returned.
     """
     row = connection.execute(
         _WANT,
@@ -303,7 +303,7 @@ def open_days(connection: Connection[Any]) -> list[dt.date]:
     """Return the days that have rows expected, dead or wanted again, newest first."""
     rows = connection.execute(
         "SELECT day FROM ingest_day_state WHERE state IN ('expected', 'dead')"
-        # A UNION, for each half has an index of its own.
+        # A UNION, because each half has its own index.
         " UNION SELECT day FROM ingest_day_state WHERE read_again_at IS NOT NULL ORDER BY day DESC"
     )
     return [day for (day,) in rows]
@@ -339,8 +339,8 @@ def open_rows(
 ) -> Iterator[list[Open]]:
     """Yield the rows from `first` to `last` that are expected, dead or wanted again, in chunks.
 
-    The newest day comes first, and the organizations take turns in each. The list stays on the server. A row that ended
-    while earlier chunks were at work is left out: its job would call the provider once more for nothing.
+    The newest day comes first, and within a day the organizations take turns. The list stays on the server. A row that
+    ended while earlier chunks were enqueued is left out, because its job would call the provider for nothing.
     """
     span = {"first": first, "last": last, "organization": organization_id, "page": integration_id}
     with connection.cursor("open_rows", row_factory=class_row(Open), withhold=True) as cursor:
@@ -363,7 +363,7 @@ def mark_dead(connection: Connection[Any], row: Open, *, error_class: str, reaso
 def mark_abandoned(connection: Connection[Any], integration_id: str, day: dt.date) -> bool:
     """Note that a person gave this day up, before its dead letter is removed; False when it is not open.
 
-    The day stays visible as abandoned and no plan brings it back. One that was done, and wanted again, stays done.
+    The day stays visible as abandoned, and no plan brings it back. A done day that was wanted again stays done.
     """
     connection.execute(
         "UPDATE ingest_day_state SET read_again_at = NULL"
@@ -430,7 +430,7 @@ def kept(connection: Connection[Any], integration_id: str, day: dt.date) -> Kept
 def days_that_are(
     connection: Connection[Any], states: Sequence[State], page: str, days: Sequence[dt.date]
 ) -> list[dt.date]:
-    """Return those of a page's `days` that are in one of `states`, or are wanted again, in order."""
+    """Return the page's `days` that are in one of `states` or are wanted again, in order."""
     if not days:
         return []
     rows = connection.execute(
@@ -443,7 +443,7 @@ def days_that_are(
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """What to ask of a provider, and which of it is taken for dead: refused to every page."""
+    """The metrics to ask a provider for. `dead` are those of them that count as dead: no page is given them."""
 
     metrics: tuple[Metric, ...]
     dead: frozenset[str]
@@ -464,7 +464,7 @@ def catalog_of(connection: Connection[Any], provider: str) -> Catalog:
 
 @fail_points
 def note_load(connection: Connection[Any], page: str, load: Load, until: dt.datetime) -> None:
-    """Remember what the provider accepted for a page after it had asked for less data."""
+    """Remember how much data one call for a page may ask for, after the provider had demanded less."""
     connection.execute(
         "INSERT INTO page_load (integration_id, days, metrics, until) VALUES (%s, %s, %s, %s)"
         " ON CONFLICT (integration_id) DO UPDATE"
@@ -498,8 +498,8 @@ def wait_of(gate: Gate) -> float:
 # travel as a JSON document each: six arrays cost psycopg more than the whole rest of a page.
 _RECORD = _squeezed("""
 WITH incoming AS (
-    -- Each day is the organization's that owned the page then. Days before the page was connected are nobody's: they
-    -- would come as numbers without a ledger row. What was given up or skipped stays so.
+    -- Each day belongs to the organization that owned the page then. Days without a row in the ledger are left out:
+    -- they are from before the page was connected. An abandoned or skipped day stays so.
     SELECT r.*, CASE WHEN r.day = %(day)s THEN %(org)s ELSE s.organization_id END AS owner
     FROM json_to_recordset(%(readings)s) AS r (
         metric text, day date, status text, value numeric, breakdown jsonb, source_end_time timestamptz, reason text)
@@ -517,13 +517,13 @@ WITH incoming AS (
     SET value = excluded.value, breakdown = excluded.breakdown, status = excluded.status, reason = excluded.reason,
         source_end_time = excluded.source_end_time, organization_id = excluded.organization_id,
         fetched_at = %(at)s, last_changed_at = %(at)s, run_id = %(run)s,
-        source = NULL,  -- the provider's word replaces an imported number, and makes an equal one its own
-        -- What was pending is answered now, and what a file said is confirmed: neither restates anything.
+        source = NULL,  -- the number now comes from the provider, even if it equals the imported one
+        -- A pending number gets its first value, and an equal imported number is confirmed: neither is restated.
         revision = p.revision + CASE WHEN p.status = 'pending' OR p.value = excluded.value THEN 0 ELSE 1 END
     WHERE (p.value, p.breakdown, p.status, p.source)
         IS DISTINCT FROM (excluded.value, excluded.breakdown, excluded.status, NULL)
       AND excluded.fetched_at >= p.fetched_at
-      -- An answer is not taken back: nothing replaces a value but a value, nothing becomes pending again.
+      -- An answer is never taken back: only a value replaces a value, and nothing becomes pending again.
       AND (excluded.status = 'value' OR (p.status <> 'value' AND excluded.status <> 'pending'))
     RETURNING organization_id, day
 ), e AS (
@@ -535,7 +535,8 @@ WITH incoming AS (
     INSERT INTO ingest_day_state AS s (
         integration_id, day, organization_id, queue, state, attempts_used, deferrals, error_class, reason, detail,
         provider_code, provider_subcode, http_status, fbtrace_id, next_attempt_at, last_success_at, run_id, has_value)
-    -- The numbers first: of two runs whose windows overlap, one waits there, before it holds a row of this table.
+    -- This makes the numbers be written first. If two runs read some of the same days, one of them waits there, before
+    -- it holds a row of this table.
     SELECT e.*, e.day = ANY(%(valued)s) FROM e, (SELECT count(*) FROM stored) AS numbers
     ON CONFLICT (integration_id, day) DO UPDATE
     SET (state, organization_id, run_id, attempts_used, deferrals, error_class, reason, detail, provider_code,
@@ -547,18 +548,19 @@ WITH incoming AS (
     WHERE s.state <> 'done'
     RETURNING s.day, s.state
 ), read AS (
-    -- Another day's call brought what this day's own job could not. Its letter has nothing more to say. And a done day
-    -- that was read once more, or cannot be, is not wanted again, and may have a number now.
+    -- Another day's call read a day whose own job could not. The dead letter of that job can go. A done day that was
+    -- read again, or that cannot be read again, is not wanted again. It may have a number now.
     UPDATE ingest_day_state s
     SET state = 'done', error_class = NULL, detail = NULL, next_attempt_at = NULL, run_id = %(run)s,
         reason = CASE s.state WHEN 'done' THEN s.reason ELSE 'read_with_later_day' END,
         last_success_at = coalesce(%(at)s, s.last_success_at), read_again_at = NULL,
-        updated_at = clock_timestamp(),  -- near the commit: a job that is enqueued meanwhile has nothing left to do
+        -- Close to the commit, so that a job that was enqueued before sees that its day was read since.
+        updated_at = clock_timestamp(),
         has_value = s.has_value OR s.day = ANY(%(valued)s),
         letter_queue = CASE s.state WHEN 'dead' THEN s.queue ELSE s.letter_queue END
     WHERE s.integration_id = %(page)s AND s.day = ANY(%(read)s) AND CASE
         WHEN s.state IN ('expected', 'dead') THEN s.day <> %(day)s
-        -- Without an answer the day cannot be read.
+        -- Without an answer the day cannot be read again.
         WHEN s.state = 'done' THEN s.read_again_at <= coalesce(%(at)s, 'infinity')
             OR (NOT s.has_value AND s.day = ANY(%(valued)s)) END
     RETURNING s.day, s.organization_id, s.letter_queue
@@ -575,14 +577,15 @@ SELECT (SELECT state FROM written),
 """)
 
 
-# The same for an answer with empty readings: a value that one would replace stays, and is told of. Few pages have any.
+# The same statement for an answer with empty readings, which few pages have. A value that an empty reading would
+# replace stays, and is noted as an anomaly.
 _RECORD_EMPTY = _RECORD.replace(
     "), e AS (",
     _squeezed("""
 ), anomalies AS (
     INSERT INTO page_metric_anomaly (integration_id, metric, day, status, kept_value, first_seen_at, run_id)
     SELECT %(page)s, metric, day, status, kept.value, %(at)s, %(run)s
-    -- A look at one row for each empty reading, whatever the planner guesses of their number.
+    -- One look-up by key for each empty reading, even if the planner expects many of them.
     FROM incoming r CROSS JOIN LATERAL (
         SELECT p.value FROM page_metric_daily p
         WHERE p.integration_id = %(page)s AND p.day = r.day AND p.metric = r.metric AND p.status = 'value' LIMIT 1
@@ -596,7 +599,10 @@ _RECORD_EMPTY = _RECORD.replace(
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What became of a run's words: the state of its day, whose sums they concern, and whether letters may go."""
+    """What a run changed: the state of its day, and the organizations' days to sum up again.
+
+    `has_letters` tells whether dead letters of mended days may be removed now.
+    """
 
     state: State
     days: frozenset[Day]
@@ -660,7 +666,7 @@ def mended_letters(connection: Connection[Any], page: str | None = None) -> list
 
 @fail_points
 def forget_letters(connection: Connection[Any], pages: Sequence[str], days: Sequence[dt.date]) -> None:
-    """Note that the letters of these pages' days, one of each at a time, are gone."""
+    """Note that dead letters are gone. `pages` and `days` are parallel: one page and one day for each dead letter."""
     connection.execute(
         "UPDATE ingest_day_state s SET letter_queue = NULL"
         " FROM unnest(%s::text[], %s::date[]) AS gone (page, day)"
@@ -742,8 +748,8 @@ def mark_settled(connection: Connection[Any], before: dt.date) -> int:
 
 _MARK = " ".join(f"WHEN '{state}' THEN '{mark}'" for state, mark in MARKS.items())
 
-# The days come in any order, each mark with its place, so that nothing has to be sorted. A page that has moved away has
-# its days of then still here; what is known of it is looked up by its key.
+# The marks of a page come in any order, each with its place, so that PostgreSQL need not sort them. A page that has
+# moved away still has its earlier days here; `away` looks up its name and zone by key.
 _COVERAGE = f"""
 SELECT coalesce(i.id, away.id), coalesce(i.name, away.name), coalesce(i.zone, away.zone),
        coalesce(i.disabled AND i.deleted_at IS NULL, false), i.read_since > i.created_at,
@@ -769,7 +775,7 @@ WHERE i.id IS NULL OR i.deleted_at IS NULL OR kept.marks IS NOT NULL
 ORDER BY 1
 """
 
-# Days of pages that another organization had then.
+# The days on which these pages belonged to another organization.
 _ELSEWHERE = """
 SELECT p.id, (s.day - %(first)s::date)::int2 FROM unnest(%(pages)s::text[]) AS p(id) CROSS JOIN LATERAL (
     SELECT day FROM ingest_day_state
@@ -777,7 +783,7 @@ SELECT p.id, (s.day - %(first)s::date)::int2 FROM unnest(%(pages)s::text[]) AS p
 ) AS s
 """
 
-# A look for each page, which ends with the first number that it meets.
+# For each page, one index look-up that stops at the first day with a number.
 _HAD_NUMBERS = """
 SELECT p.id FROM unnest(%(pages)s::text[], %(days)s::date[]) AS p(id, day)
 WHERE (SELECT true FROM ingest_day_state s
@@ -795,13 +801,13 @@ ORDER BY integration_id, day
 def coverage(connection: Connection[Any], organization_id: str, first: dt.date, last: dt.date) -> list[Coverage]:
     """Return every page of the organization with its days from `first` to `last`, both included.
 
-    A day without a row is missing, but for pages that are disabled (skipped) or that nobody asks (nobody's).
+    A day without a row is missing. But it is skipped if the page is disabled, and blank if the page is never asked.
     """
     cells = (last - first).days + 1
     span = {"organization": organization_id, "first": first, "last": last}
     with connection.cursor(binary=True) as cursor:
         rows = cursor.execute(_COVERAGE, span).fetchall()
-        # A page that came from elsewhere is read since then, and has days that are not here.
+        # A page that came from another organization has earlier days there.
         came = [id for id, *_, came, _, _, places in rows if came and len(places) < cells]
         elsewhere: dict[str, list[int]] = {}
         if came:
@@ -819,9 +825,9 @@ def coverage(connection: Connection[Any], organization_id: str, first: dt.date, 
 def fallen_silent(
     connection: Connection[Any], organization_id: str, first: dt.date, pages: Sequence[Coverage]
 ) -> set[str]:
-    """Return the ids of those of the organization's `pages` that have an empty day after one with a number.
+    """Return the ids of those `pages` that have an empty day after a day with a number.
 
-    `first` is the day of their first mark. A page that never had a number may have none to give.
+    `first` is the day of their first mark. A page that never had a number is not silent: it may have none to give.
     """
     ends = {page.integration_id: page.marks.rindex(EMPTY) for page in pages if EMPTY in page.marks}
     silent = {page.integration_id for page in pages if MARKS["done"] in page.marks[: ends.get(page.integration_id, 0)]}

@@ -24,9 +24,11 @@ YOUNGEST_HOLE, OLDEST_HOLE = 2, 8
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What a plan did: rows that became expected or skipped, jobs put in, jobs that were there, dead ones.
+    """What a plan did.
 
-    `again`: done days that are wanted once more. `requeued`: dead letters that run again.
+    `expected` and `skipped` count ledger rows that became so. `enqueued` counts new jobs, `live` jobs that were there
+    already, and `dead` jobs that lie in the dead letters. `again` counts done days that are wanted again, and
+    `requeued` counts dead letters that run again.
     """
 
     expected: int = 0
@@ -65,9 +67,9 @@ class Plan:
         return Planned(expected, skipped) + self.enqueue_open(day, organization_id=organization_id)
 
     def want(self, day: dt.date, selection: Selection, *, queue: str, now: dt.datetime) -> Planned:
-        """Want `day` of the selected pages, and run their dead letters again.
+        """Note that `day` of the selected pages is wanted, and run their dead letters again.
 
-        A backfill wants all of its days before it enqueues the first one, so that one call can carry many of them.
+        A backfill does this for all of its days before it enqueues the first job. So one call can carry many days.
         """
         with self._pool.connection() as connection:
             wanted = ledger.want(connection, selection, day, queue=queue, now=now)
@@ -92,8 +94,8 @@ class Plan:
     ) -> Planned:
         """Enqueue the rows of `first`, or from `first` to `last`, that are expected, dead or wanted again.
 
-        The newest day comes first, and the organizations take turns. A dead row whose letter is still there stays dead;
-        it is the operator's to requeue.
+        The newest day comes first, and the organizations take turns. A dead row whose dead letter is still there stays
+        dead, until the operator requeues it.
         """
         total, began = Planned(), time.time()
         with self._pool.connection() as connection:
@@ -118,7 +120,8 @@ class Plan:
             for row in rows
         ]
         for job in jobs:
-            # Before the rows were read: a day that another's call ends meanwhile has ended after this.
+            # The time before the rows were read. A day that another day's call reads meanwhile then ends later than
+            # its job was enqueued, and the job need not read it again.
             job.enqueued_at = began
         answers = self._queues(queue).enqueue_many(jobs)
         dead = [(row, answer) for row, answer in zip(rows, answers, strict=True) if answer.state == "dead"]

@@ -37,7 +37,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much one call may ask for: so many days, and so many metrics."""
+    """How many days and how many metrics one call may ask for."""
 
     days: int
     metrics: int
@@ -47,9 +47,10 @@ class Load:
 class Page:
     """An integration as a provider sees it. The token never shows in a repr.
 
-    `zone` is the zone of the page's days. `user` names the person or group whose allowance the page's calls are charged
-    to. `refused` are the metrics that this page was lately refused: each is asked for in a call of its own, so that it
-    refuses no other. `load` is what the provider accepted for this page after it had asked for less data.
+    `zone` is the time zone of the page's days. `user` names the person or group whose allowance pays for the page's
+    calls. `refused` are the metrics that this page was lately refused. Each of them needs a call of its own, because
+    one refused metric makes the provider refuse the whole call. `load` is how much one call may ask for, after the
+    provider had demanded less.
     """
 
     integration_id: str
@@ -67,9 +68,9 @@ class Page:
 class Reading:
     """What the provider said about one metric on one day; `value` is set exactly when `status` is "value".
 
-    no_data: a finished day without a number. pending: not published yet. unsupported: the provider refuses this page
-    the metric. unreadable: there is an answer that is no number, and `reason` says what it is.
-    `breakdown` holds the parts of a value that is a sum, ready for JSON.
+    no_data: a finished day without a number. pending: not published yet. unsupported: the provider refuses the metric
+    to this page. unreadable: the answer is not a number, and `reason` says what it is.
+    `breakdown` has the parts of a value that is a sum, ready for JSON.
     `source_end_time` is the provider's own timestamp of the day, the proof that `day` is right.
     """
 
@@ -88,10 +89,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A provider's request to leave it alone for `blocked_for` seconds.
+    """A provider's request to make no call for `blocked_for` seconds.
 
     `key` says whom it concerns: for scope "app" the provider's name, for "page" the page id, for "user" the page's
-    `user`. `source` is the header or error code it came from.
+    `user`. `source` is the header or error code that the request came from.
     """
 
     scope: Scope
@@ -105,10 +106,10 @@ class Gate:
 class Answer:
     """One reading for every metric and every day that was read, and the moment of asking (UTC).
 
-    The latest asked day is always among them. Earlier ones are left out when the provider gives so little at a time
-    that they would take too many calls.
-    `given` are the metrics that the provider did not refuse, `refused` those that it refused this page.
-    `load` is what it accepted after it had asked for less data. `notes` are lines for people.
+    The latest asked day is always among them. Earlier days are left out if the provider gives so little data in one
+    call that they would take too many calls.
+    `given` are the metrics that the provider did not refuse, and `refused` are those that it refused to this page.
+    `load` is how much one call may ask for, after the provider had demanded less. `notes` are lines for the log.
     """
 
     readings: tuple[Reading, ...]
@@ -126,8 +127,8 @@ class ProviderError(Exception):
     `reason` is a short machine word; `detail` one line for people, at most 2 kB, without control characters.
     The provider that raises it has taken every secret out. `needs_reconnect` means that only the owner of
     the page can help: by connecting it anew, or by giving a right back. `fault` "app" means that every page would be
-    refused for it, "unclear" that this may be so. `given` and `refused` are the metrics of which this was known before
-    the read failed, so that the next attempt need not find it out again.
+    refused like this, and "unclear" means that it may be so. `given` and `refused` are what was known of single metrics
+    before the read failed, so that the next attempt need not find it out again.
     """
 
     given: frozenset[str] = frozenset()
@@ -160,13 +161,13 @@ class ProviderError(Exception):
         super().__init__(f"{error_class}/{reason}: {self.detail}".removesuffix(": "))
 
     def facts(self) -> dict[str, Any]:
-        """Return what `ProviderError(**facts)` makes anew, ready for JSON, without the gates."""
+        """Return the arguments that make this error again, ready for JSON and without the gates."""
         names = ("error_class", "reason", "detail", "code", "subcode", "http_status", "trace_id", "needs_reconnect")
         return {name: getattr(self, name) for name in (*names, "fault")}
 
     @property
     def is_silence(self) -> bool:
-        """Tell whether not one byte came from the provider: no address, no connection, no answer in time."""
+        """Tell whether the provider sent not one byte: it had no address, no connection, or no answer in time."""
         return self.error_class == "transient" and self.reason == "network" and self.http_status is None
 
     @property
@@ -177,7 +178,7 @@ class ProviderError(Exception):
     @property
     def may_be_of_one_day(self) -> bool:
         """Tell whether fewer days may be had though these are refused for good: it is not the page that is at fault."""
-        if self.error_class != "permanent" or self.needs_reconnect:  # a token and a right are those of every day
+        if self.error_class != "permanent" or self.needs_reconnect:  # a lost token or right is lost for every day
             return False
         return self.reason == "malformed" or self.fault == "unclear"
 
@@ -185,9 +186,9 @@ class ProviderError(Exception):
 class Provider(Protocol):
     """Reads pages. One object serves all slots of a worker at the same time.
 
-    `day_zone` is the zone of a day, unless a page has its own. `published_within` is how long after its end a day's
-    numbers may take to be published. `span_days` is how many days one call may carry. With `reads_everything` one read
-    brings all days of the page at no further cost.
+    `day_zone` is the time zone of a day, unless a page has its own. A day's numbers are published at the latest
+    `published_within` after the day's end. One call may carry `span_days` days. If `reads_everything`, one read brings
+    all days of the page without further cost.
     """
 
     name: str
@@ -199,7 +200,7 @@ class Provider(Protocol):
     def read(self, page: Page, days: Sequence[date], metrics: Sequence[Metric]) -> Answer:
         """Return one reading for each metric and each day that could be read, or raise ProviderError.
 
-        The days are those of the page's zone. See `Answer` for the days that may be left out.
+        The days are days in the page's zone. `Answer` says which days may be left out.
         """
 
     def close(self) -> None:

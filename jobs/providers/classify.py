@@ -21,7 +21,7 @@ _SERVICE = frozenset({1, 2})
 _CONNECTION = 960
 _TOKEN = frozenset({102, 190})
 _PERMISSION = frozenset({10, *range(200, 300)})
-_APP = frozenset({3, 12, 101, 104})  # no such right, no such version any more, no such app, no token came along
+_APP = frozenset({3, 12, 101, 104})  # the app lacks the right; the version has ended; no such app; the token is missing
 _REQUEST = frozenset({100, 506, 803, 2500, 3001, 1609005})
 _NO_SUCH_OBJECT = 803  # as a request it can be wrong for one page alone
 _UNCLEAR = frozenset({"request", "invalid_metric", "unclassified"})  # the last: a proxy's page, a code of next year
@@ -36,7 +36,7 @@ _TOKEN_REASONS = {
     493: "data_access_expired",
 }
 
-# Only what begins a sentence about the app: "The user has not authorized application 123" is about one page's token.
+# Only these words are about the app. "The user has not authorized application 123" is about one page's token.
 _OF_THE_APP = re.compile(r"\berror validating application\b", re.IGNORECASE)
 _LESS_DATA = "reduce the amount of data"
 
@@ -69,7 +69,7 @@ class Failure:
     def fault(self) -> Fault:
         """Tell whether the refusal is about the page, about our app, or may be either.
 
-        An app that was switched off is refused in the words of a bad token or a missing right, but for every page.
+        When our app is switched off, every page is refused with the words of a bad token or a missing right.
         """
         if self.reason == "app":
             return "app"
@@ -86,7 +86,7 @@ def classify(
 
     `exception` is what the transport raised, with `status` None when no answer began. The HTTP status does not
     carry the class (code 2 comes under 200, 400, 401 and 500) and texts may be translated: a known code
-    decides alone. A number that cannot be read at all is NaN or infinite, so that it costs only itself.
+    decides alone. A number that Python cannot read becomes NaN or infinity, so that only this number is lost.
     """
     if exception is not None:
         return _by_exception(status, exception)
@@ -100,7 +100,7 @@ def classify(
 
 
 def _by_exception(status: int | None, exception: Exception) -> Failure:
-    """Judge an answer that did not come, or not whole. A body that is useless leaves the status to say something."""
+    """Judge an answer that did not come, or came only in part. If its body is useless, the HTTP status decides."""
     detail = f"{type(exception).__name__}: {exception}".removesuffix(": ")
     if not isinstance(exception, UnusableBody):
         return Failure("transient", "network", detail, http_status=status)
@@ -110,7 +110,7 @@ def _by_exception(status: int | None, exception: Exception) -> Failure:
 
 
 def _as_number(text: str) -> int | Decimal | float:
-    """Return the exact number, infinity for one that Python does not take: thousands of digits, absurd exponents."""
+    """Return the exact number, or infinity if Python refuses it for thousands of digits or an absurd exponent."""
     try:
         return int(text) if text.lstrip("-").isdigit() else Decimal(text)
     except (ValueError, ArithmeticError):
@@ -137,7 +137,7 @@ def _decoded(text: str) -> Any:
     except JSONDecodeError:
         raise
     except (ValueError, ArithmeticError):
-        return _PATIENT_DECODER.decode(text)  # one number is at fault, and asking for each is slow
+        return _PATIENT_DECODER.decode(text)  # slow, because it calls Python for each number; only needed for a bad one
 
 
 def _by_code(status: int, error: Document) -> Failure:
@@ -192,7 +192,7 @@ def _verdict(
 
 
 def _names_the_app(code: int | None, subcode: int | None, message: str) -> bool:
-    """Tell whether the text of a code that has several meanings is about our app. A known subcode is about a token."""
+    """Tell whether an error whose code has several meanings is about our app. A known subcode is about a token."""
     if code == 100:
         return "appsecret_proof" in message
     return code in _TOKEN and subcode not in _TOKEN_REASONS and _OF_THE_APP.search(message) is not None
