@@ -104,11 +104,11 @@ def plain(question: Question) -> Reply:
 def behaviour(name: str) -> Behaviour:
     """Return the behaviour called `name`. Raises ValueError for an unknown one.
 
-    Beside those of the table there are `error-CODE`, `error-CODE-SUBCODE`, `token-SUBCODE`, `perm-CODE`,
-    `limit-page:MINUTES`, `retry-after:SECONDS` (HTTP 503), `refuse:METRIC` (a call with that metric in it),
-    `reduce-above:DAYSxMETRICS` and `reduce-above:VALUES` (a call for more than that), and the odd values of
-    `odd-string` and its like, in the first of the asked metrics or in that of `odd-string:METRIC`.
-    Each may be followed by `@STATUS`, the HTTP status to send it with.
+    Besides the names in the table there are `error-CODE`, `error-CODE-SUBCODE`, `token-SUBCODE`, `perm-CODE`,
+    `limit-page:MINUTES`, `retry-after:SECONDS` (HTTP 503) and `refuse:METRIC`, which refuses a call with that metric.
+    `reduce-above:DAYSxMETRICS` and `reduce-above:VALUES` refuse a call for more than that. `odd-string` and other
+    `odd-` names spoil the first asked metric, and `odd-string:METRIC` spoils that metric.
+    Each name may be followed by `@STATUS`, the HTTP status to send it with.
     """
     plain_name, at, status = name.partition("@")
     if at and re.fullmatch(r"[1-9]\d\d", status):
@@ -265,7 +265,7 @@ def _refuse(metric: str) -> Behaviour:
 
 
 def _reduce_above(days: int, metrics: int, values: int, question: Question) -> Reply:
-    """Answer as the API does when a call is too large for it, which it says of no size in advance."""
+    """Refuse a call that is too large, as the API does. The API never says in advance which size it accepts."""
     asked = len(question.days), len(question.metrics)
     if asked[0] > days or asked[1] > metrics or asked[0] * asked[1] > values:
         return _reduce(question)
@@ -277,7 +277,7 @@ def _retry_after(seconds: str) -> Behaviour:
 
 
 def _odd(kind: str, metric: str | None, question: Question) -> Reply:
-    """Answer with one metric spoilt (by default the first), and the others as they are."""
+    """Answer with one spoilt metric, by default the first. The other metrics stay as they are."""
     name = metric or question.metrics[0]
     document = _document(question)
     data = [ODD[kind](item) if item["name"] == name else item for item in document["data"]]

@@ -1,4 +1,4 @@
-"""What may stand in an element of an insights answer in the place of its numbers."""
+"""Makes odd values that may stand in an insights answer in the place of its numbers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 Item = dict[str, Any]  # an element of `data`
 
 HUGE = "@huge@"
-"""Stands for an integer of 5,000 digits, which Python does not write."""
+"""Stands for an integer of 5,000 digits, which Python refuses to write."""
 
 
 def at_noon(item: Item) -> Item:
-    """Return the item with values that end half a day earlier."""
+    """Return the item with values that end at noon instead of at the end of the day."""
     ends = (datetime.fromisoformat(bucket["end_time"]) - timedelta(hours=12) for bucket in item["values"])
     values = zip(item["values"], ends, strict=True)
     return {**item, "values": [{**bucket, "end_time": f"{end:%Y-%m-%dT%H:%M:%S+0000}"} for bucket, end in values]}
 
 
 def _instead(value: Any, item: Item) -> Item:
-    """Return the item with another value in the place of each."""
+    """Return the item with each of its values replaced by `value`."""
     return {**item, "values": [{**bucket, "value": value} for bucket in item["values"]]}
 
 

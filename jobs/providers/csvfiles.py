@@ -7,14 +7,15 @@ The file of a page is `<page id>.csv` in one directory, UTF-8, with a header lin
     2026-03-07,page_views_total,1204
     2026-03-07,page_follows,88.5
 
-`date` is written YYYY-MM-DD and a day of the page's zone, `value` a plain decimal number, empty for a day without data.
-An absent row says the same up to the newest date in the file, whatever its metric: so write all rows of a day at once.
-Later days are not exported yet, and are asked for again; of a file without rows that is every day. Of two rows for one
-date and metric the later counts, so a correction can be appended. Metrics that the catalog lacks are passed over and
-told. Write a new file beside the old one and rename it, or a job may read half of it.
+`date` is written YYYY-MM-DD and is a day in the page's zone. `value` is a plain decimal number, or empty for a day
+without data. Up to the newest date in the file, of any metric, a day without a row is a day without data, too. So write
+all rows of a day at once. Later days are not exported yet, and are asked for again; in a file without rows these are
+all days. If one date and metric has two rows, the later row counts, so a correction can be appended. Metrics that the
+catalog lacks are ignored, and a log line names them. Write a new file beside the old one and rename it; otherwise a job
+may read half of it.
 
-What could mean two things is refused, and one bad row refuses the whole file: a row that was cut in two looks like a
-right one, and nobody would miss what it had.
+If anything could mean two things, the whole file is refused, even for one bad row. A row that was cut in two may look
+like a good one, and nobody would notice what is lost.
 """
 
 from __future__ import annotations
@@ -35,28 +36,28 @@ from zoneinfo import ZoneInfo
 
 from jobs.providers.base import Answer, Metric, Page, ProviderError, Reading, printable
 
-# A year of a page is some hundred kilobytes. What is far beyond that is another file, and would fill the worker.
+# A year of a page is some hundred kilobytes. A much larger file is a mistake, and would fill the worker's memory.
 _FILE_BYTES = 64 * 1024 * 1024
 _LINE_CHARACTERS = 64 * 1024
 _COLUMNS = ("date", "metric", "value")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
-_UNDECODED = re.compile(r"[\udc80-\udcff]")  # what `surrogateescape` makes of bytes that are not UTF-8
-# A row whose quotes stand around whole fields. Python's reader takes a quote inside a bare field for a character.
+_UNDECODED = re.compile(r"[\udc80-\udcff]")  # characters that `surrogateescape` makes of bytes that are not UTF-8
+# A row in which quotes stand only around whole fields. Python's reader would accept a quote inside a field.
 _WELL_QUOTED = re.compile(r'(?:"[^"]*(?:""[^"]*)*"|[^",\r\n]*)(?:,(?:"[^"]*(?:""[^"]*)*"|[^",\r\n]*))*[\r\n]*')
-_PAGE_ID_BYTES = 200  # a name in a file system has 255 at most
-_TOLD = 5  # unknown names
+_PAGE_ID_BYTES = 200  # a file system allows names of at most 255 bytes
+_TOLD = 5  # unknown names that a message shows
 
 Cells = dict[tuple[date, str], Decimal | None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What a file has of the days and metrics that were asked for, and its newest date: `date.min` without a row."""
+    """What a file has for the days and metrics that were asked for. Without rows its newest date is `date.min`."""
 
     cells: Cells
     newest: date
-    known: frozenset[str]  # metrics of those asked for
-    unknown: tuple[str, ...]  # the first few of the others
+    known: frozenset[str]  # metrics of the file that were asked for
+    unknown: tuple[str, ...]  # the first few metrics of the file that were not
 
     def reading(self, metric: Metric, day: date) -> Reading:
         if not metric.covers(day):
@@ -81,7 +82,7 @@ class CsvProvider:
 
     @staticmethod
     def check_page_id(page_id: str) -> None:
-        """Raise `ValueError` with a sentence for a page id that cannot name a file of the directory."""
+        """Raise `ValueError` for a page id that cannot be the name of a file. Its text is a sentence for people."""
         if not page_id or page_id.startswith(".") or not page_id.isprintable() or set(page_id) & set("/\\"):
             raise ValueError(f"page {page_id!r} cannot name a file: the file of page x is x.csv in the directory")
         if len(page_id.encode()) > _PAGE_ID_BYTES:
@@ -90,10 +91,10 @@ class CsvProvider:
     def read(self, page: Page, days: Sequence[date], metrics: Sequence[Metric]) -> Answer:
         """Return one reading for each metric and day, in that order, after one pass over the file.
 
-        `given` are the metrics that have a row, and a note names those that were not asked for. Raises ProviderError:
-        permanent/object_not_found without a file; permanent/malformed with file and line for what the file says, and
-        for one that is too large; permanent/unreadable for what is no file, which stays so until somebody acts;
-        transient/unreadable when the directory or the disk fails.
+        `given` are the metrics that have a row, and a note names metrics that were not asked for. Raises ProviderError:
+        permanent/object_not_found when there is no file; permanent/malformed when the file is too large or its content
+        is wrong, with file and line; permanent/unreadable when it is not a regular file, which stays so until somebody
+        acts; transient/unreadable when the directory or the disk fails.
         """
         now = datetime.now(UTC)
         today = now.astimezone(page.zone or self.day_zone).date()
@@ -109,7 +110,7 @@ class CsvProvider:
 
     @contextmanager
     def _opened(self, page_id: str) -> Iterator[tuple[str, TextIO]]:
-        """Yield the name of the page's file and the file, opened for reading."""
+        """Open the page's file for reading. Yield its name and the file."""
         try:
             self.check_page_id(page_id)
         except ValueError as error:
@@ -130,15 +131,17 @@ class CsvProvider:
 
 
 def _open_inside(directory: Path, name: str) -> TextIO:
-    """Open a regular file of `directory`; a link may lead to another one there, and nowhere else.
+    """Open a regular file of `directory`. A symbolic link may lead only to another file in the same directory.
 
-    Whoever may write into the directory could have the numbers of another file shown, or the worker wait for ever.
+    Otherwise a person who may write into the directory could show the content of any file, or make the worker wait for
+    ever.
     """
     inside = os.path.realpath(directory)
     path = os.path.realpath(os.path.join(inside, name))
     if os.path.commonpath((inside, path)) != inside:
         raise ProviderError("permanent", "unreadable", f"{name} is a link that leads out of the directory")
-    # Without waiting for the other end of a pipe; and looked at when it is open, for a look before could see another.
+    # O_NONBLOCK: opening a pipe must not wait for its other end. The type of the file is looked at after the file is
+    # open, because before that somebody could replace it.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         found = os.fstat(descriptor)
@@ -159,7 +162,7 @@ def _read_table(name: str, stream: TextIO, days: set[date], asked: set[str], tod
     cells: Cells = {}
     known: set[str] = set()
     unknown: dict[str, None] = {}
-    parsed: dict[str, date] = {}  # a file says each date many times
+    parsed: dict[str, date] = {}  # a cache: the same date stands in many rows
     for line, row in rows:
         if len(row) != width:
             raise _malformed(name, line, f"{len(row)} fields where the header has {width}")
@@ -187,7 +190,7 @@ def _header(name: str, first: tuple[int, list[str]]) -> tuple[dict[str, int], in
     names = [text.strip() for text in row]
     if missing := [column for column in _COLUMNS if column not in names]:
         raise _malformed(name, line, f"no column {', '.join(missing)}" + (f"; it has {_told(names)}" if names else ""))
-    # Several columns without a name are what spreadsheets leave at the right: nobody reads them.
+    # Spreadsheets leave columns without a name at the right. Several of them are allowed, because nobody reads them.
     if twice := [text for text in dict.fromkeys(names) if text and names.count(text) > 1]:
         raise _malformed(name, line, f"two columns of one name: {_told(twice)}")
     return {text: place for place, text in enumerate(names)}, len(names)
@@ -195,7 +198,7 @@ def _header(name: str, first: tuple[int, list[str]]) -> tuple[dict[str, int], in
 
 def _rows(name: str, stream: TextIO) -> Iterator[tuple[int, list[str]]]:
     """Yield each row that is not blank, with the number of its first line."""
-    raw: list[str] = []  # the lines of the row: several when a quoted field has line breaks
+    raw: list[str] = []  # the lines of the row; there are several if a quoted field has line breaks
     reader = csv.reader(_lines(name, stream, raw), strict=True)
     while True:
         line = reader.line_num + 1
@@ -213,14 +216,14 @@ def _rows(name: str, stream: TextIO) -> Iterator[tuple[int, list[str]]]:
 
 
 def _lines(name: str, stream: TextIO, raw: list[str]) -> Iterator[str]:
-    """Yield each line and add it to `raw`."""
+    """Yield each line, and add it to `raw`, where the caller checks its quotes."""
     size = number = 0
     while line := stream.readline(_LINE_CHARACTERS + 1):
         number += 1
         size += len(line)
         if len(line) > _LINE_CHARACTERS:
             raise _malformed(name, number, f"a line of more than {_LINE_CHARACTERS:,} characters")
-        if size > _FILE_BYTES:  # it grows while it is read
+        if size > _FILE_BYTES:  # the file grew while it was read
             raise _malformed(name, number, f"more than {_FILE_BYTES:,} characters up to here")
         if "\0" in line:
             raise _malformed(name, number, "a NUL byte: not CSV in UTF-8")
@@ -235,7 +238,7 @@ def _date(name: str, line: int, text: str, today: date) -> date:
         day = date.fromisoformat(text)
     except ValueError:
         raise _malformed(name, line, f"{text[:40]!r} is no date") from None
-    if day.isoformat() != text:  # 20260307 and 2026-W10-6 are read too
+    if day.isoformat() != text:  # Python also accepts 20260307 and 2026-W10-6
         raise _malformed(name, line, f"{text[:40]!r} is not written YYYY-MM-DD")
     if day > today:
         raise _malformed(name, line, f"{text} is still to come: today is {today} where the page is")

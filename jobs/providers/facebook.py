@@ -22,20 +22,20 @@ VERSION = "v25.0"
 
 _SENDABLE = re.compile(r"[\x21-\x7e]+")
 _PAGE_ID = re.compile(r"[0-9]{1,30}")
-_MOST_CALLS = 40  # of one read; its time is bounded too
+_MOST_CALLS = 40  # calls of one read, whose time is limited, too
 _UNFINISHED = Failure("transient", "unfinished", "one read took as many calls, or as long, as it may")
 
 
 class FacebookProvider:
     """Reads pages over HTTP. Retries nothing by itself, except to confirm once that a page is not there.
 
-    It remembers nothing between two reads: what it learns of a page is in the answer.
+    It remembers nothing between two reads. What it learns about a page is in the answer.
     """
 
     name = "facebook"
     day_zone = DAY_ZONE
     published_within = PUBLISHED_WITHIN
-    # The API takes spans of 90 times 24 hours, and one day a year has 25.
+    # The API accepts spans of 90 times 24 hours, and one day a year has 25 hours.
     span_days = 89
     reads_everything = False
 
@@ -52,9 +52,10 @@ class FacebookProvider:
         read_deadline: float = 60.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`total_deadline` bounds each HTTP call, `read_deadline` all calls of a read together: two at least.
+        """`total_deadline` limits the seconds of each HTTP call, and `read_deadline` those of all calls of a read.
 
-        `confirm_after` is the pause before asking for a page again.
+        `read_deadline` should leave time for at least two calls. `confirm_after` is the pause, in seconds, before the
+        second call that confirms that a page is not there.
         """
         self._graph = Graph(
             base_url=base_url,
@@ -70,19 +71,20 @@ class FacebookProvider:
 
     @staticmethod
     def check_page_id(page_id: str) -> None:
-        """Raise ValueError, with a sentence that says what to do, for what cannot be the id of a page."""
+        """Raise ValueError for what cannot be the id of a page. Its text says what to do."""
         if not _PAGE_ID.fullmatch(page_id):
             raise ValueError(
-                f"a page is added by its number, which is 1 to 30 digits, and not by {printable(page_id)[:50]!r}: "
+                f"a page is added by its number of 1 to 30 digits, and not by {printable(page_id)[:50]!r}: "
                 "use the page ID that the page shows under About, Page transparency"
             )
 
     def read(self, page: Page, days: Sequence[date], metrics: Sequence[Metric]) -> Answer:
         """Return one reading for each metric and day, in that order.
 
-        One call, unless the API refuses something. A refused metric is found by asking for each alone; it is
-        unsupported for this page. A call that asks for too much is halved until it is accepted; days that take too
-        many calls then are left out, the oldest first. Raises ProviderError; ValueError for more than 90 days.
+        Makes one call, unless the API refuses something. If a metric is refused, each metric is asked for alone, and
+        the refused one is unsupported for this page. If a call asks for too much, it is halved until it is accepted; if
+        that takes too many calls, the oldest days are left out. Raises ProviderError, and ValueError for more than 90
+        days.
         """
         window, now = Window.of(days, page.zone or DAY_ZONE), self._clock()
         names = list(dict.fromkeys(m.name for m in metrics if any(map(m.covers, window.days))))
@@ -92,7 +94,7 @@ class FacebookProvider:
             page,
             confirm_after=self._confirm_after,
             ends=monotonic() + self._read_deadline,
-            most_calls=max(_MOST_CALLS, 2 * len(names)),  # of very many metrics the latest day alone takes more
+            most_calls=max(_MOST_CALLS, 2 * len(names)),  # with very many metrics the latest day alone needs more calls
             clock=self._clock,
         )
         findings = Findings(page.page_id, window.zone)
@@ -131,7 +133,7 @@ class _Conversation:
         most_calls: int,
         clock: Callable[[], datetime],
     ) -> None:
-        """No call begins after the moment `ends` of the monotonic clock, or after `most_calls` of them."""
+        """After `most_calls` calls, or at the moment `ends` of the monotonic clock, no further call begins."""
         self.gates: list[Gate] = []
         self._graph = graph
         self._page = page
@@ -144,7 +146,7 @@ class _Conversation:
             raise ProviderError("permanent", "token_invalid", detail, needs_reconnect=True)
 
     def ask(self, metrics: Sequence[str], window: Window) -> list[Any] | Failure:
-        """Return the data, the refusal of one of the metrics, or that of a call that asks for too much.
+        """Return the data of the answer, or a failure that says that a metric is refused or that the call is too large.
 
         Raises ProviderError for every other failure.
         """
@@ -174,7 +176,7 @@ class _Conversation:
         )
 
     def malformed(self, error: UnusableBody) -> ProviderError:
-        """Return what a provider raises for an answer that makes no sense."""
+        """Return the error for an answer that makes no sense."""
         return self.error(Failure("transient", "malformed", str(error), http_status=200))
 
     def _call(self, metrics: Sequence[str], window: Window) -> list[Any] | Failure:
@@ -194,7 +196,7 @@ class _Conversation:
             within=time_left,
         )
         if exchange.exception is not None and monotonic() >= self._ends:
-            raise self.error(_UNFINISHED)  # it was cut short by us, and is no sign that the provider is away
+            raise self.error(_UNFINISHED)  # we ended the call ourselves, so it does not mean that the provider is away
         outcome = classify(exchange.status, exchange.headers, exchange.body, exchange.exception)
         failure = outcome if isinstance(outcome, Failure) else None
         self.gates += gates(exchange.headers, failure, app=FacebookProvider.name, page=self._page, now=self._clock())
@@ -202,7 +204,10 @@ class _Conversation:
 
 
 def _collect(conversation: _Conversation, portions: Portions, findings: Findings, window: Window) -> tuple[str, ...]:
-    """Ask for everything and return lines for people. What goes wrong once the latest day is whole costs older days."""
+    """Ask for everything, and return lines for the log.
+
+    If something fails after the latest day is complete, only older days are lost.
+    """
     notes: tuple[str, ...] = ()
     refusal: Failure | None = None
     try:
@@ -213,7 +218,7 @@ def _collect(conversation: _Conversation, portions: Portions, findings: Findings
             raise
         notes = (f"{left_out[-1]} and the days before it were left out: {error}",)
     if refusal is not None and not portions.given:
-        # Nothing was accepted, so the fault is ours and not a metric's: a missing proof, a wrong version.
+        # No metric was accepted, so the fault is not a metric's but ours, as a missing proof or a wrong version.
         raise conversation.error(refusal)
     try:
         findings.judge()
@@ -225,7 +230,7 @@ def _collect(conversation: _Conversation, portions: Portions, findings: Findings
 def _ask_in_portions(
     conversation: _Conversation, portions: Portions, findings: Findings, zone: ZoneInfo
 ) -> Failure | None:
-    """Ask until nothing is left; return the first refusal of a metric."""
+    """Ask until nothing is left. Return the first refusal of a metric, or None."""
     refusal: Failure | None = None
     while (portion := portions.next()) is not None:
         outcome = conversation.ask(portion.metrics, Window(portion.days[::-1], zone))
@@ -241,7 +246,7 @@ def _ask_in_portions(
         elif len(portion.metrics) > 1:
             portions.isolate(portion)
         elif portion.metrics[0] in portions.given:
-            raise conversation.error(outcome)  # these days are refused, and not the metric
+            raise conversation.error(outcome)  # the days are refused, not the metric
         else:
             refusal = refusal or outcome
             portions.refuse(portion.metrics[0])
@@ -251,7 +256,7 @@ def _ask_in_portions(
 def _readings(
     metrics: Sequence[Metric], days: Sequence[date], portions: Portions, findings: Findings, now: datetime
 ) -> tuple[Reading, ...]:
-    """Return the readings of days that are whole."""
+    """Return the readings of the days for which every metric was answered or refused."""
     found: list[Reading] = []
     for metric in metrics:
         if metric.name in portions.given and metric.valid_from is None and metric.valid_to is None:

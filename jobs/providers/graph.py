@@ -59,9 +59,9 @@ class Graph:
         logging.getLogger("urllib3").setLevel(logging.ERROR)
 
     def get(self, path: str, params: Mapping[str, str], token: str, *, within: float) -> Exchange:
-        """Return what came of GET `path`; failures of the transport are part of it and not raised.
+        """Return the result of GET `path`. A failure of the transport is part of the result and is not raised.
 
-        The call ends within so many seconds, and within the deadline of every call.
+        The call ends within `within` seconds, and within the deadline that every call has.
         """
         deadline = min(within, self._total_deadline)
         if self._app_secret is not None:
@@ -75,7 +75,7 @@ class Graph:
                 retries=_NEVER_AGAIN,
                 redirect=False,
                 timeout=Timeout(deadline, connect=min(_CONNECT_TIMEOUT, deadline)),
-                pool_timeout=deadline,  # type: ignore[arg-type]  # of a queue.Queue, which takes a float
+                pool_timeout=deadline,  # type: ignore[arg-type]  # urllib3 hands it to queue.Queue, which takes a float
                 preload_content=False,
             )
         except HTTPError as error:

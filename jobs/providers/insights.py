@@ -4,7 +4,7 @@ A day of page insights is a day in California. Its bucket carries the end of tha
 UTC, so that the date in the text is one too late. Only the exact moment tells the day (a day in March has 23
 hours, one in November 25).
 
-What cannot be read costs only itself: the reading says why, and the other readings of the answer are as good as ever.
+If one number cannot be read, only that number is lost: its reading says why, and the other readings are kept.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MAX_SPAN = timedelta(days=90)  # in seconds: with the one of 25 hours among them
 
 PUBLISHED_WITHIN = timedelta(hours=24)
 
-_MOST_DIGITS = 30  # before the point, and after it
+_MOST_DIGITS = 30  # digits before the point, and digits after it
 _BOUND = 10**_MOST_DIGITS
-_LONGEST_TIME = 40  # characters: what is longer is no time, and would stay in the cache
-_EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)  # the default one rounds to 28 digits
+_LONGEST_TIME = 40  # characters; a longer text is not a time, and must not fill the cache
+_EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)  # the default context rounds to 28 digits
 _TOTAL = "total"
 _NO_END = "a value without a readable end_time"
 _NOT_NUMBERS = {
@@ -80,24 +80,26 @@ def end_time(day: date, zone: ZoneInfo = DAY_ZONE) -> datetime:
 
 
 class Findings:
-    """What the answers of one read hold, and what each says of a metric and a day."""
+    """Collects the answers of one read, and says what they hold for a metric and a day."""
 
     def __init__(self, page_id: str, zone: ZoneInfo) -> None:
         self._page_id = page_id
         self._zone = zone
         self._buckets: dict[str, dict[date, Any]] = {}
-        self._odd: dict[str, str] = {}  # of a metric: why a day that it seems to lack may be there after all
-        self._nameless: str | None = None  # the same, of every metric that seems to be absent
+        # An element of an answer that cannot be read may hold a day that seems to be missing. `_odd` says what is wrong
+        # with elements of a metric, `_nameless` with elements that may be of any metric.
+        self._odd: dict[str, str] = {}
+        self._nameless: str | None = None
         self._strays = False
-        self._known: dict[str, date | str] = {}  # by `end_time`, of which an answer has few
+        self._known: dict[str, date | str] = {}  # a cache by `end_time`: an answer repeats a few of them
 
     def add(self, items: Iterable[Any]) -> None:
-        """Take in the `data` of an answer. A bucket that comes twice counts once, the last.
+        """Take in the `data` of an answer. If a bucket comes twice, the last one counts.
 
-        Raises UnusableBody for numbers of another page.
+        Raises UnusableBody if the answer is about another page.
         """
         for item in items:
-            # Plain checks, here and below: a page has dozens of them, and a `match` takes longer than all the rest.
+            # Plain checks, here and below, because a `match` is slow: it would take longer than all the rest.
             if not isinstance(item, dict):
                 self._nameless = "an element of the answer that is no object"
                 continue
@@ -114,15 +116,16 @@ class Findings:
                 self._put(name, values)
 
     def judge(self) -> None:
-        """Raise UnusableBody if there are values and none of them ends with a day: then every day is another."""
+        """Raise UnusableBody if there are values but none ends at the end of a day. Then the days cannot be trusted."""
         if self._strays and not any(self._buckets.values()):
             raise UnusableBody(f"not one value ends at the end of a day in {self._zone.key}")
 
     def readings(self, name: str, days: Iterable[date], now: datetime) -> list[Reading]:
-        """Return what is said of a metric on each of the days, `now` being the time of asking.
+        """Return the reading of a metric on each of `days`. `now` is the time of asking.
 
-        What is missing is awaited until the day has ended. It is awaited one day longer, in which the API publishes,
-        while nothing at all is there of that day, or while the metric has other days. Then it is a day without data.
+        A missing number is pending until the day has ended. It stays pending for one more day, in which the API
+        publishes, if the day has no number of any metric, or if the metric has numbers of other days. Otherwise the day
+        is without data.
         """
         buckets = self._buckets.get(name, {})
         found = []
@@ -167,7 +170,7 @@ class Findings:
 
 
 def _reading(metric: str, day: date, value: object, ends: datetime) -> Reading:
-    """Return what a value says that is not simply a whole number of a usual size."""
+    """Return the reading of a value that is not simply a whole number of usual size."""
     number, breakdown = _sum(value) if isinstance(value, dict) else (_number(value), None)
     if number is None:
         return Reading(metric, day, "no_data", source_end_time=ends)
@@ -177,9 +180,10 @@ def _reading(metric: str, day: date, value: object, ends: datetime) -> Reading:
 
 
 def _sum(parts: Parts) -> tuple[Number | str | None, Parts | None]:
-    """Return what the parts add up to (None: there is nothing; a text: why not), and the parts without a total.
+    """Return the sum of the parts, and the parts without their total.
 
-    The API leaves zero parts out, so that a map without any is 0. A `total` among the parts is their sum, told twice.
+    Instead of a sum, return None if there is nothing to add up, or a text that says why they cannot be added. The API
+    leaves out parts that are zero, so an empty map is 0. A part called `total` is the sum of the others.
     """
     told: Number | None = None
     sums: dict[str, Number] = {}
@@ -192,7 +196,7 @@ def _sum(parts: Parts) -> tuple[Number | str | None, Parts | None]:
         if name == _TOTAL:
             told = number
         else:
-            label = printable(name)  # by which two names may become one
+            label = printable(name)  # two names may become the same label
             sums[label] = _added(sums[label], number) if label in sums else number
     if not sums and parts:
         return told, None
@@ -205,7 +209,7 @@ def _sum(parts: Parts) -> tuple[Number | str | None, Parts | None]:
 
 
 def _number(value: object) -> Number | str | None:
-    """Return the exact number, or say what there is in its place; a text is none even when it reads like one."""
+    """Return the exact number, or a text that says what stands in its place. A number in quotes is not a number."""
     if type(value) is int and -_BOUND < value < _BOUND:
         return value
     if value is None:
@@ -224,7 +228,7 @@ def _added(one: Number, other: Number) -> Number:
 
 
 def _plain(number: Number) -> object:
-    """Return the number in a form that orjson writes without a loss."""
+    """Return the number in a form that orjson can write without losing a digit."""
     if isinstance(number, int) and -(2**63) <= number < 2**64:
         return number
     as_float = float(number)
@@ -232,15 +236,15 @@ def _plain(number: Number) -> object:
 
 
 def _lacking(item: Mapping[str, Any]) -> str:
-    """Say what an element of an answer lacks."""
+    """Return words for what an element of an answer lacks."""
     if not isinstance(item.get("values"), list):
         return "a total_value in place of values by day" if "total_value" in item else "no readable list of values"
     return "values without a readable period" if not isinstance(item.get("period"), str) else "values without an id"
 
 
-@lru_cache(maxsize=1024)  # as for `end_time`
+@lru_cache(maxsize=1024)  # computing with time zones is slow, as in `end_time`
 def _day_that_ends(text: str, zone: ZoneInfo) -> date | str:
-    """Return the day that ends in `zone` at the moment which `text` names, or say why there is none."""
+    """Return the day that ends in `zone` at the moment that `text` names, or a text that says why there is none."""
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:

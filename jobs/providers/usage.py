@@ -38,9 +38,9 @@ class _Usage:
 def gates(
     headers: Mapping[str, str], failure: Failure | None, *, app: str, page: Page, now: datetime
 ) -> tuple[Gate, ...]:
-    """Return the gates that one answer asks for: usage of 95 % and more, a given wait, or a rate limit.
+    """Return the gates that one answer asks for, by a usage of 95 % or more, by a Retry-After, or by a rate limit.
 
-    `failure` is what the answer was judged to be. A Retry-After counts when it is longer than our own pause.
+    `failure` is how the answer was classified. A Retry-After counts only if it is longer than our own pause.
     """
     keys: dict[Scope, str] = {"app": app, "user": page.user or page.integration_id, "page": page.page_id}
     near = [usage for usage in _usages(headers, page.page_id) if usage.percent >= _SLOW_AT or usage.wait > 0]
@@ -57,7 +57,7 @@ def gates(
         if wait > 0:
             found.append(Gate(scope, keys[scope], wait, None, "retry-after"))
     elif wait > 0 and failure.http_status in (429, _UNAVAILABLE):
-        found.append(Gate("app", app, wait, None, "retry-after"))  # the service speaks of itself, not of a page
+        found.append(Gate("app", app, wait, None, "retry-after"))  # the header is about the whole service, not about a page
     return merged(found)
 
 
@@ -81,7 +81,7 @@ def _least_pause(failure: Failure, scope: Scope) -> float:
 
 
 def _retry_after(header: str, now: datetime) -> float:
-    """Return the seconds from `now` that a Retry-After names, in either of its forms; 0 when it is none. RFC 9110."""
+    """Return the seconds to wait that a Retry-After names in either form of RFC 9110, or 0 if it is not valid."""
     text = header.strip()
     if text.isascii() and text.isdigit():
         return min(float(text), _DAY)
@@ -94,10 +94,10 @@ def _retry_after(header: str, now: datetime) -> float:
 
 
 def _usages(headers: Mapping[str, str], page_id: str) -> Iterator[_Usage]:
-    """Yield what the headers tell. They come only once enough calls were made; an unreadable one is ignored.
+    """Yield the usages that the headers report. An unreadable header is ignored. Headers only come after many calls.
 
-    The business header has a budget for each of up to 32 objects and for each use of them. Of these only the page's
-    own for pages speaks of page insights: messages and advertisements are charged elsewhere.
+    The business header has an allowance for each of up to 32 objects and for each kind of use. Only the entry of this
+    page with the type "pages" is about page insights: messages and advertisements have allowances of their own.
     """
     yield from _usage("app", "x-app-usage", _parse(headers.get("x-app-usage")))
     yield from _usage("page", "x-page-usage", _parse(headers.get("x-page-usage")))
