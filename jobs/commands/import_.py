@@ -65,7 +65,7 @@ class Understood:
 @click.option("--integration", "--page", "integration_id", required=True, metavar="ID", help="The page.")
 @click.option("--metric", "metrics", multiple=True, metavar="[TITLE=]METRIC", help="What a title means. May repeat.")
 @click.option("--known-only", is_flag=True, help="Leave out titles that are not known.")
-@click.option("--dates", type=click.Choice(("mdy", "dmy", "ymd")), help="The order of day, month and year in the files.")
+@click.option("--dates", type=click.Choice(("mdy", "dmy", "ymd")), help="The order of day, month and year.")
 @click.option("--decimal", type=click.Choice(("point", "comma")), help="The mark before a fraction.")
 @click.option("--over-provider", is_flag=True, help="Also replace numbers that the provider gave.")
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")

@@ -139,7 +139,7 @@ def _how_to_read(new: Listed) -> str:
     if new.provider in NEVER_ASKED:
         return "Its numbers come from `redisq import`."
     return (
-        "Pages are asked for it from now on. Its past: redisq backfill --org ORG --from DATE --to DATE --only all"
+        "Pages are asked for it from now on. For its past: redisq backfill --org ORG --from DATE --to DATE --only all"
     )
 
 

@@ -107,7 +107,5 @@ def _checked(name: str, line: int, text: str, order: DateOrder, today: date) -> 
         raise Unreadable(name, line, f"{text!r} is before {FIRST_DAY}, when there were no pages. Correct it")
     if day > today:
         how = "" if order == "ymd" else f", read as {order} ({day})"
-        raise Unreadable(
-            name, line, f"{text!r} is after today, {today}{how}. Correct it, or leave out the future days"
-        )
+        raise Unreadable(name, line, f"{text!r} is after today, {today}{how}. Correct it, or leave out the future days")
     return day

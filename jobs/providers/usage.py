@@ -57,7 +57,7 @@ def gates(
         if wait > 0:
             found.append(Gate(scope, keys[scope], wait, None, "retry-after"))
     elif wait > 0 and failure.http_status in (429, _UNAVAILABLE):
-        found.append(Gate("app", app, wait, None, "retry-after"))  # the header is about the whole service, not about a page
+        found.append(Gate("app", app, wait, None, "retry-after"))  # the whole service, not a page
     return merged(found)
 
 
