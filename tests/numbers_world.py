@@ -1,4 +1,4 @@
-"""Pages whose days a test writes as it wants them, summed up by the real aggregate, and commands to look at them."""
+"""Lets a test write pages and their days, sums them up with the real aggregate, and runs the real commands on them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ Told = int | str | Decimal | None  # a number, or the status of a reading withou
 
 
 def ago(days: int) -> dt.date:
-    """Return the day so many days before the last one."""
+    """Return the day that is `days` days before `LAST`."""
     return LAST - dt.timedelta(days=days)
 
 
 @dataclass
 class NumbersWorld:
-    """One database, and short words for what the tests do with it."""
+    """One database, with short methods for what the tests do with it."""
 
     db: Connection[Any]
     shell: Shell
@@ -76,7 +76,7 @@ class NumbersWorld:
         reason: str | None = None,
         source: str | None = None,
     ) -> None:
-        """Write one day of a page: what became of it, and its readings."""
+        """Write one day of a page: its state in the ledger, and its readings."""
         readings = numbers or {}
         has_value = any(not isinstance(told, str | None) for told in readings.values())
         self.db.execute(
@@ -131,7 +131,7 @@ class NumbersWorld:
         return self.run("numbers", "--org", organization, "--to", LAST.isoformat(), *arguments)
 
     def json(self, *arguments: str, organization: str = "acme") -> Any:
-        """Return the document of `redisq numbers`, numbers exact."""
+        """Return the document of `redisq numbers`, with exact numbers."""
         return exact(self.numbers("--json", *arguments, organization=organization).stdout)
 
     def json_history(self, *arguments: str) -> Any:
@@ -139,7 +139,7 @@ class NumbersWorld:
         return exact(self.run("numbers", *arguments, "--json").stdout)
 
     def rows(self, *arguments: str, organization: str = "acme") -> Any:
-        """Return the rows of the only metric of the document."""
+        """Return the rows of the only metric in the document."""
         (metric,) = self.json(*arguments, organization=organization)["metrics"]
         return metric["rows"]
 

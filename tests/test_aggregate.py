@@ -125,7 +125,7 @@ def test_zero_is_a_value() -> None:
 
 
 def test_a_page_lacks_a_metric_that_others_of_its_provider_have() -> None:
-    """Left out of what is expected, a page's hole would be published as a complete sum."""
+    """If such a page were not expected, a sum without it would look complete."""
     rows = [row("a", None, status="unsupported"), row("b", 3), row("c", None, status="unsupported")]
     pages = [page("a"), page("b"), page("c", provider="csv")]
     summary = only(summarise(pages, rows, [SUM, Policy("csv", "views", "sum")]))
@@ -142,7 +142,7 @@ def test_a_metric_that_the_provider_gives_to_nobody_is_not_expected() -> None:
 
 
 def test_a_metric_that_other_organizations_have_is_missing() -> None:
-    """The only page of an organization lacks what the provider gives to others' pages, unless it had none then."""
+    """The provider gives the metric to pages of other organizations, so this organization's only page lacks it."""
     rows = [row("a", None, status="unsupported")]
     alive = replace(SUM, is_alive=True)
     lacking = only(summarise([page("a")], rows, [alive]))
@@ -152,34 +152,34 @@ def test_a_metric_that_other_organizations_have_is_missing() -> None:
 
 
 def test_an_unreadable_answer_is_missing() -> None:
-    """It was answered, and there is no number: whoever trusts the sum must know."""
+    """The page answered, but without a number. A person who trusts the sum must know."""
     summary = only(summarise([page("a"), page("b")], [row("a", None, status="unreadable"), row("b", 3)], [SUM]))
     assert (summary.value, summary.n_expected, summary.n_unreadable, summary.completeness) == (3, 2, 1, Decimal("0.5"))
     assert summary.missing == (("a", "unreadable"),)
 
 
 def test_value_coverage_counts_only_pages_with_a_number() -> None:
-    """A page that was answered without a number is complete, and there is still no number."""
+    """A page that answered without a number makes the sum complete, but it has no number."""
     summary = only(summarise([page("a"), page("b")], [row("a", None, status="no_data"), row("b", 3)], [SUM]))
     assert (summary.completeness, summary.value_coverage) == (1, Decimal("0.5"))
 
 
 def test_completeness_is_never_rounded_up() -> None:
-    """20,001 of 20,002 pages are not all of them."""
+    """20,001 of 20,002 pages must not look like all pages."""
     pages = [page(f"p{number:05}") for number in range(20_001)] + [page("z", "dead", "app")]
     summary = only(summarise(pages, [row(f"p{number:05}", 1) for number in range(20_001)], [SUM]))
     assert summary.completeness == Decimal("0.9999")
 
 
 def test_a_sum_is_exact_at_any_size() -> None:
-    """The columns take more digits than the default arithmetic keeps."""
+    """The columns store more digits than Python's default arithmetic keeps."""
     rows: list[Row] = [("a", "views", "value", Decimal(10**60)), ("b", "views", "value", Decimal("0.1") ** 30)]
     summary = only(summarise([page("a"), page("b")], rows, [SUM]))
     assert str(summary.value) == "1" + "0" * 60 + "." + "0" * 29 + "1"
 
 
 def test_a_sum_says_of_which_zone_its_day_is() -> None:
-    """A day in California and a day of UTC add up under one date: nobody may take it for either."""
+    """A day in California and a day in UTC add up under one date. Nobody may take the sum for either."""
     here, there = replace(page("a"), zone="America/Los_Angeles"), replace(page("b"), zone="UTC")
     rows = [row("a", 1), row("b", 2)]
     assert only(summarise([here, there], rows, [SUM])).zone == "mixed"
@@ -187,7 +187,7 @@ def test_a_sum_says_of_which_zone_its_day_is() -> None:
 
 
 def test_days_with_the_same_pages_can_be_told() -> None:
-    """A change is compared over pages that have a number on both days."""
+    """A change compares only pages that have a number on both days."""
     one = only(summarise([page("a"), page("b")], [row("a", 1), row("b", 2)], [SUM]))
     same = only(summarise([page("b"), page("a")], [row("a", 7), row("b", 8)], [SUM]))
     fewer = only(summarise([page("a"), page("b")], [row("a", 1), row("b", None, status="no_data")], [SUM]))
@@ -373,7 +373,7 @@ def test_a_killed_aggregate_leaves_its_marks(world: World) -> None:
 
 
 def test_a_retired_metric_keeps_its_past(world: World) -> None:
-    """How a stored number adds up does not hang on whether it is still asked for; nor does who was missing then."""
+    """A retired metric is not asked for any more, but its stored numbers and missing pages stay in the sums."""
     world.connect("org", "c")
     world.provider.answers = {("a", DAY): {VIEWS: 100}, ("b", DAY): {VIEWS: 7}, ("c", DAY): EXPIRED}
     for each in "ab":
@@ -390,7 +390,7 @@ def test_a_retired_metric_keeps_its_past(world: World) -> None:
 
 
 def test_a_retired_ratio_keeps_its_past_and_gets_no_future(world: World) -> None:
-    """It is computed and never asked for, so only what was computed for a day before tells that it was alive then."""
+    """A ratio has no readings, so only a stored sum of the day shows that it existed then."""
     world.db.execute(
         "INSERT INTO metric_catalog (provider, metric, additivity, numerator, denominator)"
         " VALUES ('facebook', 'rate', 'ratio', 'page_post_engagements', %s)",
@@ -408,7 +408,7 @@ def test_a_retired_ratio_keeps_its_past_and_gets_no_future(world: World) -> None
 
 
 def test_a_sum_that_is_computed_anew_says_all_of_it_anew(world: World) -> None:
-    """A day that tells of yesterday's pages beside today's sum misleads whoever compares two days."""
+    """If one column kept its old value, a comparison of two days would be wrong."""
     columns = "n_value, n_refused, n_unreadable, completeness, value_coverage, zone, pages_hash"
     answers: list[Told] = [{VIEWS: "unreadable"}, {VIEWS: "unsupported"}, {VIEWS: "no_data"}, {VIEWS: 7}]
     told = []
@@ -432,7 +432,7 @@ def test_a_sum_that_is_computed_anew_says_all_of_it_anew(world: World) -> None:
 
 
 def test_the_largest_page_that_is_restated_after_the_end_is_told(world: World) -> None:
-    """Reach does not add up, so its sum is no number: the largest page's is what people have reported."""
+    """Reach does not add up, so people report the number of the largest page. If that changes, they must know."""
     for number, reach in enumerate((5, 9)):
         world.provider.fetched_at = NOW + dt.timedelta(days=number)
         world.provider.answers["a", DAY] = {REACH: reach}

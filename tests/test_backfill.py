@@ -1,4 +1,4 @@
-"""A backfill: which days it takes, how they are asked for, and that a day which is done can be read once more."""
+"""A backfill: which days it takes, how it asks for them, and how done days are read again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def back(days: int) -> dt.date:
 
 
 def test_the_selection_says_which_days_are_taken(world: World) -> None:
-    """One question, for whoever asks it: a command today, a pump of a long backfill later."""
+    """The selection is one question, so that a command and a later pump get the same answer."""
     world.connect("org", "missing", "done", "dead", "skipped", "abandoned", "waits", "disabled")
     world.connect("other", "moved", "foreign")
     world.db.execute(
@@ -59,7 +59,7 @@ def test_the_selection_says_which_days_are_taken(world: World) -> None:
 
 
 def test_done_days_are_wanted_once_more_and_stay_done(world: World) -> None:
-    """Nobody who looks at the grid may think that numbers were lost."""
+    """A day that is read again must not look like lost numbers in the coverage grid."""
     world.connect("org", "page", "waits")
     world.provider.answers["page", DAY] = {VIEWS: 1}
     for page in ("page", "waits"):
@@ -72,7 +72,7 @@ def test_done_days_are_wanted_once_more_and_stay_done(world: World) -> None:
 
 
 def test_a_backfill_of_missing_days_leaves_done_ones_alone(world: World) -> None:
-    """It is the daily habit of an operator, and must cost no call for what is there."""
+    """Operators do this often. It must make no call for days that are there."""
     world.connect("org", "page")
     world.ingest("org", "page")
     world.redis.flushall()
@@ -81,7 +81,7 @@ def test_a_backfill_of_missing_days_leaves_done_ones_alone(world: World) -> None
 
 
 def test_a_backfill_of_one_page_asks_for_no_other(world: World) -> None:
-    """The others' days may be wanted by somebody else, at another pace."""
+    """Somebody else may want the days of the other pages, at another pace."""
     world.connect("org", "page", "second")
     one = Selection("org", ALL.kinds, "second")
     world.plans.plan(back(1))
@@ -92,7 +92,7 @@ def test_a_backfill_of_one_page_asks_for_no_other(world: World) -> None:
 
 
 def test_a_removed_letter_of_a_day_that_is_wanted_again_ends_the_wish(world: World) -> None:
-    """A person gave it up: the day keeps its numbers, and no reconcile brings it back."""
+    """The person gave the day up. It keeps its numbers, and no reconcile brings it back."""
     world.connect("org", "page")
     world.ingest("org", "page")
     backfill(world, ALL)
@@ -106,7 +106,7 @@ def test_a_removed_letter_of_a_day_that_is_wanted_again_ends_the_wish(world: Wor
 def test_the_command_says_how_many_are_read_once_more(
     shell: Shell, rows: psycopg.Connection[Any], redis: Redis
 ) -> None:
-    """And runs dead letters again where it is told to."""
+    """It also runs dead letters again if `--only` says so."""
     add(shell)
     days = [TODAY - dt.timedelta(days=number) for number in (10, 11, 12)]
     write_day(rows, days[0], "done")
@@ -134,7 +134,7 @@ def backfill(world: World, selection: Selection, *days: dt.date) -> Planned:
 
 @pytest.mark.parametrize("words", [("--only", "nothing"), ("--only", ""), ("--integration", "nobody")])
 def test_a_backfill_refuses_what_it_does_not_know(shell: Shell, words: tuple[str, str]) -> None:
-    """A mistyped word would look like a finished backfill."""
+    """A mistyped word must not look like a finished backfill."""
     add(shell)
     day = (TODAY - dt.timedelta(days=10)).isoformat()
     ran = shell.run("backfill", "--org", "acme", "--from", day, "--to", day, *words)
@@ -143,7 +143,7 @@ def test_a_backfill_refuses_what_it_does_not_know(shell: Shell, words: tuple[str
 
 @pytest.mark.slow
 def test_sixty_done_days_are_read_once_more_in_one_call(redis_url: str, database: str, tmp_path: Path) -> None:
-    """A metric was added to the catalog: its past is there for one call, and for sixty commands no more."""
+    """After a metric is added, one command and one call must bring its past, not sixty commands."""
     last = TODAY - dt.timedelta(days=5)
     first = last - dt.timedelta(days=59)
     with (

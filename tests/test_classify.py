@@ -202,7 +202,7 @@ def test_success_without_a_list_of_data_is_malformed(body: bytes) -> None:
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e99999999999999999999", "9" * 5000, "-" + "9" * 5000])
 def test_one_number_that_cannot_be_read_leaves_the_document(number: str) -> None:
-    """The other numbers of the answer are as good as ever, to the last digit."""
+    """The other numbers of the answer are kept to the last digit."""
     document = classify(200, {}, f'{{"data": [{number}, 9007199254740993, 0.1]}}'.encode(), None)
     assert isinstance(document, dict)
     odd, *sound = document["data"]
@@ -211,7 +211,7 @@ def test_one_number_that_cannot_be_read_leaves_the_document(number: str) -> None
 
 
 def test_a_text_about_the_application_asks_nobody_to_connect_again() -> None:
-    """Whoever reconnects a page whose app was switched off is sent away again."""
+    """If our app is switched off, connecting the page again does not help its owner."""
     failure = judge(400, error_body(190, message="Error validating application. Invalid application ID."))
     assert (failure.error_class, failure.reason, failure.needs_reconnect) == (PERMANENT, "app", False)
 
@@ -242,7 +242,7 @@ def test_transport_failures_are_transient() -> None:
     [(200, TRANSIENT, "malformed"), (429, LIMITED, "rate_limited"), (503, TRANSIENT, "server")],
 )
 def test_a_body_that_is_of_no_use_leaves_the_status(status: int, error_class: str, reason: str) -> None:
-    """A server that is overloaded may well send a broken page."""
+    """An overloaded server may send a broken page, and the status still tells that it is overloaded."""
     failure = classify(status, {}, b"", UnusableBody("too large"))
     assert isinstance(failure, Failure)
     assert (failure.error_class, failure.reason) == (error_class, reason)

@@ -164,7 +164,7 @@ def test_keys_can_be_rotated(shell: Shell, rows: psycopg.Connection[Any], key: P
 
 
 def test_coverage_shows_what_became_of_each_day(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """The grid is where a hole is seen: each day has one of seven words, and a hole ends the command with 3."""
+    """The grid shows every hole: each day has one of seven words, and a hole makes the command end with 3."""
     add(shell)
     days = [TODAY - dt.timedelta(days=back) for back in range(8, 1, -1)]
     for day, state in zip(days, ("done", "done", "dead", "expected", "skipped", "abandoned"), strict=False):

@@ -65,7 +65,7 @@ def test_day_that_the_file_does_not_reach_is_pending(tmp_path: Path, rows: str, 
 
 
 def test_spreadsheet_habits_are_understood(tmp_path: Path) -> None:
-    """A byte order mark, CRLF, further columns, another order, blanks and quotes are what exports look like."""
+    """Exports have byte order marks, CRLF, further columns, another order, blanks and quotes."""
     rows = b' 9007199254740993 ,"5"" wide,\r\nand high", views,2026-03-07 ,,\r\n\r\n'
     provider = written(tmp_path, b"\xef\xbb\xbfvalue,note, metric,date,,\r\n" + rows)
     (reading,) = provider.read(page(), [DAY], [VIEWS]).readings
@@ -73,7 +73,7 @@ def test_spreadsheet_habits_are_understood(tmp_path: Path) -> None:
 
 
 def test_lines_may_end_as_on_an_old_macintosh(tmp_path: Path) -> None:
-    """Excel still offers such an export by the name of CSV."""
+    """Excel still offers such an export as a kind of CSV."""
     provider = written(tmp_path, b"date,metric,value\r2026-03-07,views,1\r")
     (reading,) = provider.read(page(), [DAY], [VIEWS]).readings
     assert reading.value == 1
@@ -138,7 +138,7 @@ GOOD = b"2026-03-07,views,1\n"
     ],
 )
 def test_bad_file_is_permanent(tmp_path: Path, text: bytes, where: str) -> None:
-    """Half a table must not pass for days without data, nor 1 for 1,204. Line and finding tell what to repair."""
+    """Half a table must not look like days without data, and 1,204 must not become 1. The error names the line."""
     error = error_of(written(tmp_path, text))
     assert (error.error_class, error.reason) == ("permanent", "malformed")
     assert error.detail.startswith(where)
@@ -148,13 +148,13 @@ def test_bad_file_is_permanent(tmp_path: Path, text: bytes, where: str) -> None:
     "row", ["2026-02-30,views,1", "2026-03-01,views,1.204,5", "2026-03-01,views,many", "2026-03-01,other,many"]
 )
 def test_a_bad_row_refuses_the_file_whatever_was_asked(tmp_path: Path, row: str) -> None:
-    """Nobody would look for what was passed over; and one who asks for another day finds it as well."""
+    """Nobody would notice an ignored row, so a read of any other day fails, too."""
     provider = written(tmp_path, f"date,metric,value\n2026-03-07,views,1\n{row}\n")
     assert error_of(provider).detail.startswith("p1.csv:3: ")
 
 
 def test_a_day_to_come_is_refused_where_the_page_is(tmp_path: Path) -> None:
-    """A mistyped year would have every day before it pass for one without data. The day begins in the east."""
+    """A mistyped year would make all days before it days without data. A day begins earlier in the east."""
     begun_in_the_east = datetime.now(ZoneInfo("Pacific/Kiritimati")).date()
     provider = written(tmp_path, f"date,metric,value\n{begun_in_the_east},views,1\n")
     (reading,) = provider.read(page(zone="Pacific/Kiritimati"), [begun_in_the_east], [VIEWS]).readings
@@ -164,13 +164,13 @@ def test_a_day_to_come_is_refused_where_the_page_is(tmp_path: Path) -> None:
 
 
 def test_days_are_of_utc_where_the_page_names_no_zone(tmp_path: Path) -> None:
-    """As they were before a page could."""
+    """Days were in UTC before a page could have a zone."""
     tomorrow = datetime.now(UTC).date() + timedelta(days=1)
     assert "is still to come" in error_of(written(tmp_path, f"date,metric,value\n{tomorrow},views,1\n")).detail
 
 
 def test_unknown_metrics_beside_known_ones_are_told(tmp_path: Path) -> None:
-    """An export has more than we ask for; who expects one of these numbers learns why it is not there."""
+    """An export has more metrics than we ask for. A person who expects one of them learns why it is not there."""
     others = "".join(f"2026-03-07,other \x1b[3{n}m{n},1\n" for n in range(9))
     provider = written(tmp_path, f"date,metric,value\n2026-03-07,views,1\n{others}")
     answer = provider.read(page(), [DAY], [VIEWS, FOLLOWS])
@@ -181,7 +181,7 @@ def test_unknown_metrics_beside_known_ones_are_told(tmp_path: Path) -> None:
 
 
 def test_a_file_without_a_known_metric_is_malformed(tmp_path: Path) -> None:
-    """Every day of it would be done without a number, and look as if there were none."""
+    """Otherwise every day of the file would be done, and look like a day without data."""
     error = error_of(written(tmp_path, "date,metric,value\n2026-03-07,Views,1\n2026-03-07,clicks,1\n"))
     assert (error.error_class, error.reason) == ("permanent", "malformed")
     assert error.detail == "p1.csv: not one metric of the catalog; it has Views, clicks"
@@ -208,7 +208,7 @@ def test_missing_file_is_permanent_and_missing_directory_is_not(tmp_path: Path) 
 
 
 def test_disk_that_fails_is_transient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says nothing about the page."""
+    """A failing disk says nothing about the page."""
     provider = written(tmp_path, "date,metric,value\n")
 
     def fail(*_: object) -> None:
@@ -238,7 +238,7 @@ def link_to_device(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [Path.mkdir, make_pipe, make_loop, link_outside, link_to_device])
 def test_what_is_no_file_of_the_directory_is_refused_for_good(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    """It stays so until somebody acts. Opened in good faith it would hold the worker up, or show another's numbers."""
+    """Somebody must act. Opening it could make the worker wait for ever, or show another file's numbers."""
     (tmp_path / "files").mkdir()
     make(tmp_path / "files" / "p1.csv")
     error = error_of(CsvProvider(tmp_path / "files"))
@@ -247,7 +247,7 @@ def test_what_is_no_file_of_the_directory_is_refused_for_good(tmp_path: Path, ma
 
 
 def test_a_link_that_stays_inside_is_followed(tmp_path: Path) -> None:
-    """So exports are switched: the newest by a link that is renamed. The directory itself may be reached by one too."""
+    """People switch exports by renaming a link to the newest one. The directory itself may be a link, too."""
     (tmp_path / "files").mkdir()
     written(tmp_path / "files", "date,metric,value\n2026-03-07,views,7\n", name="2026-03-08")
     (tmp_path / "files" / "p1.csv").symlink_to("2026-03-08.csv")
@@ -257,7 +257,7 @@ def test_a_link_that_stays_inside_is_followed(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
-    """Somebody put another file there; a few of them would fill the worker."""
+    """Such a file is a mistake, and a few of them would fill the worker's memory."""
     provider = written(tmp_path, "date,metric,value\n")
     os.truncate(tmp_path / "p1.csv", 64 * 1024 * 1024 + 1)
     error = error_of(provider)
@@ -266,7 +266,7 @@ def test_a_file_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
 
 
 def test_no_refusal_leaves_a_file_open(tmp_path: Path) -> None:
-    """A worker that refuses a file every day would run out of them."""
+    """Otherwise a worker that refuses a file every day would run out of open files."""
     (tmp_path / "p1.csv").mkdir()
     written(tmp_path, "date,metric,value\n1\n", name="p2")
     before = len(os.listdir("/proc/self/fd"))
@@ -288,7 +288,7 @@ def test_page_id_never_leads_out_of_the_directory(tmp_path: Path, page_id: str) 
 
 @pytest.mark.parametrize("page_id", NAMES_NO_FILE)
 def test_a_page_id_that_names_no_file_is_found_before_it_is_connected(page_id: str) -> None:
-    """Whoever connects the page is told, and not the night's run."""
+    """The person who connects the page must see the error, not the job of the next night."""
     with pytest.raises(ValueError, match="cannot name a file"):
         CsvProvider.check_page_id(page_id)
     CsvProvider.check_page_id("page 7, ümlaut")

@@ -1,4 +1,4 @@
-"""The table of the Graph API's errors, each row under every HTTP status, through a socket and a whole read."""
+"""Sends each error of the Graph API under every HTTP status through a socket and a whole read."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ STATUSES = (200, 400, 401, 403, 429, 500, 503)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What must come of an error: its verdict, who may be at fault, and after how many calls."""
+    """An error, and what must follow: its class, who may be at fault, and the number of calls."""
 
     error_class: ErrorClass
     reason: str
@@ -115,7 +115,7 @@ def test_an_error_is_judged_alike_under_every_status(simulator: Simulator, error
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_only_an_unknown_code_is_judged_by_its_status(simulator: Simulator, status: int) -> None:
-    """Nobody has seen it yet, so that nothing else tells what it means; it is kept to be looked up."""
+    """Only the status can tell what an unknown code means. The code is stored, so that somebody can look it up."""
     page = Page("integration-1", "acme", "facebook", simulator.pages[0].page_id, simulator.pages[0].token)
     provider = FacebookProvider(base_url=simulator.url, clock=lambda: NOW)
     simulator.clear()

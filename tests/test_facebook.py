@@ -243,7 +243,7 @@ def test_zero_null_and_absent_stay_apart(
 def test_one_odd_value_costs_only_itself(
     simulator: Simulator, provider: FacebookProvider, page: Page, behaviour: str
 ) -> None:
-    """The other numbers of the page are right, and a day of them is not asked for again and again."""
+    """The page's other numbers are right, and the day is not asked for again and again."""
     plain = provider.read(page, [DAY], METRICS)
     simulator.script(page.page_id, behaviour)
     answer = provider.read(page, [DAY], METRICS)
@@ -257,7 +257,7 @@ def test_one_odd_value_costs_only_itself(
 def test_text_in_the_place_of_every_number_is_unreadable(
     simulator: Simulator, provider: FacebookProvider, page: Page
 ) -> None:
-    """A text is none even when it reads like one, and the provider that writes it so now may not mean the number."""
+    """A text is not a number, even if it has only digits: the provider may mean something else by it."""
     simulator.script(page.page_id, "ok-string")
     answer = provider.read(page, [DAY], METRICS)
     assert {(reading.status, reading.reason) for reading in answer.readings} == {
@@ -316,7 +316,7 @@ def test_day_not_published_yet_is_pending_and_then_has_its_value(
 def test_empty_answer_is_awaited_for_a_day(
     simulator: Simulator, provider: FacebookProvider, page: Page, clock: Clock, hours: float, expected: str
 ) -> None:
-    """An empty list soon after midnight is what a day looks like whose numbers are not there yet."""
+    """Soon after midnight the API answers with an empty list, because the numbers are not published yet."""
     clock.now = end_time(DAY) + timedelta(hours=hours)
     simulator.script(page.page_id, "ok-empty")
     assert statuses(provider.read(page, [DAY], METRICS)) == [expected] * 3
@@ -325,14 +325,14 @@ def test_empty_answer_is_awaited_for_a_day(
 def test_metric_that_is_absent_from_a_published_day_is_no_data_at_once(
     simulator: Simulator, provider: FacebookProvider, page: Page, clock: Clock
 ) -> None:
-    """The page has no number of that kind, and waiting for it would keep the day open."""
+    """The page has no such number, and waiting for it would keep the day open."""
     clock.now = end_time(DAY) + timedelta(hours=1)
     simulator.script(page.page_id, "ok-missing-metric")
     assert statuses(provider.read(page, [DAY], METRICS)) == ["value", "value", "no_data"]
 
 
 def test_days_are_those_of_the_zone_of_the_page(provider: FacebookProvider, page: Page) -> None:
-    """Values that end with a day in California are no values of a day in Bangkok, and must not be labelled so."""
+    """A value that ends with a day in California does not belong to a day in Bangkok."""
     error = error_of(provider, replace(page, zone=ZoneInfo("Asia/Bangkok")))
     assert (error.reason, "Asia/Bangkok" in error.detail) == ("malformed", True)
 
@@ -367,7 +367,7 @@ def test_restated_number_is_read_as_it_is_now(simulator: Simulator, provider: Fa
 def test_answer_that_makes_no_sense_is_malformed(
     simulator: Simulator, provider: FacebookProvider, page: Page, behaviour: str
 ) -> None:
-    """Numbers of another page, or of no day, must never be stored, nor be taken for a day without data."""
+    """Numbers of another page or of no day must not be stored, and must not look like a day without data."""
     simulator.script(page.page_id, behaviour)
     error = error_of(provider, page)
     assert (error.error_class, error.reason) == ("transient", "malformed")
@@ -476,7 +476,10 @@ def test_failure_has_its_class_its_mark_and_its_number_of_calls(
 def test_a_token_is_refused_for_all_days(
     simulator: Simulator, provider: FacebookProvider, page: Page, behaviour: str, expected: bool
 ) -> None:
-    """Asking for fewer days helps where one of them was refused; a token that is gone would be asked twice."""
+    """Asking for fewer days helps if one of them was refused.
+
+    It does not help a bad token, so no second call is made.
+    """
     simulator.script(page.page_id, behaviour)
     error = error_of(provider, page)
     assert (error.fault, error.may_be_of_one_day) == ("unclear", expected)
@@ -517,14 +520,14 @@ def test_unknown_token_and_page_are_told_apart(simulator: Simulator, provider: F
     "page_id", ["", "cafe.bangkok", "12 34", "-5", "1" * 31, "١٢٣", "12\n", "https://facebook.com/1"]
 )
 def test_a_page_is_added_by_its_number(page_id: str) -> None:
-    """A name would be asked for every day, and never be found."""
+    """A page that was added by its name would be asked for every day and never be found."""
     with pytest.raises(ValueError, match="a page is added by its number"):
         FacebookProvider.check_page_id(page_id)
 
 
 @pytest.mark.parametrize("page_id", ["1", "246675545449582", "1" * 30])
 def test_a_number_is_the_id_of_a_page(page_id: str) -> None:
-    """What the API gives as id is taken."""
+    """Every id that the API gives must be accepted."""
     FacebookProvider.check_page_id(page_id)
 
 
@@ -726,7 +729,7 @@ def test_no_secret_and_no_escape_sequence_leaves_with_an_error(
 
 
 def test_one_pages_refusal_says_nothing_about_another(simulator: Simulator, provider: FacebookProvider) -> None:
-    """Metrics are refused by the kind of a page and by its token's role: what is refused here is a number there."""
+    """A page may be refused a metric for its kind or for the role of its token. Another page gets the number."""
     first, second, _ = (page_of(simulated) for simulated in simulator.pages)
     simulator.script(first.page_id, then=f"refuse:{VIEWS.name}")
     found = [statuses(provider.read(page, [DAY], METRICS)) for page in (second, first, second)]
@@ -734,7 +737,7 @@ def test_one_pages_refusal_says_nothing_about_another(simulator: Simulator, prov
 
 
 def test_dead_metric_is_isolated_and_told(simulator: Simulator, provider: FacebookProvider, page: Page) -> None:
-    """One bad name refuses the whole call; the caller learns which, for all that it reads later."""
+    """One dead metric makes the API refuse the whole call. The caller must learn which one it is."""
     metrics = (VIEWS, DEAD, ENGAGEMENTS)
     answer = provider.read(page, [DAY - timedelta(1), DAY], metrics)
     assert statuses(answer) == ["value", "value", "unsupported", "unsupported", "value", "value"]
@@ -743,7 +746,7 @@ def test_dead_metric_is_isolated_and_told(simulator: Simulator, provider: Facebo
 
 
 def test_what_the_page_was_refused_is_asked_alone(simulator: Simulator, provider: FacebookProvider, page: Page) -> None:
-    """It refuses no other metric then, and is noticed on the day on which it is given again."""
+    """Then it makes no other metric refused, and the day on which it is given again is noticed."""
     page = replace(page, refused=frozenset({DEAD.name, FOLLOWS.name, "not_asked"}))
     answer = provider.read(page, [DAY], (DEAD, VIEWS, FOLLOWS, ENGAGEMENTS))
     assert statuses(answer) == ["unsupported", "value", "value", "value"]
@@ -758,7 +761,7 @@ def test_what_the_page_was_refused_is_asked_alone(simulator: Simulator, provider
 def test_retry_in_the_middle_of_isolation_asks_for_no_metric_twice(
     simulator: Simulator, provider: FacebookProvider, page: Page
 ) -> None:
-    """A read that isolates is one call and one for each metric, and ends with the first that fails otherwise."""
+    """Such a read is one call, then one call for each metric. It ends with the first other failure."""
     metrics = (VIEWS, ENGAGEMENTS, DEAD, FOLLOWS, DEAD_TOO, Metric("page_views_total", "sum"))
     # Alone, the first two metrics are answered, the third is dead, and the fourth fails.
     simulator.script(page.page_id, "ok", "ok", "server-error")
@@ -843,7 +846,7 @@ def test_limit_names_whom_it_blocks_and_for_how_long(
 
 
 class _Away(_Kept):
-    """Answers every GET with a pause and a body that is no gzip."""
+    """Answers every GET with a Retry-After and a body that is not valid gzip."""
 
     def do_GET(self) -> None:
         self.send_response(503)
@@ -855,7 +858,7 @@ class _Away(_Kept):
 
 
 def test_pause_is_kept_though_the_body_is_of_no_use(clock: Clock) -> None:
-    """A proxy that is overloaded says how long, and its page may be broken."""
+    """An overloaded proxy may name a pause and still send a broken page."""
     with _Counting(("127.0.0.1", 0), _Away) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         provider = FacebookProvider(base_url=f"http://127.0.0.1:{server.server_address[1]}", clock=clock)

@@ -1,4 +1,4 @@
-"""What `redisq doctor` says of pages, metrics and providers, and that it finds them without reading years of days."""
+"""What `redisq doctor` says of pages, metrics and providers, and that it does so without reading years of days."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def db(database: str) -> Iterator[Connection[Any]]:
 
 @pytest.fixture
 def doctor(redis_url: str, database: str, tmp_path: Path) -> Callable[[], dict[str, tuple[str, str]]]:
-    """What the command finds: level and text of each subject."""
+    """Return a function that runs `doctor` and returns the level and text of each subject."""
     (tmp_path / "key").write_text(Vault.new_key())
     shell = Shell(
         {
@@ -50,7 +50,7 @@ def doctor(redis_url: str, database: str, tmp_path: Path) -> Callable[[], dict[s
 
 
 def write_days(db: Connection[Any], page: str, states: dict[int, tuple[str, bool]]) -> None:
-    """Put a page's days into the ledger: how many days ago -> state, and whether it has a number."""
+    """Put a page's days into the ledger. The keys of `states` are days before the last one."""
     for back, (state, has_value) in states.items():
         db.execute(
             "INSERT INTO ingest_day_state (integration_id, organization_id, day, state, has_value)"
@@ -77,7 +77,7 @@ NUMBER, EMPTY = ("done", True), ("done", False)
 def test_a_page_that_had_numbers_and_has_none_now_has_fallen_silent(
     db: Connection[Any], states: dict[int, tuple[str, bool]], last_number: dt.date | None
 ) -> None:
-    """Every job of it ends well, so nothing else tells."""
+    """Every job of such a page ends well, so nothing else shows it."""
     write_days(db, "page-1", states)
     count, found = health.silent_pages(db, sample=3)
     newest = max((day(back) for back, (state, _) in states.items() if state == "done"), default=LAST)
@@ -87,14 +87,14 @@ def test_a_page_that_had_numbers_and_has_none_now_has_fallen_silent(
 
 @pytest.mark.parametrize("change", ["disabled = true", "deleted_at = now()", "organization_id = 'org-0'"])
 def test_a_page_that_is_not_read_any_more_is_not_silent(db: Connection[Any], change: str) -> None:
-    """Somebody wanted it so, and a moved page begins anew."""
+    """Somebody disabled or removed it on purpose, and a moved page begins anew."""
     write_days(db, "page-1", {2: NUMBER, 1: EMPTY})
     db.execute(f"UPDATE integration SET {change} WHERE id = 'page-1'".encode())
     assert health.silent_pages(db, sample=3) == (0, [])
 
 
 def test_doctor_warns_of_silent_pages(db: Connection[Any], doctor: Callable[[], dict[str, tuple[str, str]]]) -> None:
-    """How many, which, since when and in whose days, and what to type to see more."""
+    """It says how many and which pages, since when, in which zone, and what to type to see more."""
     assert doctor()["silent pages"] == ("ok", "none: each page that had numbers has one on its newest day")
     for page in range(4):
         write_days(db, f"page-{page}", {page + 2: NUMBER, 1: EMPTY})
@@ -111,7 +111,7 @@ def test_doctor_warns_of_silent_pages(db: Connection[Any], doctor: Callable[[], 
 def test_doctor_warns_of_metrics_that_died(
     db: Connection[Any], doctor: Callable[[], dict[str, tuple[str, str]]]
 ) -> None:
-    """They die for all pages at once, and each page's day is done without them. A retired one is known to be dead."""
+    """Each page's day is done without a dead metric, so nothing else shows it. A retired metric needs no warning."""
     assert doctor()["metrics"] == ("ok", "no metric that is asked for is dead")
     for metric in ("page_media_view", "page_follows"):
         db.execute("INSERT INTO metric_life VALUES ('facebook', %s, '2026-03-01', '2026-03-04', NULL)", [metric])
@@ -132,7 +132,7 @@ def test_doctor_warns_of_metrics_that_died(
 def test_doctor_tells_a_provider_that_is_away_from_one_that_refuses_us(
     db: Connection[Any], doctor: Callable[[], dict[str, tuple[str, str]]], is_outage: bool, sentence: str
 ) -> None:
-    """Nothing is read in both cases; one is ours to mend at three in the morning, and the other is not."""
+    """In both cases nothing is read, but only a refusal is ours to mend at three in the morning."""
     db.execute(
         "INSERT INTO provider_incident (provider, reason, detail, opened_at, probe_at, is_outage)"
         " VALUES ('facebook', 'network', 'no answer', '2026-03-07 10:00+00', now(), %s)",
@@ -147,7 +147,7 @@ def test_doctor_tells_a_provider_that_is_away_from_one_that_refuses_us(
 
 @pytest.fixture(scope="module")
 def seeded(postgres_server: PostgresServer, migrated: str) -> Iterator[Connection[Any]]:
-    """A connection to 40,000 days of 4,000 pages: half of them never had a number, some have fallen silent."""
+    """A connection to 40,000 days of 4,000 pages. Half of the pages never had a number, and some fell silent."""
     with psycopg.connect(postgres_server.dsn, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE silence TEMPLATE {migrated}")  # type: ignore[arg-type]  # our own name
         options = "-c plan_cache_mode=force_generic_plan"
@@ -190,7 +190,7 @@ def coverage_with_alarms(connection: Connection[Any]) -> object:
 def test_a_question_about_all_pages_is_a_look_for_each(
     seeded: Connection[Any], ask: Callable[[Connection[Any]], object], indexes: set[str], reads: set[str]
 ) -> None:
-    """A look costs the same after years; a walk through the ledger makes `doctor` the slowest command of all."""
+    """One index look-up for each page stays fast for years. Reading the whole ledger would not."""
     nodes = plans_of(seeded, ask)
     assert not {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"} - reads - {"metric_catalog"}
     assert indexes & {node.get("Index Name") for node in nodes}

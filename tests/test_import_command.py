@@ -1,4 +1,4 @@
-"""Exported files end up in the coverage grid and in the sums: all of them or none, and never over the provider."""
+"""Exported files reach the coverage grid and the sums: all of them or none, and never over the provider's numbers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def db(database: str, key: Path) -> Iterator[Db]:
 
 
 def connect(db: Db, page: str, provider: str, key: Path) -> None:
-    """Connect a page of acme, which was connected an hour ago."""
+    """Connect a page of acme as if that was an hour ago."""
     assert integrations.add(
         db,
         Vault.from_text(key.read_text()),
@@ -105,14 +105,14 @@ def written(path: Path, text: str, encoding: str = "utf-8") -> str:
 
 
 def do(shell: Shell, *args: str, page: str = PAGE) -> subprocess.CompletedProcess[str]:
-    """Import without a question, and well."""
+    """Import with `--yes`, and check that it succeeds."""
     ran = shell.run("import", *args, "--integration", page, "--yes")
     assert ran.returncode == 0, ran.stderr
     return ran
 
 
 def numbers(db: Db, page: str = PAGE) -> dict[tuple[str, dt.date], int]:
-    """Return what is stored as a number."""
+    """Return the stored numbers."""
     rows = db.execute(
         "SELECT metric, day, value::int FROM page_metric_daily WHERE integration_id = %s AND status = 'value'", [page]
     )
@@ -128,7 +128,7 @@ def states(db: Db, page: str = PAGE) -> dict[dt.date, tuple[str, bool, str]]:
 
 
 def everything(db: Db, *, but: str = "") -> dict[str, list[Any]]:
-    """Return every row of every table with the transaction that wrote it."""
+    """Return every row of every table, each with the transaction that wrote it."""
     tables = db.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
     return {
         table: db.execute(f"SELECT xmin::text, t.* FROM {table} t ORDER BY t::text".encode()).fetchall()
@@ -148,7 +148,7 @@ def put(db: Db, page: str, of: dt.date, state: str, reason: str | None = None, o
 
 
 def read(db: Db, of: dt.date, value: int | None, page: str = "fb-1", status: Status = "no_data") -> None:
-    """Let the provider answer the views of a day, or with `status` instead of a number."""
+    """Act as a provider that answers the views of a day with a number, or with `status` instead of a number."""
     reading = Reading(VIEWS, of, status, reason="why") if value is None else Reading(VIEWS, of, "value", Decimal(value))
     entry = Entry(
         integration_id=page, organization_id="acme", day=of, queue="default", run_id="run", state="done",
@@ -161,7 +161,7 @@ def read(db: Db, of: dt.date, value: int | None, page: str = "fb-1", status: Sta
 
 
 def test_an_export_is_two_commands_from_the_coverage_grid(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """A customer hands over what he downloaded, and a minute later everybody sees which days there are."""
+    """A customer sends files, and a minute later everybody can see which days there are."""
     half = {day(number): 100 + number for number in range(31) if number not in (3, 9, 10)}
     views = written(tmp_path / "Views.csv", "sep=,\r\n" + suite("Views", half), "utf-16")
     ran = do(shell, views)
@@ -185,7 +185,7 @@ def test_an_export_is_two_commands_from_the_coverage_grid(shell: Shell, db: Db, 
 
 
 def test_every_form_is_imported_side_by_side(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """One customer has three kinds of files, and nobody should import them one by one."""
+    """A customer may have three kinds of files, and should not need three commands."""
     block = written(tmp_path / "Visits.csv", suite("Facebook visits", {day(0): 1, day(1): 2}))
     wide = (
         f"Date,Lifetime Total Follows,Daily Post Engagements\n"
@@ -206,7 +206,7 @@ def test_every_form_is_imported_side_by_side(shell: Shell, db: Db, tmp_path: Pat
 
 
 def test_days_that_an_export_leaves_out_as_zero_are_zeros(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """Else a month with one new follower would have one day and thirty holes."""
+    """Otherwise a month with one new follower would have one day and thirty holes."""
     both = suite("Views", {day(number): 9 for number in range(6)}) + "\r\n" + suite("Follows", {day(2): 4, day(4): 1})
     ran = do(shell, written(tmp_path / "Both.csv", both))
     assert f"4 days left out are 0: {day(0)} to {day(1)}, {day(3)}, {day(5)}" in ran.stdout
@@ -215,7 +215,7 @@ def test_days_that_an_export_leaves_out_as_zero_are_zeros(shell: Shell, db: Db, 
 
 
 def test_a_row_says_which_file_it_is_of_and_the_file_who_imported_it(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """Years later somebody asks where a number comes from."""
+    """Years later somebody may ask where a number comes from."""
     do(shell, views(tmp_path, 7, name="a.csv"), long_form(tmp_path, {(ALL_FOLLOWS, FIRST): 8}, "b.csv"))
     found = db.execute(
         "SELECT p.metric, f.name, f.imported_by, p.fetched_at = f.imported_at, p.breakdown, p.revision"
@@ -226,7 +226,7 @@ def test_a_row_says_which_file_it_is_of_and_the_file_who_imported_it(shell: Shel
 
 
 def test_sums_follow(shell: Shell, db: Db, redis: Redis, tmp_path: Path) -> None:
-    """Imported numbers that no sum knows of would be seen by nobody."""
+    """Nobody would see imported numbers that are in no sum."""
     ran = do(shell, views(tmp_path, 7, 8))
     assert "the sums of 2 days follow" in ran.stderr
     ready = {id.decode() for id in redis.lrange(Queue(redis, "default").keys.ready, 0, -1)}  # type: ignore[union-attr]  # the client answers at once
@@ -238,7 +238,7 @@ def test_sums_follow(shell: Shell, db: Db, redis: Redis, tmp_path: Path) -> None
 
 
 def test_an_import_needs_no_redis(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """The numbers are in PostgreSQL and so are the marks of the sums: reconcile sees to them when Redis is back."""
+    """The numbers and the marks of changed days are in PostgreSQL. Reconcile makes the sums when Redis is back."""
     cut_off = Shell({**shell.environ, "REDISQ_REDIS_URL": f"redis://{NOWHERE}"})
     ran = do(cut_off, views(tmp_path, 7))
     assert "reconcile sums up 1 day within five minutes" in ran.stderr
@@ -251,7 +251,7 @@ def test_an_import_needs_no_redis(shell: Shell, db: Db, tmp_path: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing(shell: Shell, db: Db, redis: Redis, tmp_path: Path) -> None:
-    """Whoever looks first must be able to trust that he only looks."""
+    """A person who only wants to look must be sure that nothing is written."""
     before = everything(db)
     ran = shell.run("import", views(tmp_path, 7, 8), "--integration", PAGE, "--dry-run")
     assert (ran.returncode, ran.stderr) == (0, "nothing is written: --dry-run\n")
@@ -260,7 +260,7 @@ def test_a_dry_run_writes_nothing(shell: Shell, db: Db, redis: Redis, tmp_path: 
 
 
 def test_the_same_file_again_changes_nothing(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """Nobody remembers which files are in already, so importing one twice must be harmless."""
+    """Nobody remembers which files were imported, so importing one twice must be harmless."""
     file = views(tmp_path, 7, 8)
     do(shell, file)
     before = everything(db, but="import_file")
@@ -272,7 +272,7 @@ def test_the_same_file_again_changes_nothing(shell: Shell, db: Db, tmp_path: Pat
 
 
 def test_a_file_is_noted_when_it_is_imported_again(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """The record says who had it in hand the last time, and under which name."""
+    """The table keeps the last name of the file, and who imported it last."""
     do(shell, views(tmp_path, 7, name="old.csv"))
     db.execute("UPDATE import_file SET imported_at = '2026-01-01', imported_by = 'bob@there'")
     do(shell, views(tmp_path, 7, name="new.csv"))
@@ -281,7 +281,7 @@ def test_a_file_is_noted_when_it_is_imported_again(shell: Shell, db: Db, tmp_pat
 
 
 def test_a_corrected_file_restates_and_says_what_changed(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """A correction that passes in silence is found by the customer."""
+    """If the command did not show a correction, the customer would find it first."""
     do(shell, views(tmp_path, 1, 2, 3, 4, 5, 6, 7, 8, name="a.csv"))
     [(old_source,)] = db.execute("SELECT sha256 FROM import_file").fetchall()
     ran = do(shell, views(tmp_path, 1, 20, 30, 40, 50, 60, 70, name="b.csv"))
@@ -298,7 +298,7 @@ def test_a_corrected_file_restates_and_says_what_changed(shell: Shell, db: Db, t
 
 
 def test_sums_follow_a_correction(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """A sum of numbers that have been corrected since is wrong, however final it was."""
+    """Even a final sum is wrong after one of its numbers was corrected."""
     for value in (7, 9):
         do(shell, views(tmp_path, value))
         assert db.execute("SELECT count(*) FROM aggregate_dirty").fetchall() == [(1,)]
@@ -311,7 +311,7 @@ def test_sums_follow_a_correction(shell: Shell, db: Db, tmp_path: Path) -> None:
 
 
 def test_an_import_never_replaces_what_the_provider_said(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """An export may count otherwise than the API does, and one series must not be of two kinds of numbers."""
+    """An export may count differently from the API, and one series must not mix both."""
     read(db, day(0), 10)
     read(db, day(1), 11)
     before = everything(db, but="import_file")
@@ -322,7 +322,7 @@ def test_an_import_never_replaces_what_the_provider_said(shell: Shell, db: Db, t
 
 
 def test_an_import_replaces_what_the_provider_said_when_it_is_told_to(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """Somebody may know that the API was wrong."""
+    """The person may know that the API was wrong."""
     read(db, day(0), 10)
     read(db, day(1), 11)
     ran = do(shell, views(tmp_path, 10, 99), "--over-provider", page="fb-1")
@@ -332,7 +332,7 @@ def test_an_import_replaces_what_the_provider_said_when_it_is_told_to(shell: She
 
 
 def test_a_later_reading_restates_an_imported_number(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """Then the series is the provider's again, and the next import leaves it alone."""
+    """Then the number is the provider's, and the next import leaves it alone."""
     do(shell, views(tmp_path, 5), page="fb-1")
     read(db, day(0), 6)
     assert db.execute("SELECT value::int, source FROM page_metric_daily").fetchall() == [(6, None)]
@@ -342,7 +342,7 @@ def test_a_later_reading_restates_an_imported_number(shell: Shell, db: Db, tmp_p
 
 @pytest.mark.parametrize("status", ["no_data", "pending", "unsupported", "unreadable"])
 def test_an_answer_without_a_number_gives_way(shell: Shell, db: Db, tmp_path: Path, status: Status) -> None:
-    """The provider had nothing to say, and the file has; and an empty answer later takes nothing away."""
+    """A file's number replaces an empty answer, and a later empty answer does not remove it."""
     read(db, day(0), None, status=status)
     ran = do(shell, views(tmp_path, 5), page="fb-1")
     assert "numbers: 1 new" in ran.stdout
@@ -370,7 +370,7 @@ def test_an_answer_without_a_number_gives_way(shell: Shell, db: Db, tmp_path: Pa
 def test_a_day_is_done_only_when_nobody_will_ask_the_provider(
     shell: Shell, db: Db, tmp_path: Path, state: str | None, of_import: str, of_api: str
 ) -> None:
-    """A cell that says done while a job still runs, or a page still waits for its owner, hides what is to be done."""
+    """A day must not look done while its job still runs or its page waits for its owner."""
     for page, after in ((PAGE, of_import), ("fb-1", of_api)):
         if state:
             put(db, page, day(0), state, None if state == "done" else "a_reason")
@@ -384,7 +384,7 @@ def test_a_day_is_done_only_when_nobody_will_ask_the_provider(
 
 
 def test_a_recent_day_stays_to_the_provider(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """Its plan has yet to come: a row that says done would keep the API from being asked for the other metrics."""
+    """The daily run will still plan it. If it were done now, the API would not be asked for the other metrics."""
     here = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=2)  # of Los Angeles it is 1 or 2 days ago
     ran = do(shell, views(tmp_path, 5, first=here), page="fb-1")
     assert "1 day is left to the daily run" in ran.stdout
@@ -402,7 +402,7 @@ def test_a_recent_day_stays_to_the_provider(shell: Shell, db: Db, tmp_path: Path
 def test_a_hole_that_reconcile_will_plan_stays_to_the_provider(
     shell: Shell, db: Db, tmp_path: Path, was_read_then: bool
 ) -> None:
-    """A page that was connected since then has no plan of such a day to come, and its days are done by the import."""
+    """If the page was connected later, reconcile will not plan the day, so the import makes it done."""
     hole = TODAY - dt.timedelta(days=6)
     if was_read_then:
         db.execute("UPDATE integration SET read_since = now() - interval '1 year'")
@@ -412,7 +412,7 @@ def test_a_hole_that_reconcile_will_plan_stays_to_the_provider(
 
 
 def test_old_days_of_a_moved_page_stay_the_old_organizations(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """The sums of before the move are another customer's."""
+    """The sums from before the move belong to another customer."""
     put(db, PAGE, day(0), "done", owner="former")
     ran = do(shell, views(tmp_path, 5, 6))
     assert "1 day of these belongs to former, which had the page then" in ran.stdout
@@ -423,7 +423,7 @@ def test_old_days_of_a_moved_page_stay_the_old_organizations(shell: Shell, db: D
 
 
 def test_a_plan_leaves_imported_days_alone(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """A done day has no job, whether a provider or a file made it so."""
+    """A done day gets no job, no matter if a provider or a file made it done."""
     do(shell, views(tmp_path, 5), page="fb-1")
     assert ledger.expect(db, day(0), queue="backfill") == (0, 0)
 
@@ -432,7 +432,7 @@ def test_a_plan_leaves_imported_days_alone(shell: Shell, db: Db, tmp_path: Path)
 
 
 def refused(shell: Shell, db: Db, *args: str, page: str = PAGE, code: int = 2) -> str:
-    """Return the last line with which an import is refused, having left everything as it was."""
+    """Run an import that must be refused and change nothing. Return the last line of its message."""
     before = everything(db)
     ran = shell.run("import", *args, "--integration", page, "--yes")
     assert ran.returncode == code, ran.stderr
@@ -441,7 +441,7 @@ def refused(shell: Shell, db: Db, *args: str, page: str = PAGE, code: int = 2) -
 
 
 def test_one_bad_file_refuses_all(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """Half an import is what nobody can tell from a whole one later."""
+    """Later nobody could tell half an import from a whole one."""
     good = views(tmp_path, 5)
     bad = written(tmp_path / "bad.csv", f"date,metric,value\n{day(0)},{VIEWS},abc\n")
     line = refused(shell, db, good, bad)
@@ -451,12 +451,12 @@ def test_one_bad_file_refuses_all(shell: Shell, db: Db, tmp_path: Path) -> None:
 
 
 def test_a_day_to_come_is_refused(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """Nobody has numbers of it, so day and month were mixed up."""
+    """Nobody has numbers of the future, so day and month must be swapped."""
     assert "is after today" in refused(shell, db, views(tmp_path, 5, first=TODAY + dt.timedelta(days=2)))
 
 
 def test_files_that_contradict_each_other_are_refused(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """Which of the two is right knows the person, and not the order in which they were typed."""
+    """Only the person knows which file is right. The order of the arguments must not decide."""
     first, second = views(tmp_path, 1, 2, name="a.csv"), views(tmp_path, 1, 3, name="b.csv")
     line = refused(shell, db, first, second)
     assert f"b.csv: 3 for page_media_view on {day(1)}, and a.csv says 2." in line
@@ -464,7 +464,7 @@ def test_files_that_contradict_each_other_are_refused(shell: Shell, db: Db, tmp_
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """Downloads are called alike, and "Views.csv contradicts Views.csv" helps nobody."""
+    """Downloads often have the same name, and "Views.csv contradicts Views.csv" does not help."""
     (tmp_path / "may").mkdir()
     line = refused(shell, db, views(tmp_path, 1), views(tmp_path / "may", 2))
     assert f"{tmp_path}/may/numbers.csv: 2 for" in line
@@ -472,7 +472,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(shell: Shell, db: Db,
 
 
 def test_a_title_without_a_metric_is_asked_for(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """Numbers under a wrong name look right for years, and numbers left out in silence are missed late."""
+    """Numbers under a wrong metric look right for years, and numbers that are left out silently are missed late."""
     file = written(tmp_path / "Reach.csv", suite("Reach", {day(0): 5}) + "\r\n" + suite("Views", {day(0): 6}))
     line = refused(shell, db, file)
     assert "'Reach': not a known title. Name its metric with --metric 'TITLE=METRIC'" in line
@@ -484,7 +484,7 @@ def test_a_title_without_a_metric_is_asked_for(shell: Shell, db: Db, tmp_path: P
 
 
 def test_a_title_is_named_for_the_files_that_have_it(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """One command takes all files of a page, and one option concerns few of them."""
+    """One command takes all files of a page, but an option may be for only some of them."""
     reach = written(tmp_path / "Reach.csv", suite("Reach", {day(0): 5}))
     do(shell, reach, views(tmp_path, 6), "--metric", "Reach=page_total_media_view_unique")
     assert numbers(db) == {("page_total_media_view_unique", day(0)): 5, (VIEWS, day(0)): 6}
@@ -493,7 +493,7 @@ def test_a_title_is_named_for_the_files_that_have_it(shell: Shell, db: Db, tmp_p
 
 
 def test_a_metric_that_the_catalog_lacks_is_refused_with_those_it_has(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """Without an entry nobody knows how to sum it up."""
+    """Without an entry in the catalog nobody knows how the metric adds up."""
     file = written(tmp_path / "Reach.csv", suite("Reach", {day(0): 5}))
     line = refused(shell, db, file, "--metric", "reach")
     assert "the catalog has no such metric. It has page_actions_post_reactions_anger_total, " in line
@@ -501,7 +501,7 @@ def test_a_metric_that_the_catalog_lacks_is_refused_with_those_it_has(shell: She
 
 
 def test_a_ratio_is_computed_and_not_imported(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """The ratio of an organization is made of sums, and the ratios of its pages say nothing of it."""
+    """An organization's ratio is made of sums. The pages' ratios do not help to compute it."""
     db.execute(
         "INSERT INTO metric_catalog (provider, metric, additivity, numerator, denominator, supported)"
         " VALUES ('import', 'rate', 'ratio', 'page_post_engagements', %s, false)",
@@ -513,7 +513,7 @@ def test_a_ratio_is_computed_and_not_imported(shell: Shell, db: Db, tmp_path: Pa
 
 @pytest.mark.parametrize("deleted", ["integration", "organization", None])
 def test_an_unknown_or_deleted_page_is_not_found(shell: Shell, db: Db, tmp_path: Path, deleted: str | None) -> None:
-    """A mistyped id must not look like success, nor bring back what somebody took away."""
+    """A mistyped id must not look like success, and must not bring back a removed page."""
     if deleted:
         db.execute(f"UPDATE {deleted} SET deleted_at = now()".encode())
     page = PAGE if deleted else "nobody"
@@ -521,7 +521,7 @@ def test_an_unknown_or_deleted_page_is_not_found(shell: Shell, db: Db, tmp_path:
 
 
 def test_nothing_is_written_without_a_word(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """A script that forgot --yes must not hang, nor decide for the person who wrote it."""
+    """A script without --yes must not hang, and must not write what nobody agreed to."""
     before = everything(db)
     ran = shell.run("import", views(tmp_path, 5), "--integration", PAGE)
     assert (ran.returncode, "nobody can answer here: add --yes" in ran.stderr) == (2, True)
@@ -532,7 +532,7 @@ def test_nothing_is_written_without_a_word(shell: Shell, db: Db, tmp_path: Path)
 
 @pytest.mark.parametrize(("answer", "wrote"), [("y", True), ("n", False)])
 def test_a_person_is_asked(shell: Shell, db: Db, tmp_path: Path, answer: str, wrote: bool) -> None:
-    """Who reads what was understood can still say no."""
+    """A person who sees what was understood can still say no."""
     ours, theirs = pty.openpty()
     command = ["import", views(tmp_path, 5), "--integration", PAGE]
     with shell.start(*command, stdout=subprocess.PIPE, stdin=theirs) as process:
@@ -548,7 +548,7 @@ def test_a_person_is_asked(shell: Shell, db: Db, tmp_path: Path, answer: str, wr
 def test_a_page_that_goes_away_meanwhile_gets_nothing(
     shell: Shell, db: Db, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look and the word somebody may remove the page."""
+    """Somebody may remove the page while the person reads the question."""
     file, place = views(tmp_path, 5), store.place
 
     def meanwhile(connection: Db, page: str) -> object:
@@ -566,7 +566,7 @@ def test_a_page_that_goes_away_meanwhile_gets_nothing(
 
 @pytest.mark.usefixtures("db")
 def test_json_has_the_same_facts(shell: Shell, tmp_path: Path) -> None:
-    """A program that imports a hundred pages looks at what each was understood as."""
+    """A program that imports a hundred pages checks how each file was understood."""
     do(shell, views(tmp_path, 1, name="old.csv"))
     block = suite("Views", {day(0): 2, day(2): 3}) + "\r\n" + suite("Follows", {day(1): 4})
     file = written(tmp_path / "Both.csv", block)
@@ -604,7 +604,7 @@ def test_json_has_the_same_facts(shell: Shell, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("db")
 def test_a_report_fits_eighty_columns(shell: Shell, tmp_path: Path) -> None:
-    """Long titles, long numbers and many gaps are what real files have."""
+    """Real files have long titles, long numbers and many gaps."""
     metric = "page_actions_post_reactions_sorry_total"
     days = {day(number): int("9" * 30) - number for number in range(0, 50, 2)}
     title = "Eine sehr lange Überschrift, wie sie in Exporten vorkommt, mit vielen Worten"
@@ -616,7 +616,7 @@ def test_a_report_fits_eighty_columns(shell: Shell, tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_no_text_is_imported(shell: Shell, db: Db, tmp_path: Path) -> None:
-    """Old archives have names in old encodings."""
+    """Old archives have file names in old encodings."""
     file = tmp_path / "A\udcffugust.csv"
     os.rename(views(tmp_path, 5), file)
     do(shell, str(file))

@@ -1,4 +1,4 @@
-"""What people export is read exactly or refused: no number is guessed, none is invented."""
+"""Exported files are read exactly or refused: no number is guessed or invented."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def refusal(
 
 
 def suite(title: str, *rows: tuple[str, str]) -> str:
-    """Return the text of a Business Suite export as it is downloaded."""
+    """Return the text of a Business Suite export, as it is downloaded."""
     lines = ["sep=,", f'"{title}"', '"Date","Primary"', *(f'"{day}","{number}"' for day, number in rows)]
     return NEWLINE.join(lines) + NEWLINE
 
 
 def views(*numbers: str, delimiter: str = ",") -> str:
-    """Return a file of views with these numbers on days that follow one another."""
+    """Return a file of views with these numbers on consecutive days."""
     rows = (f'{FIRST + timedelta(at)}{delimiter}"{number}"\n' for at, number in enumerate(numbers))
     return f"Views\nDate{delimiter}Primary\n{''.join(rows)}"
 
@@ -113,7 +113,7 @@ def days(export: Export) -> list[str]:
 
 
 def test_an_export_of_business_suite_is_read_as_it_is_downloaded() -> None:
-    """The hour is that of the account's zone, and moves with summer time: the day is what is written."""
+    """The hour depends on the account's zone and on summer time. The written day counts."""
     text = suite("Facebook visits", ("2025-10-25T00:00:00", "20"), ("2025-10-26T01:00:00", "0"))
     export = read("Visits.csv", text.encode("utf-16"), today=TODAY, known=KNOWN)
     assert (export.form, export.name, export.encoding) == ("business_suite", "Visits.csv", "utf-16-le")
@@ -129,7 +129,7 @@ def test_an_export_of_business_suite_is_read_as_it_is_downloaded() -> None:
 
 
 def test_blocks_of_one_file_are_metrics_of_their_own() -> None:
-    """An export of several metrics has them below one another, some with a `sep=` of their own."""
+    """An export of several metrics has one block for each, some with their own `sep=` line."""
     first, second = suite("Views", ("2025-08-01", "20")), suite("Facebook visits", ("2025-08-01", "7"))
     export = read_text(first + NEWLINE + second)
     assert [(one.metric, list(one.values.values())) for one in export.series] == [
@@ -154,7 +154,7 @@ def test_the_wide_form_of_page_insights_has_a_column_for_each_metric() -> None:
 
 
 def test_the_long_form_names_its_columns_in_any_order() -> None:
-    """It is what the provider `csv` reads, too."""
+    """The provider `csv` reads the same form."""
     export = read_text("note,Value,metric,DATE\nx,5,page_follows,2025-08-01\n,7,page_media_view,2025-08-01\n")
     assert export.form == "long"
     assert [(one.metric, one.title, list(one.values.values())) for one in export.series] == [
@@ -193,7 +193,7 @@ def test_a_known_title_is_its_metric_however_it_is_spaced(title: str, metric: st
     ],
 )
 def test_a_title_that_only_looks_like_a_metric_is_left_open(title: str, why: str) -> None:
-    """A wrong metric looks like right numbers for years; an open one costs an option."""
+    """Numbers under a wrong metric look right for years. An unknown title costs only one option."""
     for text in (suite(title, ("2025-08-01", "1")), f'Date,"{title}"\n,x\n2025-08-01,1\n'):
         export = read_text(text)
         assert (only(export).metric, values(export)) == (None, ["1"])
@@ -231,7 +231,7 @@ def test_an_open_title_is_named_by_the_person_who_imports() -> None:
     ],
 )
 def test_a_metric_that_does_not_fit_the_file_is_refused(text: str, metric: str, why: str) -> None:
-    """Else one option for several files would put the views of one under the followers of another."""
+    """Otherwise one option for several files could store the views of one file as followers of another."""
     assert why in refusal(text, metrics=(metric,))
 
 
@@ -239,7 +239,7 @@ def test_a_metric_that_does_not_fit_the_file_is_refused(text: str, metric: str, 
 
 
 def test_days_that_a_sparse_export_leaves_out_are_zero() -> None:
-    """Business Suite leaves out the days without a new follower; a file of two metrics shows the range."""
+    """Business Suite leaves out days without a new follower. Another metric in the file shows the whole range."""
     follows = suite("Facebook follows", ("2025-08-02", "3"), ("2025-08-04", "1"))
     alone = only(read_text(follows))
     assert (alone.sparse, [str(day) for day in alone.zeros], gaps(alone)) == (True, ["2025-08-03"], ())
@@ -251,7 +251,7 @@ def test_days_that_a_sparse_export_leaves_out_are_zero() -> None:
 
 
 def test_a_day_that_any_other_export_leaves_out_is_a_gap() -> None:
-    """A missing day is no zero, and an empty cell is none either."""
+    """A missing day is not zero, and an empty cell is not zero."""
     series = only(read_text(views("1", "", "3").replace("2025-08-03", "2025-08-04")))
     assert ([str(day) for day in gaps(series)], series.zeros) == (["2025-08-02", "2025-08-03"], ())
     long = "date,metric,value\n2025-08-01,page_daily_follows,1\n2025-08-03,page_daily_follows,1\n"
@@ -261,7 +261,7 @@ def test_a_day_that_any_other_export_leaves_out_is_a_gap() -> None:
 
 
 def test_a_title_without_any_number_is_said_and_left_out() -> None:
-    """A page without new followers must not stop the import of its views, nor vanish without a word."""
+    """A page without new followers must not stop the import of its views. The command must mention the title."""
     text = suite("Views", ("2025-08-01", "1")) + NEWLINE + suite("Facebook follows")
     export = read_text(text)
     assert (only(export).metric, export.notes) == ("page_media_view", ("'Facebook follows' has no number.",))
@@ -269,7 +269,7 @@ def test_a_title_without_any_number_is_said_and_left_out() -> None:
 
 
 def test_numbers_of_today_are_read_with_a_warning() -> None:
-    """Nothing reads them again when the day is over."""
+    """Nothing reads today's numbers again after the day is over."""
     assert "not final" in read_text(suite("Views", (str(TODAY), "1"))).notes[0]
 
 
@@ -298,7 +298,7 @@ def test_the_dates_of_a_file_decide_their_order(written: tuple[str, ...], read_a
     ids=["one day", "two days or two months", "a run with a gap", "one reading in the future"],
 )
 def test_dates_that_could_be_either_are_asked_for(written: tuple[str, ...]) -> None:
-    """The first of February under the second of January is a number that nobody misses."""
+    """If 1 February is stored as 2 January, nobody notices."""
     assert refusal(dated(*written)).endswith("Say which by --dates mdy or --dates dmy")
 
 
@@ -331,7 +331,7 @@ def test_the_numbers_of_a_file_decide_what_a_separator_is(numbers: tuple[str, ..
 
 @pytest.mark.parametrize("number", ["1,234", "1.234", "12,345", "999.999"])
 def test_a_separator_that_could_be_either_is_asked_for(number: str) -> None:
-    """1,234 views are a thousand times more in one country than in another."""
+    """1,234 views are 1.234 in one country and 1234 in another."""
     text = views("17", number, "5")
     assert refusal(text).startswith("Views.csv:4: ")
     assert refusal(text).endswith("Say which by --decimal point or --decimal comma")
@@ -404,7 +404,7 @@ def test_numbers_that_contradict_each_other_or_the_answer_are_refused() -> None:
     ],
 )
 def test_a_damaged_file_is_refused_at_its_line(text: str, where: str, what: str) -> None:
-    """Half a table must not pass for days without data, and somebody has to find the place."""
+    """Half a table must not look like days without data, and somebody must find the bad line."""
     said = refusal(text)
     assert said.startswith(f"Views.csv{where}: ")
     assert what in said
@@ -446,7 +446,7 @@ def test_what_is_no_number_is_refused(number: str) -> None:
     ids=["not UTF-8", "half a character", "no byte order mark", "a workbook", "UTF-32", "too large"],
 )
 def test_bytes_that_are_no_text_are_refused(content: bytes, where: str) -> None:
-    """Decoded by guess, a title would be unknown for a reason that nobody sees."""
+    """If the encoding were guessed, a title would be unknown for a reason that nobody sees."""
     assert refusal(content).startswith(f"Views.csv{where}: ")
 
 
@@ -464,7 +464,7 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
 
 
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
-    """A pipe would hold the command for ever, and a device has no end."""
+    """A pipe would make the command wait for ever, and a device never ends."""
     os.mkfifo(tmp_path / "pipe")
     for place in (tmp_path / "pipe", Path(os.devnull), Path("/dev/zero"), tmp_path, tmp_path / "none"):
         with pytest.raises(Unreadable, match=re.escape(place.name)):
@@ -541,7 +541,7 @@ def test_what_is_written_is_read_back_exactly(
     decimal: DecimalMark,
     grouped: bool,
 ) -> None:
-    """Every form, encoding, delimiter, line ending and way to write dates and numbers, with the answers given."""
+    """Covers every form, encoding, delimiter, line ending and way to write dates and numbers."""
     texts = {
         metric: {
             ORDERS.get(order, "{0}").format(day): number_text(number, decimal, grouped)
@@ -557,7 +557,7 @@ def test_what_is_written_is_read_back_exactly(
 
 @given(st.lists(DAYS, min_size=1, max_size=6, unique=True), st.sampled_from(sorted(ORDERS)))
 def test_an_order_of_dates_is_found_right_or_asked_for(drawn: list[date], order: DateOrder) -> None:
-    """Months instead of days may only be read where somebody said so."""
+    """Day and month may only be swapped if a person said so."""
     text = dated(*(ORDERS[order].format(day) for day in sorted(drawn)))
     found = outcome(text)
     if isinstance(found, str):
@@ -572,7 +572,7 @@ def test_an_order_of_dates_is_found_right_or_asked_for(drawn: list[date], order:
 @example([Decimal("1234")], "point")
 @example([Decimal("1.23"), Decimal("12345")], "comma")
 def test_a_separator_is_understood_right_or_asked_for(numbers: list[Decimal], decimal: DecimalMark) -> None:
-    """Two digits after the mark are a fraction everywhere; three could be thousands."""
+    """Two digits after the mark are always a fraction. Three digits may be thousands."""
     text = views(*(number_text(number, decimal, grouped=True) for number in numbers))
     found = outcome(text)
     if isinstance(found, str):
@@ -607,7 +607,7 @@ SEEDS = [text.encode(encoding) for text in SAMPLES for encoding in ("utf-8", "ut
 
 @st.composite
 def edited(draw: st.DrawFn) -> bytes:
-    """Draw a file in which somebody changed a few characters, most of which mean something to a reader."""
+    """Draw a file in which a few characters were changed, mostly to characters that mean something to the reader."""
     text = draw(st.sampled_from(SAMPLES))
     for _ in range(draw(st.integers(0, 4))):
         at, length = draw(st.integers(0, len(text))), draw(st.integers(0, 3))
@@ -617,7 +617,7 @@ def edited(draw: st.DrawFn) -> bytes:
 
 
 def test_no_bytes_make_a_traceback_or_a_number_that_is_not_in_them() -> None:
-    """Whatever somebody gives, it is refused in words, or every number of the answer stands in the file."""
+    """Any file is refused in words, or every number of the result stands in the file."""
     orders: list[DateOrder | None] = [None, "mdy", "dmy", "ymd"]
     marks: list[DecimalMark | None] = [None, "point", "comma"]
 

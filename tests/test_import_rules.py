@@ -1,4 +1,4 @@
-"""Whose number stands after files and the provider have spoken in any order, and what the ledger says then."""
+"""Which number stays after files and the provider gave numbers in any order, and what the ledger then says."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LONG_AGO = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 
 @dataclass(frozen=True)
 class File:
-    """Somebody imports these numbers."""
+    """A step: somebody imports these numbers."""
 
     values: Mapping[Cell, int]
     over_provider: bool = False
@@ -46,7 +46,7 @@ class File:
 
 @dataclass(frozen=True)
 class Read:
-    """The provider is asked for a day, and answers each metric with a number or a status."""
+    """A step: the provider is asked for a day, and answers each metric with a number or a status."""
 
     day: dt.date
     answers: Mapping[str, int | Status]
@@ -54,7 +54,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Abandon:
-    """A person gives a day up, which only one that has not ended well can be."""
+    """A step: a person gives up a day that is not done."""
 
     day: dt.date
 
@@ -76,7 +76,7 @@ STEPS = st.lists(st.one_of(_FILES, _READS, st.builds(Abandon, st.sampled_from(DA
 
 @dataclass
 class Rules:
-    """What must be stored after each step: written down from the documentation, without a database."""
+    """A model of what must be stored after each step, written from the documentation, without a database."""
 
     is_asked: bool
     cells: dict[Cell, tuple[Status, int | None, str | None, int]] = field(default_factory=dict)
@@ -138,7 +138,7 @@ class Rules:
 
 @dataclass
 class Page:
-    """One page in the database, and short words for what happens to it."""
+    """One page in the database, with short methods for the steps."""
 
     db: Db
     services: Db
@@ -254,7 +254,7 @@ CELL = (METRICS[0], DAYS[0])
 def test_files_and_the_provider_may_speak_in_any_order(
     db: Db, database: str, steps: Sequence[Step], is_asked: bool
 ) -> None:
-    """A number of a file that outlives the provider's correction, or the other way round, is wrong for good."""
+    """If a wrong number stays after any order of steps, it stays for good."""
     with psycopg.connect(as_services(database), autocommit=True) as services:
         page = a_page(db, services, "facebook" if is_asked else "import")
         rules = Rules(is_asked)
@@ -302,7 +302,10 @@ def place(*, is_asked: bool = True, read_since: dt.datetime | None = LONG_AGO) -
 def test_a_day_without_a_row_is_left_to_the_daily_run_as_long_as_it_may_come(
     age: int, page: Place, is_left: bool
 ) -> None:
-    """A row that says done would keep the plan from asking; no row where no plan comes would be a hole for ever."""
+    """A done row would stop the plan from asking the provider.
+
+    Without a plan, a missing row would be a hole for ever.
+    """
     day = TODAY - dt.timedelta(days=age)
     assert is_left_to_daily_run(page, day, TODAY) == is_left
     assert fate_of(page, day, None, TODAY) == ("left" if is_left else "becomes done")
@@ -317,7 +320,7 @@ def export(name: str, values: Mapping[dt.date, int], zeros: Sequence[dt.date] = 
 
 
 def test_files_that_agree_are_one() -> None:
-    """Two exports of overlapping months say the same of the days that both have."""
+    """Two exports of overlapping months have the same numbers for the days that both have."""
     found = merged([export("a", {DAYS[0]: 1}, [DAYS[2]]), export("b", {DAYS[0]: 1, DAYS[1]: 2, DAYS[2]: 0})])
     assert [(each.day, each.value, each.source) for each in found] == [
         (DAYS[0], 1, "sum of a"),
@@ -327,13 +330,13 @@ def test_files_that_agree_are_one() -> None:
 
 
 def test_a_zero_that_is_left_out_contradicts_a_number() -> None:
-    """One of the two exports was made before the day was over, and the person knows which."""
+    """One of the exports was made before the day was over, and only the person knows which."""
     with pytest.raises(Unreadable, match=r"b: 5 for page_follows on 2026-01-03, and a says 0\."):
         merged([export("a", {DAYS[0]: 1}, [DAYS[2]]), export("b", {DAYS[2]: 5})])
 
 
 def test_days_are_told_as_spans() -> None:
-    """Thirty dates in a row are read by nobody."""
+    """Nobody reads thirty dates in a row."""
     assert spans([DAYS[2], DAYS[0], dt.date(2025, 12, 1)]) == [
         (dt.date(2025, 12, 1), dt.date(2025, 12, 1)),
         (DAYS[0], DAYS[0]),

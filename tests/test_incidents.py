@@ -87,7 +87,10 @@ def refused(world: World) -> World:
 def test_a_wave_of_refusals_is_one_incident_and_no_pages_fault(
     world: World, error: ProviderError, calls: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One wrong app secret used to make a dead letter of every page. A fault that names the app needs no wave."""
+    """One wrong app secret used to make a dead letter of every page.
+
+    A refusal that names the app opens an incident at once.
+    """
     answers(world, *PAGES, error=error)
     ended = [run(world, page) for page in PAGES]
     assert ended[: calls - 1] == [f"defer {error.reason}"] * (calls - 1)
@@ -104,7 +107,10 @@ def test_a_wave_of_refusals_is_one_incident_and_no_pages_fault(
     ("pages", "ended"), [(1, ["permanent permission"]), (2, ["defer permission", "defer app_refused"])]
 )
 def test_where_there_are_few_pages_fewer_make_a_wave(world: World, pages: int, ended: list[str]) -> None:
-    """Two of two pages are everybody. One page cannot tell, and its owner must not wait for a third."""
+    """Two refusals are enough if there are only two pages.
+
+    A single page cannot show an incident, and must not wait for others.
+    """
     world.db.execute("UPDATE integration SET disabled = true WHERE id > %s", [PAGES[pages - 1]])
     answers(world, *PAGES, error=PERMISSION)
     assert [run(world, page) for page in PAGES[:pages]] == ended
@@ -144,7 +150,7 @@ def test_a_page_that_alone_is_refused_is_given_up_after_a_second_look(world: Wor
 
 
 def test_a_page_with_a_fresh_token_is_called_again(world: World) -> None:
-    """The refusal that waits to be judged was of the old token: its owner must not be asked a second time."""
+    """The refusal that is not judged yet was of the old token. Its owner must not be asked a second time."""
     answers(world, PAGES[0], error=PERMISSION)
     assert run(world, PAGES[0]) == "defer permission"
     integrations.reconnect(world.db, world.vault, PAGES[0], "a fresh token")
@@ -155,7 +161,7 @@ def test_a_page_with_a_fresh_token_is_called_again(world: World) -> None:
 
 
 def test_a_page_that_a_person_has_run_again_is_called_again(world: World) -> None:
-    """The verdict is over with the dead letter."""
+    """When the dead letter runs again, the old refusal does not count any more."""
     answers(world, PAGES[0], error=refusal("unclear"))
     run(world, PAGES[0])
     later(world, CONFIRM)
@@ -175,7 +181,7 @@ def test_a_page_that_is_refused_while_others_are_answered_is_given_up(world: Wor
 
 
 def test_an_answer_to_a_call_that_began_before_says_nothing(world: World) -> None:
-    """When the app is switched off, dozens of answers are still in the air: none of them shows that it is alive."""
+    """When the app is switched off, answers to earlier calls still arrive. They do not show that the app works."""
     answers(world, PAGES[0], error=PERMISSION)
     answers(world, PAGES[1])
     refused: list[str] = []
@@ -202,7 +208,7 @@ def test_a_refusal_of_long_ago_says_nothing(world: World) -> None:
 
 
 def test_a_refusal_that_names_the_app_never_gives_a_page_up(world: World) -> None:
-    """A fleet of which one machine has the wrong secret: every other answer is a good one, and ends the incident."""
+    """If one machine of many has the wrong secret, the other machines' answers end the incident again and again."""
     answers(world, PAGES[0], error=refusal("app"))
     answers(world, PAGES[1])
     for _ in range(5):
@@ -220,7 +226,7 @@ def test_a_refusal_that_names_the_app_never_gives_a_page_up(world: World) -> Non
 def test_a_provider_that_is_away_is_one_incident(
     world: World, error: ProviderError, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Eleven seconds without a name server used to lay every page of the day down as dead."""
+    """Eleven seconds without a name server used to make a dead letter of every page of the day."""
     answers(world, *PAGES, error=error)
     ended = [run(world, page) for page in PAGES]
     assert ended[: WAVE - 1] == [f"retry {error.reason}"] * (WAVE - 1)
@@ -235,7 +241,7 @@ def test_a_provider_that_is_away_is_one_incident(
 
 
 def test_all_go_on_within_a_minute_of_its_return(world: World) -> None:
-    """The probe and the wait of the others together."""
+    """The time until a probe and the wait of the other pages add up to less than a minute."""
     answers(world, *PAGES, error=SILENT)
     for page in PAGES:
         run(world, page)
@@ -247,7 +253,7 @@ def test_all_go_on_within_a_minute_of_its_return(world: World) -> None:
 
 
 def test_a_page_that_fails_while_others_are_answered_has_three_attempts(world: World) -> None:
-    """It is not the provider, and not for the others to wait for."""
+    """The provider is not away, and the other pages must not wait."""
     answers(world, *PAGES[: WAVE + 1], error=BROKEN)
     answers(world, *PAGES[WAVE + 1 :])
     for attempt in (1, 2, 3):
@@ -262,7 +268,10 @@ def test_a_page_that_fails_while_others_are_answered_has_three_attempts(world: W
 
 @pytest.mark.parametrize(("error", "ended"), [(SILENT, "defer provider_away"), (BROKEN, "retry server")], ids=str)
 def test_where_there_are_few_pages_two_silences_are_an_outage(world: World, error: ProviderError, ended: str) -> None:
-    """A single page would be given up after six seconds. A server error comes from the provider: three attempts."""
+    """Otherwise a single page would be given up after six seconds.
+
+    A server error is an answer, so it gets three attempts.
+    """
     world.db.execute("UPDATE integration SET disabled = true WHERE id > %s", [PAGES[0]])
     answers(world, PAGES[0], error=error)
     assert run(world, PAGES[0]) == f"retry {error.reason}"
@@ -270,7 +279,7 @@ def test_where_there_are_few_pages_two_silences_are_an_outage(world: World, erro
 
 
 def test_the_last_attempt_in_silence_is_no_pages_fault(world: World) -> None:
-    """Of many pages only one may be read at that hour: nobody was answered, so nothing says that it is the page."""
+    """Perhaps only one page is read at that hour. If no page was answered, nothing says that this page is the cause."""
     answers(world, PAGES[0], error=SILENT)
     ended = [run(world, PAGES[0], attempt=n, is_last_attempt=n == 3) for n in (1, 2, 3)]
     assert ended == ["retry network", "retry network", "defer provider_away"]
@@ -278,7 +287,7 @@ def test_the_last_attempt_in_silence_is_no_pages_fault(world: World) -> None:
 
 @pytest.mark.parametrize("error", [EXPIRED, PERMISSION, ProviderError("rate_limited", "rate_limited", code=4)], ids=str)
 def test_any_word_of_the_provider_ends_its_outage(world: World, error: ProviderError) -> None:
-    """A refusal is an answer: the provider is there."""
+    """A refusal is an answer, too, so the provider is not away."""
     answers(world, *PAGES, error=SILENT)
     for page in PAGES:
         run(world, page)
@@ -449,7 +458,7 @@ def test_a_wrong_app_secret_costs_no_dead_letter_and_nobody_a_hand(
 
 @pytest.mark.slow
 def test_seconds_without_the_provider_cost_no_dead_letter(redis_url: str, database: str, tmp_path: Path) -> None:
-    """Three attempts are over in six seconds: an outage of eleven used to lay every page of the day down as dead."""
+    """Three attempts last six seconds, so an outage of eleven seconds used to make a dead letter of every page."""
     day = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=5)
     simulator = Simulator(pages=8)
     simulator.start()

@@ -530,7 +530,7 @@ def test_a_past_day_brings_none_that_the_provider_has_forgotten(world: World) ->
 
 
 def test_a_done_day_that_is_wanted_again_is_read_with_the_others(world: World) -> None:
-    """Sixty days of a page are one call, whether they were read before or not; each is then wanted no more."""
+    """One call reads sixty days of a page, whether they are done or not. Afterwards none of them is wanted again."""
     wait_for_it(world, DAY, back(1), back(2))
     for days in (2, 0):
         world.ingest("org", "page", back(days), attempt=2)
@@ -545,7 +545,7 @@ def test_a_done_day_that_is_wanted_again_is_read_with_the_others(world: World) -
 
 
 def test_a_day_that_is_wanted_again_comes_back_after_a_flush(world: World) -> None:
-    """The ledger is the backlog: a wiped Redis costs minutes, also for days that are done."""
+    """The ledger remembers it. A wiped Redis costs only minutes, also for done days."""
     world.ingest("org", "page")
     world.db.execute("UPDATE ingest_day_state SET read_again_at = %s", [NOW])
     world.redis.flushall()
@@ -554,7 +554,7 @@ def test_a_day_that_is_wanted_again_comes_back_after_a_flush(world: World) -> No
 
 
 def test_a_page_that_cannot_be_read_is_not_wanted_again(world: World) -> None:
-    """Its job would come back every five minutes for ever, and end as skipped each time."""
+    """Otherwise its job would come back every five minutes for ever, and end as skipped each time."""
     world.ingest("org", "page")
     world.db.execute("UPDATE ingest_day_state SET read_again_at = %s", [NOW])
     integrations.disable(world.db, "page")
@@ -570,7 +570,7 @@ def metric_names(world: World, call: int = -1) -> set[str]:
 
 
 def test_a_metric_that_one_page_is_refused_is_asked_for_others(world: World) -> None:
-    """One page's refusal says nothing about another page, on whichever worker."""
+    """One page's refusal says nothing about another page, even on another worker."""
     world.provider.refused = {("page", VIEWS)}
     world.provider.answers |= {(page, DAY): {VIEWS: 7, FOLLOWS: 1} for page in ("page", "second")}
     for page in ("page", "second", "page"):
@@ -591,7 +591,7 @@ def test_a_metric_that_one_page_is_refused_is_asked_for_others(world: World) -> 
 
 
 def test_what_a_failed_read_has_found_out_is_not_found_out_again(graph: World, simulator: Simulator) -> None:
-    """A dozen calls to find the refused metric, three times over, would use up a small page's budget."""
+    """Finding the refused metric takes a dozen calls. Three times that would use up a small page's allowance."""
     page = simulator.pages[0].page_id
     simulator.script(page, f"refuse:{VIEWS}", *[f"refuse:{VIEWS}"] * 11, "server-error", then=f"refuse:{VIEWS}")
     with pytest.raises(Retry):
@@ -604,7 +604,7 @@ def test_what_a_failed_read_has_found_out_is_not_found_out_again(graph: World, s
 
 
 def test_a_metric_that_three_pages_are_refused_is_left_out_for_others(world: World) -> None:
-    """Each call for a dead metric is a dozen calls: all but one page a day are spared them."""
+    """A call with a dead metric turns into a dozen calls. Only one page a day must pay for that."""
     world.connect("org", "third", "fourth", "fifth")
     pages = ("page", "second", "third", "fourth", "fifth")
     world.provider.refused = {(page, VIEWS) for page in pages}
@@ -624,7 +624,7 @@ def test_a_metric_that_three_pages_are_refused_is_left_out_for_others(world: Wor
 
 
 def test_a_metric_that_a_page_is_given_is_alive_that_day(world: World) -> None:
-    """Three pages of a kind that lacks it would else take it away from all the others."""
+    """Otherwise three pages that cannot have the metric would take it away from all other pages."""
     world.connect("org", "third", "fourth", "fifth")
     world.provider.answers["fifth", DAY] = {VIEWS: 7}
     world.provider.refused = {(page, VIEWS) for page in ("page", "second", "third")}
@@ -634,7 +634,7 @@ def test_a_metric_that_a_page_is_given_is_alive_that_day(world: World) -> None:
 
 
 def test_what_a_page_was_accepted_for_is_remembered_for_a_week(world: World) -> None:
-    """Each call would else begin with more than the provider gives, on every worker anew."""
+    """Otherwise every call, on every worker, would first ask for more than the provider gives."""
     world.provider.load = Load(7, 12)
     world.ingest("org", "page")
     world.ingest("org", "page")
@@ -644,7 +644,7 @@ def test_what_a_page_was_accepted_for_is_remembered_for_a_week(world: World) -> 
 
 
 def test_notes_and_unreadable_numbers_are_told(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """A person must hear of what was passed over, and which number is missing."""
+    """A person must learn which metrics were ignored and which number is missing."""
     world.provider.notes = ("page.csv: passed over the metrics x, y",)
     world.provider.answers["page", DAY] = {VIEWS: "unreadable"}
     world.ingest("org", "page")
@@ -655,7 +655,7 @@ def test_notes_and_unreadable_numbers_are_told(world: World, caplog: pytest.LogC
 
 
 def test_a_day_of_which_nothing_is_there_yet_is_not_asked_for_every_hour(world: World) -> None:
-    """A page that never has numbers would else cost two dozen calls a day."""
+    """Otherwise a page that never has numbers would need two dozen calls a day."""
     world.now = dt.datetime(2026, 3, 8, 12, tzinfo=dt.UTC)  # its numbers may come until the ninth, 7 o'clock
     metrics: list[Any] = world.fetch("SELECT metric FROM metric_catalog WHERE provider = 'facebook'")
     world.provider.answers["page", DAY] = dict.fromkeys(metrics, "pending")
@@ -665,7 +665,7 @@ def test_a_day_of_which_nothing_is_there_yet_is_not_asked_for_every_hour(world: 
 
 
 def test_a_provider_that_gives_everything_at_once_is_asked_for_everything(world: World) -> None:
-    """A file that was mended mends every day that it has, also those that were done without a number."""
+    """A corrected file mends every day that it has, also days that were done without a number."""
     wait_for_it(world, DAY, back(1), back(40))
     world.ingest("org", "page", back(40), attempt=2)
     world.provider.reads_everything = True

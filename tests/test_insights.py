@@ -1,4 +1,4 @@
-"""Which numbers an answer of page insights holds, and what each of the others is in its place."""
+"""Which numbers an answer of page insights has, and what stands in the place of the other numbers."""
 
 import json
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def ends(day: date) -> str:
 
 
 def bucket(value: str, day: date = DAY) -> str:
-    """Return a bucket with `value` as it stands."""
+    """Return a bucket with `value` unchanged."""
     return f'{{"value": {value}, "end_time": "{ends(day)}"}}'
 
 
@@ -40,7 +40,7 @@ def element(name: str, *buckets: str, page: str = PAGE, period: str = "day") -> 
 
 
 def findings(*elements: str, zone: ZoneInfo = DAY_ZONE) -> Findings:
-    """Return what an answer with these elements holds; raises UnusableBody as a read does."""
+    """Return what an answer with these elements holds. Raises UnusableBody as a read does."""
     document = classify(200, {}, f'{{"data": [{", ".join(elements)}]}}'.encode(), None)
     assert isinstance(document, dict)
     found = Findings(PAGE, zone)
@@ -55,7 +55,7 @@ def of(found: Findings, name: str, day: date = DAY, now: datetime = LATE) -> Rea
 
 
 def said(value: str) -> tuple[str, Decimal | None, Any]:
-    """Return what comes of a value beside a sound one, and its parts as they are stored."""
+    """Return the reading of a value that stands beside a good one, with its parts as they are stored."""
     found = findings(element("a", bucket(value)), element("b", bucket("7")))
     assert of(found, "b") == Reading("b", DAY, "value", Decimal(7), None, end_time(DAY))
     reading = of(found, "a")
@@ -63,7 +63,7 @@ def said(value: str) -> tuple[str, Decimal | None, Any]:
 
 
 def stored(reading: Reading) -> Any:
-    """Return the parts as the database gets them: numbers, exact."""
+    """Return the parts as the database gets them, with exact numbers."""
     text = orjson.dumps([reading], default=str)
     return json.loads(text, parse_float=Decimal)[0]["breakdown"]
 
@@ -76,7 +76,7 @@ def stored(reading: Reading) -> Any:
     ["0", "-5", "3.5", "9007199254740993", "0.1", MANY_NINES, f"-{MANY_NINES}", f"{MANY_NINES}.{MANY_NINES}", "1e29"],
 )
 def test_a_number_is_kept_to_its_last_digit(number: str) -> None:
-    """A float holds sixteen digits, and whoever adds up the pages sees the difference."""
+    """A float keeps only sixteen digits, and a sum of pages would show the difference."""
     assert said(number) == ("value", Decimal(number), None)
 
 
@@ -90,18 +90,18 @@ def test_a_number_is_kept_to_its_last_digit(number: str) -> None:
     ],
 )
 def test_what_is_no_number_is_unreadable_and_costs_only_itself(value: str) -> None:
-    """The other numbers of the page are right, and a retry would bring the same odd one."""
+    """The page's other numbers are right, and a retry would bring the same bad value."""
     assert said(value) == ("unreadable", None, None)
 
 
 @pytest.mark.parametrize("value", ["null", '{"paid": null}', '{"paid": null, "total": null}'])
 def test_null_is_a_day_without_data(value: str) -> None:
-    """It is what the API writes where it has no number, and it is not 0."""
+    """The API writes null if it has no number. Null is not 0."""
     assert said(value) == ("no_data", None, None)
 
 
 def test_a_bucket_without_a_value_is_a_day_without_data() -> None:
-    """As null is."""
+    """A missing value means the same as null."""
     assert of(findings(element("a", f'{{"end_time": "{ends(DAY)}"}}')), "a").status == "no_data"
 
 
@@ -124,13 +124,13 @@ def test_a_bucket_without_a_value_is_a_day_without_data() -> None:
     ],
 )
 def test_parts_add_up_once(value: str, total: int | str, parts: object) -> None:
-    """A total among the parts is their sum told twice, and two names that look the same are two parts."""
+    """A total among the parts must not be added to them. Two names that look the same are two parts."""
     assert said(value) == ("value", Decimal(total), parts)
 
 
 @pytest.mark.parametrize("value", ['{"total": 5, "paid": 3, "unpaid": 1}', '{"total": 0, "paid": 3}'])
 def test_a_total_that_its_parts_deny_is_unreadable(value: str) -> None:
-    """One of them is wrong, and nobody can tell which."""
+    """Either the total or a part is wrong, and nobody can tell which."""
     assert said(value) == ("unreadable", None, None)
 
 
@@ -144,7 +144,7 @@ def test_a_total_that_its_parts_deny_is_unreadable(value: str) -> None:
     ],
 )
 def test_parts_of_any_size_are_exact(parts: dict[str, str]) -> None:
-    """The default arithmetic rounds to 28 digits, and the JSON of the database to 64 bits."""
+    """Python's default arithmetic rounds to 28 digits, and orjson keeps only 64 bits."""
     status, value, kept = said("{" + ", ".join(f'"{name}": {number}' for name, number in parts.items()) + "}")
     assert value is not None
     assert (status, Fraction(value)) == ("value", sum(map(Fraction, parts.values())))
@@ -172,14 +172,14 @@ def test_parts_of_any_size_are_exact(parts: dict[str, str]) -> None:
     ],
 )
 def test_a_bucket_of_no_day_may_be_that_of_any_day_that_lacks_one(odd: str) -> None:
-    """To call such a day one without data would be a guess; the days with buckets of their own are as good as ever."""
+    """It would be a guess to call such a day one without data. Days with a bucket of their own are not affected."""
     found = findings(element("a", odd, bucket("3", DAYS[0])), element("b", bucket("7"), bucket("7", DAYS[1])))
     assert [reading.status for reading in found.readings("a", DAYS, LATE)] == ["value", "unreadable", "unreadable"]
     assert [reading.status for reading in found.readings("b", DAYS, LATE)] == ["no_data", "value", "value"]
 
 
 def test_values_of_which_none_ends_with_a_day_are_no_answer() -> None:
-    """Then every day would look as if it had no data, and it is the days that we have wrong."""
+    """Every day would look like one without data, but our days are wrong."""
     noon = '{"value": 7, "end_time": "2026-03-18T19:00:00+0000"}'
     with pytest.raises(UnusableBody, match="America/Los_Angeles"):
         findings(element("a", noon), element("b"))
@@ -188,7 +188,7 @@ def test_values_of_which_none_ends_with_a_day_are_no_answer() -> None:
 
 
 def test_one_metric_whose_values_are_of_no_day_is_unreadable() -> None:
-    """Another metric shows that we have the days right."""
+    """Another metric shows that our days are right."""
     found = findings(element("a", '{"value": 7, "end_time": "2026-03-18T19:00:00+0000"}'), element("b", bucket("7")))
     reading = of(found, "a")
     assert (reading.status, reading.reason) == (
@@ -199,7 +199,7 @@ def test_one_metric_whose_values_are_of_no_day_is_unreadable() -> None:
 
 @pytest.mark.parametrize(("now", "expected"), [(EARLY, "pending"), (LATE, "no_data")])
 def test_a_metric_with_other_days_only_is_awaited(now: datetime, expected: str) -> None:
-    """It comes every day, and may come for this one: metrics are published one after the other."""
+    """The page has this metric. Metrics are published one after the other, so this day's number may still come."""
     found = findings(element("a", bucket("3", DAYS[0])), element("b", bucket("7")))
     assert of(found, "a", now=now).status == expected
 
@@ -207,19 +207,19 @@ def test_a_metric_with_other_days_only_is_awaited(now: datetime, expected: str) 
 @pytest.mark.parametrize(("now", "expected"), [(EARLY, "pending"), (LATE, "no_data")])
 @pytest.mark.parametrize("elements", [(), (element("a"), element("b")), (element("c", bucket("3", DAYS[0])),)])
 def test_a_day_of_which_nothing_is_there_is_awaited(elements: tuple[str, ...], now: datetime, expected: str) -> None:
-    """Soon after midnight an empty list means that the API is late, and a day later that the page has nothing."""
+    """Soon after midnight an empty list means that the API is late. A day later it means that the page has nothing."""
     found = findings(*elements)
     assert (of(found, "a", now=now).status, of(found, "b", now=now).status) == (expected, expected)
 
 
 @pytest.mark.parametrize("lacking", [(), (element("a"),), (element("a", bucket("3"), period="week"),)])
 def test_a_metric_that_is_absent_from_a_published_day_has_no_data(lacking: tuple[str, ...]) -> None:
-    """The others are there, so this one is not late."""
+    """Other metrics of the day are published, so this one is not late."""
     assert of(findings(*lacking, element("b", bucket("7"))), "a", now=EARLY).status == "no_data"
 
 
 def test_a_day_that_goes_on_is_awaited_whatever_the_answer() -> None:
-    """Nothing can be wrong with a number that cannot be there yet."""
+    """A day that is not over has no number yet, so nothing about it can be wrong."""
     found = findings(element("a", '{"value": 7}'), element("b", bucket("7", DAYS[0])))
     assert of(found, "a", now=end_time(DAY) - timedelta(seconds=1)).status == "pending"
 
@@ -231,7 +231,7 @@ def test_a_day_that_goes_on_is_awaited_whatever_the_answer() -> None:
     "odd", ["7", "null", "NaN", "[]", "{}", '{"id": "100/x"}', '{"name": 7, "period": "day", "values": []}']
 )
 def test_an_element_without_a_name_may_be_that_of_any_absent_metric(odd: str) -> None:
-    """To call an absent metric one without data would be a guess."""
+    """It would be a guess to call an absent metric one without data."""
     found = findings(odd, element("b", bucket("7")), element("c", bucket("7", DAYS[0])))
     assert [of(found, name).status for name in ("a", "b", "c")] == ["unreadable", "value", "no_data"]
 
@@ -247,7 +247,7 @@ def test_an_element_without_a_name_may_be_that_of_any_absent_metric(odd: str) ->
     ],
 )
 def test_an_element_that_cannot_be_read_is_that_of_its_metric(odd: dict[str, object], reason: str) -> None:
-    """Its name says which one, so that the others may be without data."""
+    """Its name says which metric it is, so other absent metrics are without data."""
     spoilt = json.dumps({"id": "100/insights/a/day", "name": "a", "period": "day", **odd})
     found = findings(spoilt, element("b", bucket("7")))
     assert of(found, "a") == Reading("a", DAY, "unreadable", reason=reason)
@@ -256,14 +256,14 @@ def test_an_element_that_cannot_be_read_is_that_of_its_metric(odd: dict[str, obj
 
 @pytest.mark.parametrize("name", ["a", 7])
 def test_numbers_of_another_page_are_no_answer(name: object) -> None:
-    """Whoever they belong to, they must not be stored here; not even those beside them."""
+    """They must not be stored for this page, and neither must other numbers of the same answer."""
     stranger = json.dumps({"id": "1009/insights/a/day", "name": name, "period": "day", "values": []})
     with pytest.raises(UnusableBody, match="asked for page 100, got 1009"):
         findings(element("b", bucket("7")), stranger)
 
 
 def test_what_comes_twice_counts_once() -> None:
-    """The last one, in an element or in a second one of the same metric."""
+    """The last value counts, whether it is in the same element or in a second element of the metric."""
     found = findings(element("a", bucket("1"), bucket("2")), element("b", bucket("3")), element("b", bucket("4")))
     assert [of(found, name).value for name in ("a", "b")] == [2, 4]
 
@@ -313,7 +313,10 @@ def a_bucket(draw: st.DrawFn, day: date) -> tuple[str, str, Decimal | None]:
 
 @st.composite
 def an_answer(draw: st.DrawFn) -> tuple[list[str], dict[str, dict[date, Cell]] | None]:
-    """Return the elements of an answer and what must be said of each metric and day; None if it is no answer."""
+    """Return the elements of an answer, and what must be said of each metric and day.
+
+    None if it is not a valid answer.
+    """
     elements: list[str] = []
     kinds: dict[str, str] = {}
     cells: dict[str, dict[date, Cell]] = {}
@@ -356,7 +359,7 @@ def _expected(kinds: dict[str, str], name: str, cells: dict[date, Cell]) -> Iter
 @settings(max_examples=400, deadline=None)
 @given(drawn=an_answer(), order=st.randoms(use_true_random=False))
 def test_every_sound_number_of_a_drawn_answer_is_kept_and_every_odd_one_told(drawn: Any, order: Any) -> None:
-    """Whatever is wrong in whatever place, no number is lost and none is made up."""
+    """Whatever is wrong in an answer, no good number is lost and none is made up."""
     elements, expected = drawn
     order.shuffle(elements)
     if expected is None:

@@ -151,7 +151,7 @@ def test_a_window_does_not_reach_days_that_nobody_planned(world: World) -> None:
 
 
 def test_a_correction_reaches_the_organization_that_had_the_page_then(world: World) -> None:
-    """A page that moved yesterday is corrected today: the sum that is wrong is the former owner's."""
+    """The page moved yesterday and is corrected today, so the sum of its former organization is wrong."""
     failed, had = DAY - dt.timedelta(days=2), DAY - dt.timedelta(days=1)
     ledger.record(world.db, replace(DONE, day=failed, state="dead", reason="server"), "facebook")
     ledger.record(world.db, replace(DONE, day=had), "facebook", answer(value(VIEWS, 1, had)))
@@ -171,8 +171,10 @@ def test_a_correction_reaches_the_organization_that_had_the_page_then(world: Wor
 
 @pytest.mark.parametrize(("refresh_needed", "letters"), [(False, [("page", DAY, "default")]), (True, [])])
 def test_a_mended_day_leaves_no_letter_behind(world: World, refresh_needed: bool, letters: list[Any]) -> None:
-    """A letter beside a done day sends a person to look for nothing, unless it may tell of a page that must be
-    connected again."""
+    """A dead letter of a done day wastes a person's time.
+
+    But it stays while it may say that the page must be connected again.
+    """
     ledger.record(world.db, replace(DONE, state="dead", error_class="transient", reason="network"), "facebook")
     world.db.execute("UPDATE integration SET refresh_needed = %s", [refresh_needed])
     later = replace(DONE, day=DAY + dt.timedelta(days=1))
@@ -184,7 +186,7 @@ def test_a_mended_day_leaves_no_letter_behind(world: World, refresh_needed: bool
 
 
 def test_the_ledger_knows_which_days_have_a_number(world: World) -> None:
-    """A day that was answered without any number is done, and must not look like one that has numbers."""
+    """A day that was answered without a number is done, but must not look like a day with numbers."""
     empty = Reading(VIEWS, DAY, "no_data")
     ledger.record(world.db, DONE, "facebook", answer(empty))
     assert world.fetch("SELECT has_value FROM ingest_day_state") == [False]
@@ -197,7 +199,7 @@ def test_the_ledger_knows_which_days_have_a_number(world: World) -> None:
 
 
 def test_an_unreadable_number_is_kept_with_its_reason(world: World) -> None:
-    """It is no hole that nobody knows of, and the number that was read before stays."""
+    """It must not look like a missing day, and a number that was read before stays."""
     odd = Reading(VIEWS, DAY, "unreadable", reason="a text where a number belongs")
     ledger.record(world.db, DONE, "facebook", answer(odd))
     assert world.fetch("SELECT status, value, reason FROM page_metric_daily") == [("unreadable", None, odd.reason)]
@@ -260,7 +262,7 @@ def test_attempts_are_the_latest_and_deferrals_add_up(world: World) -> None:
 
 
 def test_a_gate_holds_back_those_it_names(world: World) -> None:
-    """A limit on one page must not stop the others; one on the app must, and one on a user all of the user's pages."""
+    """A limit on one page must not stop other pages. A limit on the app or on a user must stop all pages of it."""
     world.connect("org", "other")
     world.db.execute("UPDATE integration SET user_id = 'ann' WHERE id = 'other'")
     ledger.close_gates(world.db, "facebook", [Gate("page", "page", 420.0, None, "usage")], NOW)

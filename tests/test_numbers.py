@@ -1,4 +1,4 @@
-"""What people read as numbers: exact, like for like, and never a zero that nobody counted."""
+"""The numbers that people read are exact, compare only the same pages, and never show a zero that nobody counted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def world(database: str) -> Iterator[NumbersWorld]:
 
 
 def two_days(world: NumbersWorld, metric: str, before: dict[str, object], after: dict[str, object]) -> None:
-    """Write what pages told of a metric yesterday and today; a page without an entry failed."""
+    """Write the numbers of one metric for yesterday and today. A page without an entry failed."""
     for day, told in ((ago(1), before), (LAST, after)):
         for page in ("a", "b"):
             if page in told:
@@ -52,7 +52,7 @@ def two_days(world: NumbersWorld, metric: str, before: dict[str, object], after:
 
 
 def change(world: NumbersWorld, metric: str, name: str = "dayBefore") -> object:
-    """Return old, new and whether one of the days has more pages of the last day's change."""
+    """Return the last day's change: the old figure, the new figure, and whether one of the days has more pages."""
     found = world.rows("--metric", metric)[-1][name]
     return found and (found["old"], found["new"], found["isPartial"])
 
@@ -61,7 +61,7 @@ def change(world: NumbersWorld, metric: str, name: str = "dayBefore") -> object:
 
 
 def test_the_change_is_that_of_the_pages_of_both_days(world: NumbersWorld) -> None:
-    """A page that was missing yesterday would look like growth today."""
+    """Otherwise a page that was missing yesterday would look like growth today."""
     two_days(world, VIEWS, {"a": 100}, {"a": 110, "b": 5000})
     assert change(world, VIEWS) == (100, 110, True)
     assert "~+10.0%" in world.numbers("--metric", VIEWS).stdout
@@ -70,14 +70,14 @@ def test_the_change_is_that_of_the_pages_of_both_days(world: NumbersWorld) -> No
 def test_days_of_the_same_pages_are_compared_by_their_totals(
     world: NumbersWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nearly all days are: to read every page's number for each would take seconds."""
+    """Nearly all days have the same pages. Reading every page's number for each of them would take seconds."""
     two_days(world, VIEWS, {"a": 100, "b": 100}, {"a": 110, "b": 100})
     monkeypatch.setattr(stored_numbers, "_by_what_differs", None)
     assert change(world, VIEWS) == (200, 210, False)
 
 
 def test_without_a_common_page_or_a_base_there_is_no_change(world: NumbersWorld) -> None:
-    """A change from nothing is no per cent, and one between two pages is nobody's."""
+    """A change from zero has no per cent, and two different pages cannot be compared."""
     two_days(world, VIEWS, {"a": 100}, {"b": 100})
     assert change(world, VIEWS) is None
     world.day("a", ago(2), {VIEWS: 0})
@@ -87,13 +87,13 @@ def test_without_a_common_page_or_a_base_there_is_no_change(world: NumbersWorld)
 
 @pytest.mark.parametrize(("a", "b"), [(None, 7), ("unsupported", 7), ("unreadable", 7), ("pending", 7), (70, None)])
 def test_whatever_a_page_lacks_it_is_left_out_of_both_days(world: NumbersWorld, a: object, b: object) -> None:
-    """A reading without a number is missing in the sum, whether the sum names the page or not."""
+    """A page without a number must be left out, even if the sum does not call it missing."""
     two_days(world, VIEWS, {"a": 50, "b": 60}, {"a": a, "b": b})
     assert change(world, VIEWS) == ((60, 7, True) if b == 7 else (50, 70, True))
 
 
 def test_a_day_that_changed_since_it_was_summed_up_is_compared_by_its_pages(world: NumbersWorld) -> None:
-    """Its total is of other numbers than those that would be taken out of it."""
+    """Its stored total is older than its pages' numbers, so these must not be taken out of it."""
     two_days(world, VIEWS, {"a": 50, "b": 60}, {"b": 7})
     world.restate("b", LAST, VIEWS, 9)
     world.db.execute("INSERT INTO aggregate_dirty (organization_id, day, reason) VALUES ('acme', %s, '')", [LAST])
@@ -103,14 +103,14 @@ def test_a_day_that_changed_since_it_was_summed_up_is_compared_by_its_pages(worl
 def test_a_page_that_fell_silent_costs_no_look_at_every_page(
     world: NumbersWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a large organization some page is silent every day, and the ledger knows which."""
+    """In a large organization some page is silent every day, and the ledger knows which."""
     two_days(world, VIEWS, {"a": 50, "b": 60}, {"a": None, "b": 7})
     monkeypatch.setattr(stored_numbers, "_PROBE", "no statement")
     assert change(world, VIEWS) == (60, 7, True)
 
 
 def test_a_ledger_that_knows_of_no_number_is_asked_for_every_page(world: NumbersWorld) -> None:
-    """Where counts do not tell which pages a sum has, each page's number is looked for."""
+    """If the counts do not show which pages a sum has, each page's number is looked up."""
     two_days(world, VIEWS, {"a": 50, "b": 60}, {"a": None, "b": 7})
     world.db.execute("UPDATE ingest_day_state SET has_value = false")
     assert change(world, VIEWS) == (60, 7, True)
@@ -118,7 +118,7 @@ def test_a_ledger_that_knows_of_no_number_is_asked_for_every_page(world: Numbers
 
 @pytest.mark.parametrize(("missing", "expected"), [("b", (50, 40, True)), ("a", (9, 8, True))])
 def test_the_largest_page_is_compared_among_common_pages(world: NumbersWorld, missing: str, expected: object) -> None:
-    """The largest page of yesterday may be missing today: that is no fall."""
+    """If yesterday's largest page is missing today, that is not a fall."""
     after = {"a": 40, "b": 8}
     del after[missing]
     two_days(world, REACH, {"a": 50, "b": 9}, {**after})
@@ -127,7 +127,7 @@ def test_the_largest_page_is_compared_among_common_pages(world: NumbersWorld, mi
 
 @pytest.mark.parametrize("part", [LIKES, VIEWS])
 def test_a_ratio_is_compared_over_pages_with_both_parts(world: NumbersWorld, part: str) -> None:
-    """Views of a page whose likes are missing belong to no rate, nor the other way round."""
+    """A page that lacks views or likes must not be in either part of the ratio."""
     world.metric("rate", "ratio", LIKES, VIEWS)
     world.day("a", ago(1), {LIKES: 1, VIEWS: 10})
     world.day("b", ago(1), {LIKES: 5, VIEWS: 10})
@@ -138,7 +138,7 @@ def test_a_ratio_is_compared_over_pages_with_both_parts(world: NumbersWorld, par
 
 
 def test_a_page_that_was_taken_away_counts_on_neither_day(world: NumbersWorld) -> None:
-    """The sums leave a disabled page out, and so must what is compared."""
+    """The sums leave a disabled page out, so the changes must leave it out, too."""
     world.day("a", ago(1), {VIEWS: 10})
     world.day("a", LAST, {VIEWS: 11})
     world.page("c")
@@ -151,7 +151,7 @@ def test_a_page_that_was_taken_away_counts_on_neither_day(world: NumbersWorld) -
 
 @pytest.mark.parametrize(("metric", "old", "new"), [(VIEWS, 101, 202), (FOLLOWS, 50, 100), (REACH, None, None)])
 def test_a_week_is_compared_by_its_weekdays(world: NumbersWorld, metric: str, old: object, new: object) -> None:
-    """A week that is half over must not look like half a week's fall, and a level is that of its last day."""
+    """The first half of a week must not look like a fall by half. A level is compared by its last day."""
     for back, number in ((0, 100), (1, 102), (7, 50), (8, 51), (9, 52), (10, 53)):
         world.day("a", ago(back), {metric: number})
     world.sum_up()
@@ -165,7 +165,7 @@ def test_a_week_is_compared_by_its_weekdays(world: NumbersWorld, metric: str, ol
 
 
 def test_no_digit_is_lost_on_the_way_into_a_document(world: NumbersWorld) -> None:
-    """A number that a program reads must be the number that was stored: beyond 64 bits, and 30 places behind."""
+    """A program must read the stored number exactly, even beyond 64 bits and with 30 digits behind the point."""
     world.day("a", LAST, {VIEWS: HUGE, LIKES: LONG})
     world.day("b", LAST, {VIEWS: HUGE, LIKES: Decimal("1e-30")})
     world.sum_up()
@@ -177,7 +177,7 @@ def test_no_digit_is_lost_on_the_way_into_a_document(world: NumbersWorld) -> Non
 
 
 def test_a_sum_that_would_be_rounded_raises() -> None:
-    """The default context keeps 28 digits and says nothing."""
+    """Python's default context would keep only 28 digits, without an error."""
     assert numbers.total([Decimal(10) ** 60, Decimal(1), Decimal("1e-60")]) == Decimal(f"1{'0' * 59}1.{'0' * 59}1")
     assert numbers.less(Decimal(10**60 + 1), Decimal(10**60)) == 1
     assert numbers.total([]) is None
@@ -188,7 +188,7 @@ def test_a_sum_that_would_be_rounded_raises() -> None:
     [("3", "4", "33.33"), ("-4", "-5", "-25"), ("-4", "4", "200"), ("3", "2", "-33.33"), (f"1{'0' * 70}", "0", "-100")],
 )
 def test_a_per_cent_is_of_the_size_of_the_old_number(old: str, new: str, expected: str) -> None:
-    """A loss that grows has fallen, and no size of numbers changes how it is rounded."""
+    """A loss that grows is a fall. The size of the numbers must not change how the per cent is rounded."""
     assert numbers.percent(numbers.Change(Decimal(old), Decimal(new), 1, False).relative, 2) == Decimal(expected)
 
 
@@ -196,7 +196,7 @@ def test_a_per_cent_is_of_the_size_of_the_old_number(old: str, new: str, expecte
 
 
 def fill_march(world: NumbersWorld) -> None:
-    """Write a month's end and a month's begin of page a, with a gap, and one day of b."""
+    """Write the days around the end of a month for page a, with a gap, and one day for page b."""
     for back, number in ((9, 10), (8, 20), (7, 30), (5, 40)):
         world.day("a", ago(back), {VIEWS: number, FOLLOWS: 1000 + number, REACH: number, LIKES: Decimal(number) / 10})
     world.day("b", ago(7), {VIEWS: 1, FOLLOWS: 5, REACH: 33, LIKES: 1})
@@ -205,7 +205,7 @@ def fill_march(world: NumbersWorld) -> None:
 
 @pytest.mark.parametrize(("metric", "february", "march"), [(VIEWS, 30, 71), (FOLLOWS, 1020, 1040), (REACH, None, None)])
 def test_months_add_up_what_adds_up(world: NumbersWorld, metric: str, february: object, march: object) -> None:
-    """Followers of several days are those of the last day, and people reached are nobody's sum."""
+    """The last day counts for followers, and people reached have no sum."""
     fill_march(world)
     first, second = world.rows("--metric", metric, "--by", "month")
     assert (first["value"], second["value"]) == (february, march)
@@ -217,7 +217,7 @@ def test_months_add_up_what_adds_up(world: NumbersWorld, metric: str, february: 
 
 @pytest.mark.parametrize("page", [[], ["--integration", "a"]], ids=["organization", "page"])
 def test_the_ratio_of_a_month_is_that_of_its_sums(world: NumbersWorld, page: list[str]) -> None:
-    """The mean of a good small day and a bad large one is neither's rate."""
+    """The mean of the ratios of a small day and a large day would be wrong."""
     world.metric("rate", "ratio", LIKES, VIEWS)
     world.day("a", ago(2), {LIKES: 1, VIEWS: 2})
     world.day("a", ago(1), {LIKES: 1, VIEWS: 100})
@@ -231,7 +231,7 @@ def test_the_ratio_of_a_month_is_that_of_its_sums(world: NumbersWorld, page: lis
 
 @pytest.mark.parametrize(("metric", "a", "b"), [(VIEWS, 100, 1), (FOLLOWS, 1040, 5), (REACH, 40, 33)])
 def test_a_line_for_each_page_has_its_own_total(world: NumbersWorld, metric: str, a: int, b: int) -> None:
-    """Who looks for the page behind a total needs every page by the same rules."""
+    """A person who looks for the page behind a total needs all pages by the same rules."""
     fill_march(world)
     rows = {row["integrationId"]: row for row in world.rows("--metric", metric, "--by", "page")}
     key = "largestDay" if metric == REACH else "value"
@@ -240,7 +240,7 @@ def test_a_line_for_each_page_has_its_own_total(world: NumbersWorld, metric: str
 
 
 def test_a_page_without_a_number_is_in_the_list_and_last(world: NumbersWorld) -> None:
-    """The page that is missing is the one that is looked for."""
+    """A missing page must be in the list, because people look for it."""
     world.day("a", LAST, state="dead", reason="server")
     world.day("b", LAST, {VIEWS: 0})
     world.sum_up()
@@ -252,7 +252,7 @@ def test_a_page_without_a_number_is_in_the_list_and_last(world: NumbersWorld) ->
 
 
 def test_every_form_fits_eighty_columns(world: NumbersWorld) -> None:
-    """A line that wraps is read wrong."""
+    """People misread a table whose lines wrap."""
     world.page("c", zone=BANGKOK, name="A page with a name")
     for back in range(14):
         for page in ("a", "b", "c"):
@@ -269,7 +269,7 @@ def test_every_form_fits_eighty_columns(world: NumbersWorld) -> None:
 
 
 def test_a_gap_is_a_gap(world: NumbersWorld) -> None:
-    """A day without a number that is drawn as zero looks like the end of the page."""
+    """A missing number that is drawn as zero looks like the end of the page."""
     world.day("a", ago(2), {VIEWS: 5})
     world.day("a", ago(1), {VIEWS: None})
     world.sum_up()
@@ -281,7 +281,7 @@ def test_a_gap_is_a_gap(world: NumbersWorld) -> None:
 
 
 def test_a_sum_with_missing_pages_says_so_and_which(world: NumbersWorld) -> None:
-    """A total that lacks its largest page is right and misleading."""
+    """A total without its largest page is misleading if nothing says so."""
     two_days(world, VIEWS, {"a": 1, "b": 1}, {"b": 1})
     for line in ([], ["--metric", VIEWS]):
         shown = world.numbers(*line).stdout
@@ -291,7 +291,7 @@ def test_a_sum_with_missing_pages_says_so_and_which(world: NumbersWorld) -> None
 
 
 def test_the_zone_of_the_days_is_said_and_mixed_is_explained(world: NumbersWorld) -> None:
-    """The day of one page begins fifteen hours before that of another: their sum's date is a label."""
+    """One page's day begins fifteen hours before another's, so the date of their sum is only a label."""
     world.day("a", ago(1), {VIEWS: 1})
     world.page("c", zone=BANGKOK)
     world.sum_up()
@@ -307,7 +307,7 @@ def test_the_zone_of_the_days_is_said_and_mixed_is_explained(world: NumbersWorld
 
 
 def test_provisional_final_and_restated_are_told_apart(world: NumbersWorld) -> None:
-    """Who reports a number must know whether it can still change, and whether it did."""
+    """A person who reports a number must know whether it may still change, and whether it changed."""
     world.day("a", ago(1), {VIEWS: 1})
     world.sum_up()
     world.restate("a", ago(1), VIEWS, 2)
@@ -325,7 +325,7 @@ def test_provisional_final_and_restated_are_told_apart(world: NumbersWorld) -> N
 
 
 def test_a_pages_own_days_say_what_each_is(world: NumbersWorld) -> None:
-    """One page's missing number has one cause, and a number may come from a file."""
+    """A page's missing number has one cause, and its number may come from a file."""
     world.db.execute(
         "INSERT INTO import_file VALUES ('a', 'f00d', 'march.csv', now(), 'somebody')",
     )
@@ -357,7 +357,7 @@ def test_a_pages_own_days_say_what_each_is(world: NumbersWorld) -> None:
 
 
 def test_a_metric_that_is_asked_for_no_more_still_adds_up(world: NumbersWorld) -> None:
-    """A provider that retires a metric does not take back what it told."""
+    """If a provider ends a metric, its earlier numbers stay valid."""
     world.metric("old_views", "sum", supported=False)
     world.day("a", LAST, {"old_views": 3})
     world.day("b", LAST, {"old_views": 4})
@@ -380,12 +380,12 @@ def test_a_metric_that_is_asked_for_no_more_still_adds_up(world: NumbersWorld) -
     ],
 )
 def test_a_number_that_is_too_long_is_cut_to_what_it_is_about(value: str, room: int, text: str) -> None:
-    """A table holds its shape whatever a file says, and a short number keeps its digits."""
+    """A table keeps its shape for any number, and a short number keeps its digits."""
     assert number_text(Decimal(value), room) == text
 
 
 def test_a_change_keeps_to_its_column() -> None:
-    """A page that begins has grown by millions of per cent."""
+    """A new page may grow by millions of per cent."""
     assert [percent_text(Fraction(part)) for part in ("0.1234", "12.34", "12345", "-0.5", "0")] == [
         "+12.3%",
         "+1234%",
@@ -427,7 +427,7 @@ CHANGES = ["dayBefore", "weekBefore"]
     ids=["metrics", "days", "weeks", "pages", "a page"],
 )
 def test_the_names_of_a_document_stay(world: NumbersWorld, line: list[str], names: list[str]) -> None:
-    """Programs read them: a name that goes is somebody's broken morning."""
+    """Programs read these names. If one disappears, a program breaks."""
     two_days(world, VIEWS, {"a": 1, "b": 1}, {"a": 2})
     found = world.json(*line)
     assert found["schema"] == 1
@@ -443,7 +443,7 @@ def test_the_names_of_a_document_stay(world: NumbersWorld, line: list[str], name
 
 
 def test_a_spreadsheet_finds_no_formula_in_a_file(world: NumbersWorld) -> None:
-    """A page's name is a stranger's text, and a spreadsheet runs what begins like a formula."""
+    """A stranger may choose a page's name, and a spreadsheet runs a text that begins like a formula."""
     world.page("c", name="=HYPERLINK(1)")
     world.page("-d", name="\t+1")
     for page, number in (("c", -5), ("-d", Decimal("0.5"))):
@@ -457,7 +457,7 @@ def test_a_spreadsheet_finds_no_formula_in_a_file(world: NumbersWorld) -> None:
 
 
 def test_a_file_has_a_line_for_each_metric_and_day(world: NumbersWorld) -> None:
-    """Whoever loads it into another program wants one fact a line, under a header."""
+    """A person who loads it into another program wants one fact a line, under a header."""
     two_days(world, VIEWS, {"a": 1, "b": 1}, {"a": 2, "b": 2})
     found = list(csv.DictReader(io.StringIO(world.numbers("--csv").stdout)))
     views = [(row["date"], row["value"], row["zone"], row["isFinal"]) for row in found if row["metric"] == VIEWS]
@@ -487,7 +487,7 @@ def test_a_question_that_has_no_answer_ends_as_it_should(
 
 
 def test_another_organizations_page_is_unknown(world: NumbersWorld) -> None:
-    """One customer's numbers are not shown under another's name."""
+    """One customer's numbers must not be shown under another customer's name."""
     world.page("theirs", organization="other")
     assert world.numbers("--integration", "theirs").exit_code == 5
 
@@ -496,13 +496,13 @@ def test_another_organizations_page_is_unknown(world: NumbersWorld) -> None:
     ("text", "back"), [("today", 0), ("yesterday", 1), ("-7d", 7), ("-0d", 0), (LAST.isoformat(), 0)]
 )
 def test_a_day_may_be_written_from_today_backwards(text: str, back: int) -> None:
-    """Nobody looks up the date of seven days ago."""
+    """Nobody wants to look up the date of seven days ago."""
     assert spoken_day(text, LAST) == ago(back)
 
 
 @pytest.mark.parametrize("text", ["7d", "-7", "-d", "tomorrow", "20260101", "-99999d1"])
 def test_what_names_no_day_is_refused(text: str) -> None:
-    """A day that was guessed shows the numbers of another."""
+    """If a day were guessed, the numbers of a wrong day would be shown."""
     with pytest.raises(ValueError, match="or today, yesterday, -7d"):
         spoken_day(text, LAST)
 
@@ -511,7 +511,7 @@ def test_what_names_no_day_is_refused(text: str) -> None:
 
 
 def test_history_tells_what_was_replaced_and_what_was_kept(world: NumbersWorld) -> None:
-    """Whoever finds another number than last week must see when it changed, and where the new one is from."""
+    """A person who sees another number than last week must learn when it changed and where the new one came from."""
     world.day("a", LAST, {VIEWS: 5})
     world.day("b", LAST, {VIEWS: 7})
     world.restate("a", LAST, VIEWS, HUGE, at=dt.datetime(2026, 3, 10, 13, tzinfo=dt.UTC))

@@ -40,11 +40,11 @@ class Drawn:
     told: dict[tuple[str, dt.date, str], Told] = field(default_factory=dict)
 
     def counted(self, day: dt.date) -> list[str]:
-        """Return the pages that the organization's day has: those that nobody took away."""
+        """Return the pages that the organization's day has, without pages that a person disabled or moved."""
         return [page for page in self.zones if self.states.get((page, day), _GONE) != _GONE]
 
     def of_page(self, page: str, day: dt.date, metric: str) -> tuple[Fraction, Fraction] | None:
-        """Return a page's number over one, or the two parts of its ratio; None when it has none."""
+        """Return a page's number divided by one, or the two parts of its ratio; None when it has none."""
         if metric == "rate":
             above, below = self.of_page(page, day, "visits"), self.of_page(page, day, "base")
             return (above[0], below[0]) if above and below else None
@@ -52,7 +52,7 @@ class Drawn:
         return None if told is None or isinstance(told, str) else (Fraction(told), Fraction(1))
 
     def numbers(self, day: dt.date, metric: str) -> dict[str, tuple[Fraction, Fraction]]:
-        """Return the numbers of the pages that the day's sum is over."""
+        """Return the numbers of the pages that the day's sum counts."""
         found = {page: self.of_page(page, day, metric) for page in self.counted(day)}
         return {page: number for page, number in found.items() if number is not None}
 
@@ -71,7 +71,7 @@ class Drawn:
 
 
 def combine(parts: list[tuple[Fraction, Fraction]], kind: str) -> Fraction | None:
-    """Return what the numbers of one day make together."""
+    """Return what the numbers of one day add up to."""
     if not parts:
         return None
     if kind == "none":
@@ -99,7 +99,7 @@ def draw_number(dice: random.Random, metric: str) -> Told:
 
 
 def draw(dice: random.Random, world: NumbersWorld, organization: str) -> Drawn:
-    """Write a drawn organization and return what it is."""
+    """Write a drawn organization to the database, and return what was written."""
     drawn = Drawn(
         {f"{organization}-{n}": dice.choice([PACIFIC, PACIFIC, BANGKOK]) for n in range(dice.randrange(1, 6))}
     )
@@ -140,7 +140,7 @@ def world(database: str) -> Iterator[NumbersWorld]:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_numbers_are_those_of_the_rows(world: NumbersWorld, seed: int) -> None:
-    """Between a page's number and the total that a customer reads lie a sum, a comparison and three tables."""
+    """A sum, a comparison and three tables lie between a page's number and the total that a customer reads."""
     dice = random.Random(seed)
     drawn = draw(dice, world, "acme")
     world.sum_up()
@@ -159,7 +159,7 @@ def rows(world: NumbersWorld, metric: str, *line: str) -> Any:
 
 
 def same(found: Any, expected: Fraction | None, kind: str) -> bool:
-    """Tell whether a figure is the expected one: to its last digit, or as near as a quotient can be."""
+    """Tell whether a figure is the expected one: exactly, or for a quotient as close as its digits allow."""
     if found is None or expected is None:
         return found is None and expected is None
     off = abs(Fraction(found) - expected)

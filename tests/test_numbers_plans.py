@@ -1,6 +1,6 @@
-"""How PostgreSQL finds what numbers and reports show: by an index, however much lies in the tables.
+"""PostgreSQL finds what numbers and reports show by an index, however large the tables are.
 
-The plans are those for the values that are asked for: a command sends each statement once.
+Each plan is made with the real values of a query, because a command sends each statement once.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def nodes_of(plan: Plan) -> Iterator[Plan]:
 
 
 def compared(db: Connection[Any]) -> object:
-    """Compare days whose pages differ, so that every way to find that out is gone."""
+    """Compare days whose pages differ, so that all ways to compare are used."""
     found = stored_numbers.days_of(db, ORGANIZATION, DAYS)
     pairs = [(day, other) for day in found for other in found if (day.metric, day.day) > (other.metric, other.day)]
     of_one = [pair for pair in pairs if pair[0].metric == pair[1].metric]
@@ -69,7 +69,7 @@ def compared(db: Connection[Any]) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Hot:
-    """What a person waits for, the indexes that it needs, and why those."""
+    """A query that a person waits for, the indexes that it needs, and why."""
 
     name: str
     run: Callable[[Connection[Any]], object]
@@ -151,7 +151,7 @@ _BESIDES = (
 
 @pytest.fixture(scope="module")
 def seeded(postgres_server: PostgresServer, migrated: str) -> Iterator[Connection[Any]]:
-    """A connection to 20,000 days of pages of 400 organizations. Seeded once: nothing here writes."""
+    """A connection to 20,000 days of the pages of 400 organizations. It is filled once, because no test here writes."""
     with psycopg.connect(postgres_server.dsn, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE number_plans TEMPLATE {migrated}")  # type: ignore[arg-type]  # our own name
         with psycopg.connect(postgres_server.dsn_of("number_plans"), autocommit=True) as connection:
@@ -169,7 +169,7 @@ def seeded(postgres_server: PostgresServer, migrated: str) -> Iterator[Connectio
 
 @pytest.mark.parametrize("hot", HOT, ids=lambda hot: hot.name)
 def test_what_a_person_waits_for_goes_by_its_indexes(seeded: Connection[Any], hot: Hot) -> None:
-    """A table that is read through is fast in every test and takes minutes after a year."""
+    """Reading a whole table is fast in every test, and takes minutes after a year."""
     Explaining.plans.clear()
     hot.run(seeded)
     nodes = [node for plan in Explaining.plans for node in nodes_of(plan)]

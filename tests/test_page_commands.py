@@ -1,4 +1,4 @@
-"""What an operator does to pages, organizations and metrics: the real program, on a real database."""
+"""What an operator does with pages, organizations and metrics, with the real program on a real database."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def owner(shell: Shell, database: str) -> Shell:
 
 @pytest.fixture
 def rows(database: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection to arrange what is there, and to look at what came of it."""
+    """A connection for the test to prepare rows and to look at the result."""
     with psycopg.connect(database, autocommit=True) as connection:
         yield connection
 
@@ -79,7 +79,7 @@ def back(days: int) -> dt.date:
 
 @pytest.mark.parametrize("page", ["acme", "acme.1122", "-1122", "\u0661\u0662", "1122/insights"])
 def test_a_facebook_page_is_connected_by_its_number(shell: Shell, page: str) -> None:
-    """The name is what people know, and the API takes it: until the owner gives it to another page."""
+    """The API accepts a page's name, too, but its owner may give that name to another page."""
     ran = shell.run("integration", "add", "--org", "acme", "--integration", "fb-1", f"--page={page}", stdin="EAAB")
     assert (ran.returncode, "a page is added by its number, which is 1 to 30 digits" in ran.stderr) == (2, True), (
         ran.stderr
@@ -90,7 +90,7 @@ def test_a_facebook_page_is_connected_by_its_number(shell: Shell, page: str) -> 
 def test_a_page_of_files_needs_no_token_and_may_have_a_zone(
     shell: Shell, rows: psycopg.Connection[Any], provider: str
 ) -> None:
-    """Nobody gives a token for a file, and only whoever exports it knows where its day begins."""
+    """A file needs no token, and only the person who exports it knows its zone."""
     add(shell, "f-1", "1", "--provider", provider)
     add(shell, "f-2", "2", "--provider", provider, "--zone", "Europe/Berlin", "--user", "team-1")
     found = rows.execute("SELECT id, provider, zone, user_id FROM integration ORDER BY id").fetchall()
@@ -98,7 +98,7 @@ def test_a_page_of_files_needs_no_token_and_may_have_a_zone(
 
 
 def test_a_facebook_page_has_the_zone_of_facebook(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """Its days are cut in California, whatever anybody would like."""
+    """Facebook's days always begin in California."""
     line = ["integration", "add", "--org", "acme", "--integration", "fb-1", "--page", "1", "--zone", "Europe/Berlin"]
     ran = shell.run(*line, stdin="EAAB")
     assert (ran.returncode, "are days of America/Los_Angeles" in ran.stderr) == (2, True)
@@ -116,21 +116,24 @@ def test_a_facebook_page_has_the_zone_of_facebook(shell: Shell, rows: psycopg.Co
     ],
 )
 def test_a_zone_that_is_none_is_refused(shell: Shell, zone: str, sentence: str) -> None:
-    """Found here it costs a second; in a worker it would be each day's end. `localtime` is another on each machine."""
+    """The person who types it must see the error, not each job. `localtime` means another zone on each machine."""
     line = ["integration", "add", "--org", "acme", "--integration", "f-1", "--page", "1", "--provider", "csv"]
     ran = shell.run(*line, "--zone", zone)
     assert (ran.returncode, sentence in ran.stderr) == (2, True), ran.stderr
 
 
 def test_a_csv_page_that_can_name_no_file_is_refused(shell: Shell) -> None:
-    """Its file could never be found."""
+    """A file for such a page could never be found."""
     line = ["integration", "add", "--org", "acme", "--integration", "f-1", "--page", ".hidden", "--provider", "csv"]
     ran = shell.run(*line)
     assert (ran.returncode, "'.hidden' cannot name a file" in ran.stderr) == (2, True)
 
 
 def test_a_list_shows_the_zone_of_each_page(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """Days of two zones add up under one date, so it must be seen whose is which. The user is for programs."""
+    """Days of two zones add up under one date, so the list must show whose zone is which.
+
+    Only programs need the user.
+    """
     add(shell, "f-1", "1", "--provider", "csv", "--zone", "Asia/Tokyo", "--user", "team-1")
     add(shell, "fb-1", "1122", "--name", "Our shop")
     rows.execute("UPDATE integration SET refresh_needed = true, refresh_reason = 'token_expired' WHERE id = 'fb-1'")
@@ -150,7 +153,7 @@ def test_a_list_shows_the_zone_of_each_page(shell: Shell, rows: psycopg.Connecti
 
 
 def test_enabling_brings_back_what_was_skipped(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """Nobody should have to look for the days that were skipped, and no fresh token is needed."""
+    """Nobody should have to search for skipped days, and the page needs no fresh token."""
     add(shell)
     shell.run("integration", "disable", "fb-1")
     rows.execute("UPDATE integration SET read_since = '2026-01-01'")
@@ -166,7 +169,7 @@ def test_enabling_brings_back_what_was_skipped(shell: Shell, rows: psycopg.Conne
 
 
 def test_enabling_what_is_not_disabled_keeps_since_when_it_is_read(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """Days that were planned for nobody must stay to be found."""
+    """Otherwise reconcile would not find days that were never planned."""
     add(shell)
     rows.execute("UPDATE integration SET read_since = '2026-01-01 00:00+00'")
     assert shell.run("integration", "enable", "fb-1").returncode == 0
@@ -174,7 +177,7 @@ def test_enabling_what_is_not_disabled_keeps_since_when_it_is_read(shell: Shell,
 
 
 def test_enabling_a_page_whose_owner_must_connect_it_says_so(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """It would be enabled and still not read, without a word."""
+    """Without a message the page would look enabled, but nobody would read it."""
     add(shell)
     rows.execute("UPDATE integration SET disabled = true, refresh_needed = true, refresh_reason = 'token_expired'")
     write_day(rows, back(2), "skipped", "refresh_needed")
@@ -185,7 +188,7 @@ def test_enabling_a_page_whose_owner_must_connect_it_says_so(shell: Shell, rows:
 
 
 def test_a_page_that_moves_leaves_its_days_behind(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """What was summed up for one organization is not another's, and neither sum changes."""
+    """The sums of the old organization stay right, and the new one gets none of its days."""
     add(shell)
     add(shell, "fb-2", "3344", org="globex")
     write_day(rows, back(2), "done", has_value=True)
@@ -207,7 +210,7 @@ def test_a_page_that_moves_leaves_its_days_behind(shell: Shell, rows: psycopg.Co
 def test_a_page_moves_to_an_organization_that_exists_and_has_it_not(
     shell: Shell, rows: psycopg.Connection[Any]
 ) -> None:
-    """A mistyped organization would get pages, and a page that is there twice would count twice."""
+    """A mistyped organization must not get pages, and a page must not be in one organization twice."""
     add(shell)
     add(shell, "fb-2", "1122", org="globex")
     nowhere = shell.run("integration", "move", "fb-1", "--to", "globx")
@@ -219,7 +222,7 @@ def test_a_page_moves_to_an_organization_that_exists_and_has_it_not(
 
 
 def test_a_page_is_renamed_for_people_alone(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """Numbers, jobs and letters hang on the id."""
+    """Numbers, jobs and dead letters belong to the id, which stays."""
     add(shell)
     ran = shell.run("integration", "rename", "fb-1", "Our shop in Köln")
     assert (ran.returncode, "fb-1 is called 'Our shop in Köln'" in ran.stderr) == (0, True)
@@ -229,7 +232,7 @@ def test_a_page_is_renamed_for_people_alone(shell: Shell, rows: psycopg.Connecti
 
 
 def test_removing_keeps_the_numbers_and_says_so(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """Whoever removes a page means that it is not read any more, and not that last month was empty."""
+    """A person who removes a page wants no more reads, but does not want last month to be empty."""
     add(shell)
     write_day(rows, back(2), "done", has_value=True)
     unasked = shell.run("integration", "remove", "fb-1")
@@ -244,7 +247,7 @@ def test_removing_keeps_the_numbers_and_says_so(shell: Shell, rows: psycopg.Conn
 
 
 def test_a_removed_page_comes_back_under_its_id(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """Else there would be no way back from a mistake: the page counts as connected, and no list shows it."""
+    """Otherwise a mistake could not be undone: the page counts as connected, but no list shows it."""
     add(shell)
     shell.run("integration", "remove", "fb-1", "--yes")
     line = ["integration", "add", "--org", "acme", "--integration", "fb-2", "--page", "1122"]
@@ -255,7 +258,7 @@ def test_a_removed_page_comes_back_under_its_id(shell: Shell, rows: psycopg.Conn
 
 
 def test_show_tells_all_facts_of_a_page(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """One look, before somebody decides."""
+    """One command shows what a person needs before a decision."""
     add(shell, "fb-1", "1122", "--name", "Our shop", "--user", "team-1")
     write_day(rows, back(4), "done", has_value=True)
     write_day(rows, back(3), "done")
@@ -299,7 +302,7 @@ def test_a_page_that_is_not_there_is_not_found(shell: Shell, line: str) -> None:
 
 
 def test_an_organization_that_is_not_there_is_not_found(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """An empty list would say that all its pages are gone. One that has no page yet is a shorter list."""
+    """An empty list would mean that all its pages are gone. An organization without pages is found."""
     rows.execute("INSERT INTO organization (id) VALUES ('new')")
     unknown, empty = (shell.run("integration", "list", "--org", org) for org in ("globx", "new"))
     assert (unknown.returncode, "no organization 'globx': see `redisq org list`" in unknown.stderr) == (5, True)
@@ -319,7 +322,7 @@ def test_bytes_that_are_no_text_are_refused_in_one_line(shell: Shell, line: str)
 
 
 def test_organizations_are_listed_with_their_pages_and_days(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """Who is there, what must be mended, in which zones, and from when to when there is anything."""
+    """The list shows the organizations, what must be mended, the zones, and the first and last day with a number."""
     for page in range(4):
         add(shell, f"fb-{page}", str(page))
     add(shell, "f-1", "7", "--provider", "csv", org="globex")
@@ -363,7 +366,7 @@ def test_organizations_are_listed_with_their_pages_and_days(shell: Shell, rows: 
 
 
 def covered(shell: Shell, first: int, last: int = 1) -> tuple[int, dict[str, Any], str]:
-    """Return how `coverage` of acme ends from so many days ago to so many, its document, and what it tells people."""
+    """Return the exit code of `coverage` for acme over a range of days, its document, and what it says to people."""
     span = ["--org", "acme", "--from", back(first).isoformat(), "--to", back(last).isoformat()]
     shown = shell.run("coverage", *span)
     return shown.returncode, shell.json("coverage", *span), f"{shown.stdout}{shown.stderr}"
@@ -383,7 +386,7 @@ def covered(shell: Shell, first: int, last: int = 1) -> tuple[int, dict[str, Any
 def test_a_day_without_a_number_is_seen_and_an_alarm_after_one_with_numbers(
     shell: Shell, rows: psycopg.Connection[Any], numbers: dict[int, bool], code: int
 ) -> None:
-    """The provider answered, and all is well in every table, but for the numbers that everybody waits for."""
+    """The provider answered and every job ended well, but the numbers that people wait for are missing."""
     add(shell)
     for days, has_value in numbers.items():
         write_day(rows, back(days), "done", has_value=has_value)
@@ -396,7 +399,7 @@ def test_a_day_without_a_number_is_seen_and_an_alarm_after_one_with_numbers(
 
 
 def test_a_disabled_page_misses_no_day(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """Somebody said that it is not to be read: no hole, and the reason beside it."""
+    """Somebody disabled it on purpose: the grid shows no hole, and gives the reason."""
     add(shell)
     write_day(rows, back(3), "done", has_value=True)
     write_day(rows, back(2), "skipped", "disabled")
@@ -411,14 +414,14 @@ def test_a_disabled_page_misses_no_day(shell: Shell, rows: psycopg.Connection[An
 
 
 def test_a_page_that_nobody_asks_misses_no_day(shell: Shell) -> None:
-    """A page whose numbers are only imported has days when somebody imports them, and is late for none."""
+    """A page whose numbers are only imported cannot be late."""
     add(shell, "i-1", "1", "--provider", "import")
     ended, found, _ = covered(shell, 3)
     assert (ended, found["integrations"][0]["days"]) == (0, {})
 
 
 def test_coverage_names_the_zones_of_its_days(shell: Shell, rows: psycopg.Connection[Any]) -> None:
-    """One date of two zones is not the same hours, and whoever compares two pages must know."""
+    """A person who compares two pages must know that one date does not mean the same hours."""
     add(shell)
     write_day(rows, back(1), "done", has_value=True)
     assert "\ndays of America/Los_Angeles\n" in covered(shell, 1)[2]
@@ -435,7 +438,7 @@ def test_coverage_names_the_zones_of_its_days(shell: Shell, rows: psycopg.Connec
 def test_the_list_of_metrics_says_what_is_asked_and_what_is_alive(
     shell: Shell, owner: Shell, rows: psycopg.Connection[Any]
 ) -> None:
-    """A metric that died is found here, and not by its absence in a report."""
+    """The list must show a dead metric, so that nobody has to miss it in a report first."""
     rows.execute("INSERT INTO metric_life VALUES ('facebook', 'page_follows', '2026-11-28', NULL, NULL)")
     rows.execute("INSERT INTO metric_life VALUES ('facebook', 'page_media_view', '2026-10-30', '2026-11-01', NULL)")
     owner.run("metric", "retire", "--provider", "facebook", "page_views_total", "--to", "2026-03-01")
@@ -483,7 +486,7 @@ def test_the_list_of_metrics_says_what_is_asked_and_what_is_alive(
 def test_a_new_metric_says_what_becomes_of_it_in_a_sum(
     owner: Shell, rows: psycopg.Connection[Any], options: list[str], sentence: str
 ) -> None:
-    """Whoever adds it chose one of four words, and reads here whether it was the right one."""
+    """The person chose one of four words, and can read here what it means."""
     line = ["metric", "add", "--provider", "csv", "clicks", *options]
     ran = owner.run(*line, "--unit", "clicks", "--from", "2026-03-01")
     assert (ran.returncode, sentence in ran.stderr) == (0, True), ran.stderr
@@ -497,7 +500,7 @@ def test_a_new_metric_says_what_becomes_of_it_in_a_sum(
 
 
 def test_a_metric_of_imported_files_is_never_asked_for(owner: Shell, rows: psycopg.Connection[Any]) -> None:
-    """There is nobody to ask: a page of `import` with such a metric would be planned every day, and fail."""
+    """Otherwise a page of `import` would be planned every day, and fail, because there is nobody to ask."""
     ran = owner.run("metric", "add", "--provider", "import", "clicks", "--additivity", "sum")
     assert "Its numbers come from `redisq import`." in ran.stderr
     assert rows.execute("SELECT supported FROM metric_catalog WHERE metric = 'clicks'").fetchall() == [(False,)]
@@ -516,13 +519,13 @@ def test_a_metric_of_imported_files_is_never_asked_for(owner: Shell, rows: psyco
     ],
 )
 def test_a_metric_that_cannot_be_is_refused(owner: Shell, line: str, sentence: str) -> None:
-    """A row of the catalog that nothing can be done with would fail in every aggregate."""
+    """A row of the catalog that is not valid would make every aggregate fail."""
     ran = owner.run("metric", "add", *line.split())
     assert (ran.returncode, sentence in ran.stderr) == (2, True), ran.stderr
 
 
 def test_a_retired_metric_is_asked_for_no_more(owner: Shell, rows: psycopg.Connection[Any]) -> None:
-    """Its numbers are those of days on which it was alive, and stay."""
+    """Its stored numbers are of days on which it existed, so they stay."""
     ran = owner.run("metric", "retire", "--provider", "facebook", "page_follows")
     assert (ran.returncode, "its numbers stay and add up as before" in ran.stderr) == (0, True)
     found = "SELECT valid_to, supported FROM metric_catalog WHERE provider = 'facebook' AND metric = 'page_follows'"
@@ -536,7 +539,7 @@ def test_a_retired_metric_is_asked_for_no_more(owner: Shell, rows: psycopg.Conne
 
 
 def test_a_retired_metric_can_be_brought_back(owner: Shell, rows: psycopg.Connection[Any]) -> None:
-    """Whoever retired the wrong one must not need SQL; and what is stored of it adds up as before."""
+    """A person who retired the wrong metric must not need SQL. Its stored numbers add up as before."""
     assert owner.run("metric", "retire", "--provider", "facebook", "page_follows").returncode == 0
     add_line = ("metric", "add", "--provider", "facebook", "page_follows", "--additivity")
     assert owner.run(*add_line, "sum").returncode == 4
@@ -548,7 +551,7 @@ def test_a_retired_metric_can_be_brought_back(owner: Shell, rows: psycopg.Connec
 
 @pytest.mark.parametrize("line", ["add --provider csv clicks --additivity sum", "retire --provider csv page_follows"])
 def test_only_the_owner_of_the_schema_changes_the_catalog(shell: Shell, line: str) -> None:
-    """A worker that somebody got hold of must not be able to make sums of what does not add up."""
+    """A stolen worker must not be able to add up what does not add up."""
     ran = shell.run("metric", *line.split())
     assert (ran.returncode, "only the owner of the schema can change" in ran.stderr) == (1, True), ran.stderr
 
@@ -556,7 +559,7 @@ def test_only_the_owner_of_the_schema_changes_the_catalog(shell: Shell, line: st
 def test_the_owner_is_the_one_whose_password_the_upgrade_has(
     shell: Shell, rows: psycopg.Connection[Any], database: str, tmp_path: Path
 ) -> None:
-    """The address stays the services'; the credential makes the difference, as with `redisq db upgrade`."""
+    """The address is that of the services. Only the credential differs, as with `redisq db upgrade`."""
     create_owner(database)
     rows.execute("GRANT ALL ON metric_catalog TO redisq_owner")
     (tmp_path / "database-owner-password").write_text(OWNER_PASSWORD)
@@ -571,7 +574,7 @@ PROVIDERS = (Path(__file__).resolve().parents[1] / "docs" / "providers.md").read
 
 
 def test_every_command_of_the_page_about_providers_works(owner: Shell) -> None:
-    """Somebody types them from the top to the bottom."""
+    """People type these commands from the top to the bottom."""
     lines = [line for block in PROVIDERS.split("```sh\n")[1:] for line in block.split("```")[0].splitlines()]
     assert len(lines) > 5
     for line in lines:
@@ -582,7 +585,7 @@ def test_every_command_of_the_page_about_providers_works(owner: Shell) -> None:
 
 @pytest.mark.parametrize("line", re.findall(r"^\| `redisq (integration [^`]*)`", PROVIDERS, re.MULTILINE))
 def test_every_change_of_a_page_that_is_described_is_there(shell: Shell, line: str) -> None:
-    """A table that names a command which is called otherwise is worse than none."""
+    """A table with a command that does not exist is worse than no table."""
     add(shell)
     add(shell, "fb-2", "2", org="globex")
     words = line.replace("ID", "fb-1").replace("ORG", "globex").replace("NAME", "Shop").split()
@@ -591,6 +594,6 @@ def test_every_change_of_a_page_that_is_described_is_there(shell: Shell, line: s
 
 
 def test_the_page_about_providers_knows_every_mark() -> None:
-    """Whoever sees a letter looks it up there."""
+    """A person who sees a mark in the grid looks it up there."""
     told = re.findall(r"^\| `(.)` \| (\w+) \|", PROVIDERS, re.MULTILINE)
     assert dict(told) == WORD_OF_MARK

@@ -53,7 +53,7 @@ def page_of(simulator: Simulator) -> Page:
 
 
 def last(days: int) -> list[date]:
-    """Return that many days, up to the newest."""
+    """Return the last `count` days, up to the newest."""
     return [DAY - timedelta(number) for number in range(days - 1, -1, -1)]
 
 
@@ -68,7 +68,7 @@ def sizes(calls: list[Call]) -> list[tuple[int, int]]:
 def test_a_window_that_is_too_long_takes_few_calls(
     simulator: Simulator, provider: FacebookProvider, page: Page
 ) -> None:
-    """Day by day it would be twenty, and a page has a budget of calls."""
+    """Reading day by day would take twenty calls, and a page has an allowance of calls."""
     simulator.script("*", then="reduce-above:7x99")
     answer = provider.read(page, last(20), LIVING[:3])
     assert [reading.status for reading in answer.readings] == ["value"] * 60
@@ -80,7 +80,7 @@ def test_a_window_that_is_too_long_takes_few_calls(
 def test_what_was_accepted_before_is_asked_at_once(
     simulator: Simulator, provider: FacebookProvider, page: Page
 ) -> None:
-    """The same refusals every morning would be half of all calls."""
+    """Otherwise half of all calls would be the same refusals every morning."""
     simulator.script("*", then="reduce-above:7x2")
     answer = provider.read(replace(page, load=Load(7, 2)), last(14), LIVING[:3])
     assert [reading.status for reading in answer.readings] == ["value"] * 42
@@ -89,14 +89,14 @@ def test_what_was_accepted_before_is_asked_at_once(
 
 
 def test_a_load_that_was_not_needed_is_not_told(simulator: Simulator, provider: FacebookProvider, page: Page) -> None:
-    """It would be remembered for ever, though nothing bore it out."""
+    """Otherwise a limit would be remembered for ever, although the provider did not demand it."""
     assert provider.read(replace(page, load=Load(7, 3)), last(7), LIVING[:3]).load is None
     assert provider.read(page, last(7), LIVING[:3]).load is None
     assert sizes(simulator.log()) == [(7, 3)] * 2
 
 
 def test_one_day_is_asked_in_fewer_metrics(simulator: Simulator, provider: FacebookProvider, page: Page) -> None:
-    """Days are halved first, for a day counts only with all its metrics."""
+    """Days are halved first, because a day only counts with all its metrics."""
     simulator.script("*", then="reduce-above:99x2")
     answer = provider.read(page, last(3), LIVING[:5])
     assert [reading.status for reading in answer.readings] == ["value"] * 15
@@ -107,7 +107,7 @@ def test_one_day_is_asked_in_fewer_metrics(simulator: Simulator, provider: Faceb
 def test_one_metric_of_one_day_that_is_too_much_is_an_error(
     simulator: Simulator, provider: FacebookProvider, page: Page
 ) -> None:
-    """There is nothing left to ask for less of."""
+    """A smaller call is not possible."""
     simulator.script("*", then="reduce-above:0")
     with pytest.raises(ProviderError) as caught:
         provider.read(page, last(3), LIVING[:2])
@@ -118,7 +118,7 @@ def test_one_metric_of_one_day_that_is_too_much_is_an_error(
 def test_days_that_take_too_many_calls_are_left_out(
     simulator: Simulator, provider: FacebookProvider, page: Page
 ) -> None:
-    """The newest ones are there, each whole; the others are read another day."""
+    """The newest days are complete. The other days are read by later jobs."""
     simulator.script("*", then="reduce-above:1x1")
     answer = provider.read(page, last(20), LIVING[:6])
     assert len(simulator.log()) == MOST_CALLS
@@ -131,7 +131,7 @@ def test_days_that_take_too_many_calls_are_left_out(
 
 
 def test_a_read_ends_in_time_with_the_days_that_are_whole() -> None:
-    """A job has a time limit, and what was read by then is worth having."""
+    """A job has a time limit. The days that were read until then are kept."""
     # A simulator of its own: it answers a call that was given up after the next one has come.
     with Simulator(pages=1, latency=0.05) as simulator:
         simulator.set_clock(NOW)
@@ -155,7 +155,7 @@ def test_a_read_ends_in_time_with_the_days_that_are_whole() -> None:
 def test_a_failure_after_the_latest_day_is_whole_costs_older_days_only(
     simulator: Simulator, provider: FacebookProvider, page: Page, behaviour: str
 ) -> None:
-    """What was read is not thrown away; the gate is kept, and the rest comes with another read."""
+    """What was read is kept, and so is the gate. The rest comes with another read."""
     simulator.script("*", "reduce-request", "ok", then=behaviour)
     answer = provider.read(page, last(4), LIVING[:2])
     assert read_days(answer) == last(2)
@@ -169,7 +169,7 @@ def test_a_failure_after_the_latest_day_is_whole_costs_older_days_only(
 def test_a_failure_before_the_latest_day_is_whole_is_an_error(
     simulator: Simulator, provider: FacebookProvider, page: Page
 ) -> None:
-    """A day without some of its metrics would look as if the page had none."""
+    """A day that lacks some metrics would look as if the page did not have them."""
     simulator.script("*", "reduce-request", "reduce-request", "ok", then="server-error")
     with pytest.raises(ProviderError, match="transient/server"):
         provider.read(page, last(2), LIVING[:2])
@@ -179,7 +179,7 @@ def test_a_failure_before_the_latest_day_is_whole_is_an_error(
 def test_days_that_lie_apart_are_halved_by_their_span(
     simulator: Simulator, provider: FacebookProvider, page: Page
 ) -> None:
-    """The API answers for the days between too."""
+    """The API also answers for the days in between."""
     simulator.script("*", then="reduce-above:7x9")
     days = [DAY - timedelta(60), DAY - timedelta(6), DAY]
     answer = provider.read(page, days, LIVING[:1])
@@ -210,7 +210,7 @@ def test_no_number_is_lost_or_made_up_whatever_is_refused(
     limit: str,
     order: Any,
 ) -> None:
-    """Refused metrics and calls that are too large come together, and each is found in its own way."""
+    """Refused metrics and too large calls come together, and each is found in its own way."""
     days = sorted(DAY - timedelta(back) for back in backs)
     simulator.clear()
     plain = {(r.metric, r.day): r for r in provider.read(page, days, metrics).readings}
@@ -244,7 +244,7 @@ def test_no_number_is_lost_or_made_up_whatever_is_refused(
 
 
 def test_a_portion_asks_for_nothing_that_was_answered() -> None:
-    """Each call shortens what is left, so that a read comes to an end."""
+    """Each call leaves less to ask for, so every read ends."""
     portions = Portions(last(4), ["a", "b", "c"], alone=["b"], load=Load(3, 2))
     asked = []
     while (portion := portions.next()) is not None:

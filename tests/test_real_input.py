@@ -98,7 +98,7 @@ def stored_sums(installed: System) -> Sums:
 
 
 def numbers(installed: System, organization: str) -> Iterator[tuple[str, str, dt.date, Decimal, bool]]:
-    """Yield organization, metric, day and sum as the command shows them, and whether every page answered."""
+    """Yield organization, metric, day and sum as the command shows them, and whether all pages answered."""
     ran = installed.redisq("numbers", "--org", organization, "--from", str(FIRST), "--to", str(LAST), "--json")
     for metric in json.loads(ran.stdout, parse_int=Decimal, parse_float=Decimal)["metrics"]:
         for row in metric["rows"]:

@@ -1,4 +1,4 @@
-"""A metric that one page is refused is missing for that page, and for no other: on real workers, to the sums."""
+"""A metric that one page is refused is missing for that page only. Real workers read the pages and make the sums."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VIEWS = "page_media_view"
 
 @pytest.mark.slow
 def test_one_refused_page_costs_no_other_page_a_number(redis_url: str, database: str, tmp_path: Path) -> None:
-    """Whoever is read after it had no number, and the sums called themselves complete and final."""
+    """Pages that were read later used to lose the number, and the sums looked complete and final."""
     last = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=5)
     first = last - dt.timedelta(days=19)
     with (

@@ -1,4 +1,4 @@
-"""The morning report: what an owner can act on, in the order in which it matters."""
+"""The morning report shows what an owner can act on, in the order of importance."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def screen(world: NumbersWorld, *line: str) -> str:
 
 
 def test_the_names_of_the_report_stay(world: NumbersWorld) -> None:
-    """A mail is made of it every morning, by a program that nobody looks at."""
+    """A program that nobody watches makes a mail of it every morning."""
     world.day("a", ago(1), {VIEWS: 1})
     world.day("b", ago(1), {VIEWS: 1})
     world.day("a", LAST, {VIEWS: 2})
@@ -78,7 +78,7 @@ def test_the_names_of_the_report_stay(world: NumbersWorld) -> None:
 
 
 def test_completeness_is_rounded_down_and_tells_answers_from_numbers(world: NumbersWorld) -> None:
-    """7 of 9 pages are not 77.8 %, and a page that answers with nothing is no number."""
+    """7 of 9 pages are not 77.8 %, and an answer without a number is not a number."""
     for number in range(9):
         page = f"page-{number}"
         world.page(page)
@@ -99,7 +99,7 @@ def test_completeness_is_rounded_down_and_tells_answers_from_numbers(world: Numb
 
 
 def test_the_newest_day_with_sums_is_the_days_default(world: NumbersWorld) -> None:
-    """Before the day's run is over, yesterday's report is the last one that there is."""
+    """Until the daily run is over, the newest report is that of the day before."""
     world.day("a", ago(1), {VIEWS: 1})
     world.sum_up()
     world.day("a", LAST, state="expected")
@@ -108,7 +108,7 @@ def test_the_newest_day_with_sums_is_the_days_default(world: NumbersWorld) -> No
 
 
 def test_the_same_weekday_is_a_median_of_weeks_each_like_for_like(world: NumbersWorld) -> None:
-    """One odd week must not make a normal day look odd, nor a page that was not there."""
+    """One odd week, or a page that was missing then, must not make a normal day look odd."""
     for weeks, number in ((0, 110), (1, 10), (2, 100), (3, 105), (4, 100)):
         world.day("a", ago(7 * weeks), {VIEWS: number})
     world.day("b", ago(7), {VIEWS: 10_000})
@@ -120,7 +120,7 @@ def test_the_same_weekday_is_a_median_of_weeks_each_like_for_like(world: Numbers
 
 
 def test_who_must_act_is_said_of_every_missing_page(world: NumbersWorld) -> None:
-    """A report that names no person is read by none."""
+    """Nobody acts on a report that does not say who must act."""
     world.day("a", ago(3), {VIEWS: 1})
     world.day("a", ago(2), state="dead", reason="token_expired")
     world.db.execute("UPDATE integration SET refresh_needed = true, refresh_reason = 'token_expired' WHERE id = 'a'")
@@ -140,7 +140,7 @@ def test_who_must_act_is_said_of_every_missing_page(world: NumbersWorld) -> None
 
 
 def test_a_page_that_lacks_one_metric_is_missing_there(world: NumbersWorld) -> None:
-    """It answered, so that the ledger says done; its number is missing all the same."""
+    """The ledger calls the day done, because the page answered, but this number is missing."""
     world.day("a", ago(1), {VIEWS: 1, LIKES: 1})
     world.day("a", LAST, {VIEWS: 1, LIKES: "unreadable"})
     world.sum_up()
@@ -150,7 +150,7 @@ def test_a_page_that_lacks_one_metric_is_missing_there(world: NumbersWorld) -> N
 
 
 def test_what_was_restated_since_the_day_before_is_told_once(world: NumbersWorld) -> None:
-    """Who passed a number on yesterday must pass on the new one, and not last month's again."""
+    """A person who passed a number on yesterday must pass on the new one, but not last month's again."""
     now = dt.datetime.now(dt.UTC)
     for page, number in (("a", 10), ("b", 20)):
         world.day(page, ago(3), {VIEWS: number, REACH: number})
@@ -171,7 +171,7 @@ def test_what_was_restated_since_the_day_before_is_told_once(world: NumbersWorld
 
 
 def test_pages_that_moved_most_and_those_that_fell_silent_are_named(world: NumbersWorld) -> None:
-    """A total that moved was moved by a page."""
+    """When a total moves, people ask which page moved it."""
     for page, before, after in (("a", 100, 50), ("b", 100, 101)):
         world.day(page, ago(1), {VIEWS: before})
         world.day(page, LAST, {VIEWS: after})
@@ -189,7 +189,7 @@ def test_pages_that_moved_most_and_those_that_fell_silent_are_named(world: Numbe
 
 
 def test_health_names_what_is_deferred_failed_and_refused(world: NumbersWorld) -> None:
-    """The rest of the report is wrong while the provider refuses everybody."""
+    """While the provider refuses every page, the rest of the report cannot be trusted."""
     world.day("a", LAST, {VIEWS: 1})
     world.day("b", ago(5), state="dead", reason="server")
     world.day("b", LAST, state="dead", reason="server")
@@ -213,7 +213,7 @@ def test_health_names_what_is_deferred_failed_and_refused(world: NumbersWorld) -
 
 
 def test_a_good_morning_is_short(world: NumbersWorld) -> None:
-    """Sections that say that nothing is wrong are what people stop reading."""
+    """People stop reading a report with sections that say that nothing is wrong."""
     for page in ("a", "b"):
         world.day(page, LAST, {VIEWS: 5})
     world.sum_up()
@@ -224,7 +224,7 @@ def test_a_good_morning_is_short(world: NumbersWorld) -> None:
 
 
 def test_the_report_fits_the_terminal_and_says_that_zones_are_mixed(world: NumbersWorld) -> None:
-    """A mail client wraps at eighty columns too, and an id that is broken cannot be pasted."""
+    """Mail clients wrap at eighty columns, too, and a broken id cannot be copied."""
     world.page("a-page-with-a-long-name-of-its-own-that-cannot-be-broken", zone=BANGKOK)
     world.day("a", LAST, {VIEWS: 2**70, "page_actions_post_reactions_sorry_total": 10**12})
     world.day("a-page-with-a-long-name-of-its-own-that-cannot-be-broken", LAST, state="dead", reason="no_page_role")
@@ -254,7 +254,7 @@ def test_a_report_of_nothing_ends_as_it_should(world: NumbersWorld, line: list[s
 
 
 def reasons_in_the_code() -> set[str]:
-    """Return the reasons that the jobs and their queue write: what is given to an ask, a failure or a verdict."""
+    """Return the reasons that the code gives to a job's outcome, a failure or a verdict."""
     makers = {"Permanent", "Retry", "Defer", "Pause", "Failure", "ProviderError", "skipped", "put_off", "still_dead"}
     found: set[str] = set(_TOKEN_REASONS.values())
     for path in [*PROJECT.glob("jobs/**/*.py"), PROJECT / "redisq/queue.py", PROJECT / "redisq/slots.py"]:
@@ -274,14 +274,14 @@ def reasons_in_the_code() -> set[str]:
 
 
 def test_every_reason_of_the_code_has_words_and_a_person() -> None:
-    """A reason without words is a report that says `unclassified` to somebody who sells shoes."""
+    """A customer who sells shoes must not read `unclassified` in the report."""
     found = reasons_in_the_code()
     assert {"token_expired", "no_page_role", "rate_limited", "server", "disabled", "crash_limit"} <= found
     assert found - ADVICE.keys() == set()
 
 
 def test_a_reason_that_nobody_described_is_named() -> None:
-    """The next release's reason must not end the report."""
+    """A reason of a newer release must not break the report."""
     advice = advice_for("a_new_one")
     assert ("a_new_one" in advice.words, advice.who) == (True, "operator")
     assert {each.who for each in ADVICE.values()} <= WHO_WORDS.keys()

@@ -410,7 +410,7 @@ def test_a_request_that_cannot_be_read_is_answered(simulator: Simulator, request
 def test_a_call_is_refused_for_what_it_asks(
     simulator: Simulator, client: PoolManager, behaviour: str, refused: tuple[bool, ...]
 ) -> None:
-    """Three days of two metrics, of one, and two days of two."""
+    """The calls are for three days and two metrics, three days and one metric, and two days and two metrics."""
     both = {"metric": "page_media_view,page_follows"}
     calls = (
         {**both, "since": "2026-03-15", "until": "2026-03-18"},
@@ -424,7 +424,7 @@ def test_a_call_is_refused_for_what_it_asks(
 @pytest.mark.parametrize("kind", ["string", "list", "map", "bool", "total", "nan", "no-end", "total-value", "no-name"])
 @pytest.mark.parametrize("where", [0, 1])
 def test_an_odd_value_is_in_one_metric_only(simulator: Simulator, client: PoolManager, kind: str, where: int) -> None:
-    """The first of the asked ones, or the named one."""
+    """It is the first asked metric, or the named one."""
     names = ["page_media_view", "page_follows"]
     query = {"metric": ",".join(names), **DAY}
     plain = insights(client, simulator, **query)["data"]
@@ -434,7 +434,7 @@ def test_an_odd_value_is_in_one_metric_only(simulator: Simulator, client: PoolMa
 
 
 def test_every_behaviour_may_come_under_another_status(simulator: Simulator, client: PoolManager) -> None:
-    """The status of the API does not carry the class, and a client must not believe that it does."""
+    """The HTTP status of the API does not tell the class of an error, so a client must not rely on it."""
     address = f"{simulator.url}/v25.0/{simulator.pages[0].page_id}/insights"
     headers = {"Authorization": f"Bearer {simulator.pages[0].token}"}
     for name, code in (("app-190@200", 190), ("fault-104@503", 104), ("token-463@429", 190), ("error-2@401", 2)):

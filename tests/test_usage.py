@@ -1,4 +1,4 @@
-"""What an answer asks for in headers and codes becomes a pause: for whom, and how long."""
+"""The headers and codes of an answer become pauses. The tests check whom each pause concerns, and how long it is."""
 
 import json
 import math
@@ -21,14 +21,14 @@ def asked(headers: dict[str, str], failure: Failure | None = None, page: Page = 
 
 
 def business(**usage: dict[str, object]) -> dict[str, str]:
-    """Return the header with one entry for each object."""
+    """Return the business header with one entry for each object."""
     entry = {"call_count": 100, "estimated_time_to_regain_access": 7}
     return {"x-business-use-case-usage": json.dumps({id: [{**entry, **more}] for id, more in usage.items()})}
 
 
 @pytest.mark.parametrize("number", ["1" + "0" * 400, "Infinity", "NaN", "-Infinity", "1e999"])
 def test_a_usage_beyond_every_number_is_no_error(number: str) -> None:
-    """The headers come with good answers too, and only slow us down."""
+    """The headers also come with good answers, and only slow us down."""
     usage = f'{{"call_count": {number}, "estimated_time_to_regain_access": {number}}}'
     for gate in asked({"x-app-usage": usage}):
         assert 0 < gate.blocked_for <= 86400
@@ -58,14 +58,14 @@ def test_a_usage_beyond_every_number_is_no_error(number: str) -> None:
     ],
 )
 def test_a_longer_retry_after_than_our_pause_is_honoured(header: str, seconds: float | None) -> None:
-    """A proxy knows how long it is away; and what it writes there must not stop a page for ever."""
+    """A proxy knows how long it is away. But no Retry-After may stop a page for ever."""
     ours = Gate("app", "facebook", 300.0, None, "code 4")
     longer = Gate("app", "facebook", seconds or 0.0, None, "retry-after")
     assert asked({"retry-after": header}, LIMITED) == ((longer if seconds else ours),)
 
 
 def test_retry_after_of_an_error_that_is_no_pause_is_not_honoured() -> None:
-    """Only 429, 503 and a rate limit mean that the service wants to be left alone."""
+    """Only 429, 503 and a rate limit mean that the service wants a pause."""
     assert asked({"retry-after": "900"}, AWAY) == (Gate("app", "facebook", 900.0, None, "retry-after"),)
     assert asked({"retry-after": "900"}, Failure("permanent", "request", "", code=100, http_status=400)) == ()
     assert asked({"retry-after": "900"}) == ()
@@ -80,7 +80,7 @@ def test_the_limit_of_a_user_stops_that_users_pages() -> None:
 
 
 def test_an_abrupt_change_of_volume_waits_an_hour() -> None:
-    """It is the API's answer to a burst, and a burst of retries would be the next."""
+    """The API gives this error after a burst of calls, and quick retries would be the next burst."""
     abrupt = Failure("rate_limited", "abrupt_volume", "", code=613, subcode=1996, http_status=400)
     assert asked({}, abrupt) == (Gate("page", "100", 3600.0, None, "code 613"),)
     plain = Failure("rate_limited", "rate_limited", "", code=613, http_status=400)
@@ -89,18 +89,18 @@ def test_an_abrupt_change_of_volume_waits_an_hour() -> None:
 
 @pytest.mark.parametrize("usage", [{"type": "pages"}, {"type": None}, {}])
 def test_the_budget_of_the_page_itself_gates_it(usage: dict[str, object]) -> None:
-    """The header gives minutes, and its numbers are percent."""
+    """The header gives its times in minutes, and its usage in per cent."""
     gate = Gate("page", "100", 420.0, 100.0, "x-business-use-case-usage")
     assert asked(business(**{"100": usage, "900": {"type": "pages"}})) == (gate,)
 
 
 @pytest.mark.parametrize("kind", ["messenger", "instagram", "ads_management", "ads_insights", "leadgen", 7, ["pages"]])
 def test_another_budget_does_not_gate_a_page(kind: object) -> None:
-    """A page that answers thousands of messages would never be read."""
+    """Otherwise a page that answers thousands of messages would never be read."""
     assert asked(business(**{"100": {"type": kind}, "900": {"type": "pages"}})) == ()
 
 
 @pytest.mark.parametrize("header", ["[]", "7", '{"100": {}}', '{"100": [7]}', '{"100": "x"}', "{", "", '{"": [{}]}'])
 def test_a_budget_that_cannot_be_read_is_ignored(header: str) -> None:
-    """It comes with good answers."""
+    """The header also comes with good answers."""
     assert asked({"x-business-use-case-usage": header}) == ()

@@ -228,9 +228,9 @@ def coverage_of(dsn: str, days: int, *options: str) -> float:
 
 @contextmanager
 def many_sums(pages: int, days: int) -> Iterator[str]:
-    """Have a database of so many pages and days, all of one organization, summed up, with the week before the days.
+    """Yield a database with the sums of one organization over `days` days and the week before.
 
-    One page in a hundred is missing on each day, so that no two days are over the same pages.
+    One page in a hundred is missing on each day, so no two days have the same pages.
     """
     dates = [_LAST - dt.timedelta(days=back) for back in range(days + 7)]
     with _database() as dsn:
@@ -243,14 +243,14 @@ def many_sums(pages: int, days: int) -> Iterator[str]:
 
 
 def numbers_of(dsn: str, days: int, *options: str) -> float:
-    """Return the seconds that the real command takes for so many days, its start included."""
+    """Return the seconds that the real command takes for `days` days, including its start."""
     first = _LAST - dt.timedelta(days=days - 1)
     span = ["--org", "org-0", "--from", first.isoformat(), "--to", _LAST.isoformat()]
     return _command(dsn, Exit.DONE, "numbers", *span, *options)
 
 
 def report_of(dsn: str) -> float:
-    """Return the seconds that the real command takes for the newest day, its start included."""
+    """Return the seconds that the real command takes for the newest day, including its start."""
     return _command(dsn, Exit.DONE, "report", "--org", "org-0")
 
 

@@ -476,7 +476,7 @@ class Lone(Day):
 
 
 class Scripted(Day):
-    """The same, and the first page meets something odd of the provider's, as its script says."""
+    """The same, but the provider answers the first page with what its script says."""
 
     scripts: ClassVar[dict[str, tuple[str, ...]]] = {
         "note_refused": ("refuse:page_total_actions",),
@@ -507,7 +507,7 @@ class Scripted(Day):
 
 
 class Remembered(Day):
-    """The same, and the ledger remembers that a page was refused a metric, and that another one is dead."""
+    """The same, but the ledger remembers that a page was refused a metric and that another metric is dead."""
 
     def connect(self) -> None:
         super().connect()
@@ -526,7 +526,7 @@ class Remembered(Day):
 
 
 class Mended(Day):
-    """The same, and the letter of another day, which a later reading has mended, is still there."""
+    """The same, but the dead letter of another day is still there, although a later reading mended that day."""
 
     def connect(self) -> None:
         super().connect()
@@ -617,7 +617,7 @@ class GivenUp(Story):
 
 
 class Exported(Story):
-    """An operator imports an exported file, is struck, and imports it again."""
+    """An operator imports an exported file, the command is struck, and the operator imports the file again."""
 
     def begin(self) -> None:
         self.dsn = self.pages.take_database()
