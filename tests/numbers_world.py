@@ -27,7 +27,7 @@ VIEWS, FOLLOWS, REACH, LIKES = (
 )
 PACIFIC, BANGKOK = "America/Los_Angeles", "Asia/Bangkok"
 LAST = dt.date(2026, 3, 8)  # a Sunday
-NOW = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)  # so long after it that every day of these tests is final
+NOW = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)  # long after `LAST`, so every day of these tests is final
 _TOKEN = Vault([Vault.new_key()]).encrypt("a token")
 
 Told = int | str | Decimal | None  # a number, or the status of a reading without one

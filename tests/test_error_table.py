@@ -32,11 +32,11 @@ def token(reason: str, fault: Fault = "page") -> Row:
 
 
 SERVER, LIMITED = Row("transient", "server"), Row("rate_limited", "rate_limited")
-# Three metrics, then one: there is nothing less to ask for.
+# The first call asks for three metrics, the second for one. A smaller call is not possible.
 LESS = Row("transient", "reduce_request", calls=2)
 OURS = Row("permanent", "app", "app")
 REQUEST = Row("permanent", "request", "unclear")
-# All metrics, then each alone.
+# The first call asks for all three metrics, and then each is asked for alone.
 ISOLATED = Row("permanent", "request", "unclear", calls=4)
 PERMISSION = token("permission", "unclear")
 TABLE = {

@@ -27,7 +27,7 @@ ORGANIZATION, PAGE, VIEWS = "org-7", "page-7", "page_media_view"
 METRIC = Metric(VIEWS, "sum", "count")
 RATE = Metric("rate", "ratio", "count", "page_post_engagements", VIEWS)
 LEDGER, NUMBERS, SUMS = "ingest_day_state_of_organization", "page_metric_daily_pkey", "org_metric_daily_pkey"
-# Those that grow with the pages, their days and the years.
+# The tables that grow with the pages, their days and the years.
 LARGE = {
     *("organization", "integration", "ingest_day_state", "page_metric_daily", "org_metric_daily", "aggregate_dirty"),
     *("provider_gate", "page_metric_history", "page_metric_anomaly"),
@@ -75,10 +75,10 @@ class Hot:
     run: Callable[[Connection[Any]], object]
     indexes: set[str]
     why: str
-    reads: frozenset[str] = frozenset()  # large tables that it may go through
+    reads: frozenset[str] = frozenset()  # large tables that it may read whole
 
 
-# The pages' names and zones: a hundred thousand rows take some milliseconds, and no days or years are among them.
+# This table has one row for each page. Reading a hundred thousand of them takes milliseconds, and years add none.
 _NAMES = frozenset({"integration"})
 
 HOT = [

@@ -53,7 +53,7 @@ def page_of(simulator: Simulator) -> Page:
 
 
 def last(days: int) -> list[date]:
-    """Return the last `count` days, up to the newest."""
+    """Return the last `days` days, the oldest first."""
     return [DAY - timedelta(number) for number in range(days - 1, -1, -1)]
 
 

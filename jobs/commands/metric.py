@@ -108,7 +108,7 @@ def retire(name: str, provider: str, last_day: dt.date | None) -> None:
     today = dt.datetime.now(dt.UTC).date()
     last = last_day or today - dt.timedelta(days=1)
     if last > today:
-        raise click.UsageError(f"pages stop being asked for it now, so its last day cannot be {last}, in the future")
+        raise click.UsageError(f"a metric is retired at once, so its last day cannot be {last}, which is in the future")
     with _as_owner() as connection:
         outcome = catalog.retire(connection, provider, name, last)
     shown, whose = redact(name), redact(provider)

@@ -76,7 +76,7 @@ def _show_metrics(asked: Asked, found: Sequence[Series]) -> None:
     _legend([day for day in last.values() if day], [change for series in found for change in series.before.values()])
     if any(series.metric.additivity == "none" for series in found):
         names = ", ".join(series.metric.name for series in found if series.metric.additivity == "none")
-        _say(f"the largest page, because it does not add up: {names}")
+        _say(f"does not add up, so the largest page is shown: {names}")
 
 
 def _newest_cells(series: Series, day: Day | None, newest: dt.date, room: int) -> Sequence[str]:
@@ -141,7 +141,7 @@ def _show_periods(asked: Asked, series: Series) -> None:
     columns = (asked.by, "value", "", *change_column, "over", "page-days", "number", "state")
     print_table(columns, rows, right=set(range(1, len(columns) - 1)) - {2})
     if series.metric.additivity == "none":
-        _say(f"no total of a {asked.by}: the largest page's largest day")
+        _say(f"a {asked.by} has no total: the largest page's largest day is shown")
     if any(period.restated for period, _ in series.periods):
         _say(_RESTATED)
     changes = [change for _, change in series.periods]
@@ -167,7 +167,7 @@ def _show_pages(asked: Asked, series: Series) -> None:
     columns = ("page", "value", "", "with a number", *(["zone"] if mixed else []), "name")
     print_table(columns, rows, right={1, 3})
     if series.metric.additivity == "none":
-        _say("no total of a page's days: its largest day")
+        _say("a page's days have no total: its largest day is shown")
 
 
 def _show_page_days(asked: Asked, series: Series) -> None:

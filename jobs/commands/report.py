@@ -197,7 +197,7 @@ def _sums(found: Report) -> None:
     if any(change.is_partial for line in found.lines for change in _compared(line)):
         _say("~ compares the pages with a number on both days; one of the days has more")
     if none := [line.metric.name for line in found.lines if line.day.additivity == "none"]:
-        _say(f"the largest page, because it does not add up: {', '.join(none)}")
+        _say(f"does not add up, so the largest page is shown: {', '.join(none)}")
 
 
 def _compared(line: Line) -> Iterable[Change]:

@@ -656,7 +656,7 @@ STORIES: dict[str, type[Story]] = {
     ),
     **dict.fromkeys((*Wave.opens, "take_probe", "_note_others", "_close_incident"), Wave),
     "forgotten_days": Forgotten,
-    # Of a page that was answered `_forget_refusal` is between the probe and what is noted of the others.
+    # When a page was answered, `_forget_refusal` comes after the probe and before the other pages are noted.
     **dict.fromkeys(("_forget_refusal", "_refusal_of", "_count_refusals", "_count_pages"), Lone),
     **dict.fromkeys(Scripted.scripts, Scripted),
     **dict.fromkeys(("take_probes", "forget_refusals"), Remembered),
