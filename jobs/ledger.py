@@ -649,9 +649,9 @@ def _document(records: object) -> str:
 
 @fail_points
 def mended_letters(connection: Connection[Any], page: str | None = None) -> list[tuple[str, dt.date, str]]:
-    """Return page, day and queue of the dead letters whose days a later reading has mended, of one page or of all.
+    """Return page, day and queue of each dead letter whose day a later reading has mended, of one page or of all.
 
-    Not of a page that must be connected again: the letter may be the one that says so.
+    A page that must be connected again is left out, because the dead letter may be the one that says so.
     """
     rows = connection.execute(
         "SELECT s.integration_id, s.day, s.letter_queue"
