@@ -28,6 +28,7 @@ Outcome = Literal["value", "no_data", "pending", "failed", "unsupported", "refus
 
 # PostgreSQL stores 131,072 digits before the point and 16,383 behind it. Python's default context keeps only 28.
 _EXACT = Context(prec=150_000)
+_ALIVE_DAYS = 7  # in which a page was given a metric that others may lack
 _MIXED = "mixed"  # the zone of a sum when the zones of its pages differ
 
 # A large organization has 60,000 of each a day. They are plain tuples because the garbage collector stops tracking
@@ -258,7 +259,7 @@ SELECT c.provider, c.metric, c.additivity, c.numerator, c.denominator,
            SELECT FROM org_metric_daily o
            WHERE o.organization_id = %(organization)s AND o.day = %(day)s AND o.metric = c.metric) AS is_owed,
        day.covers,
-       l.given_on IS NOT NULL AND l.dead_since IS NULL AS is_alive
+       coalesce(l.given_on >= %(alive)s, false) AND l.dead_since IS NULL AS is_alive
 FROM metric_catalog c LEFT JOIN metric_life l ON l.provider = c.provider AND l.metric = c.metric
 CROSS JOIN LATERAL (
     SELECT coalesce(c.valid_from <= %(day)s, true) AND coalesce(c.valid_to >= %(day)s, true) AS covers
@@ -312,7 +313,9 @@ def aggregate(connection: Connection[Any], organization_id: str, day: dt.date, *
         with connection.cursor(row_factory=class_row(ExpectedPage)) as cursor:
             pages = cursor.execute(_PAGES, where).fetchall()
         with connection.cursor(row_factory=class_row(Policy)) as cursor:
-            catalog = cursor.execute(_POLICIES, {"organization": organization_id, "day": day}).fetchall()
+            alive = now.date() - dt.timedelta(days=_ALIVE_DAYS)
+            of_day = {"organization": organization_id, "day": day, "alive": alive}
+            catalog = cursor.execute(_POLICIES, of_day).fetchall()
         with connection.cursor() as cursor:
             rows: Iterator[Row] = cursor.stream(_ROWS, where, size=_AT_ONCE)
             summaries = summarise(pages, rows, catalog)

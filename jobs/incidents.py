@@ -10,6 +10,7 @@ answered.
 
 import datetime as dt
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +31,10 @@ PROBE = dt.timedelta(minutes=1)  # between two probes of a provider that refuses
 OUTAGE_PROBE = dt.timedelta(seconds=15)  # between two probes of a provider that is away; its return is seen soon
 FORGET = dt.timedelta(days=1)  # older refusals are ignored
 
+ACQUITTED = dt.timedelta(hours=1)  # after others were answered, in which a page that names the app is at fault itself
+
 Judgement = Literal["incident", "unclear", "page"]
+Witness = Callable[[], bool]  # asks a page that was not refused, and tells whether it was answered
 
 _log = logging.getLogger(__name__)
 
@@ -58,28 +62,65 @@ class Refusal:
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
-def judge(connection: Connection[Any], integration: Integration, error: ProviderError, now: dt.datetime) -> Judgement:
+def _nobody() -> bool:
+    return False
+
+
+def judge(
+    connection: Connection[Any],
+    integration: Integration,
+    error: ProviderError,
+    now: dt.datetime,
+    witness: Witness = _nobody,
+) -> Judgement:
     """Return whose fault the refusal of the page is, as far as is known. Open an incident if it is not the page's."""
     refusal = _note(connection, integration, error, now)
     if is_open(connection, integration.provider):
         return "incident"
-    if error.fault == "app":
-        _open_incident(connection, integration.provider, error, now)
-        return "incident"
-    return judge_again(connection, integration, refusal, now)
+    if error.fault != "app":
+        return judge_again(connection, integration, refusal, now, witness)
+    if _was_alone(connection, integration, error.reason, now):
+        # It would stop all others again, and they would be answered again.
+        _forget_refusal(connection, integration)
+        return "page"
+    _open_incident(connection, integration, error, now)
+    return "incident"
 
 
-def judge_again(connection: Connection[Any], integration: Integration, refusal: Refusal, now: dt.datetime) -> Judgement:
-    """Return whose fault an earlier refusal was, as far as is known now. Open an incident if it was not the page's."""
+def judge_again(
+    connection: Connection[Any],
+    integration: Integration,
+    refusal: Refusal,
+    now: dt.datetime,
+    witness: Witness = _nobody,
+) -> Judgement:
+    """Return whose fault an earlier refusal was, as far as is known now. Open an incident if it was not the page's.
+
+    The last pages of a day may all be refused for reasons of their own. So before several make an incident, a page that
+    was not refused is asked.
+    """
     provider, error = integration.provider, refusal.error
     wave = min(WAVE, _count_pages(connection, provider))
     if wave > 1 and _count_refusals(connection, provider, error.reason, now) >= wave:
-        _open_incident(connection, provider, error, now)
-        return "incident"
-    if wave > 1 and not refusal.others_answered and now - refusal.since < CONFIRM:
+        if not witness():
+            _open_incident(connection, integration, error, now)
+            return "incident"
+        _note_others(connection, provider, now)
+    elif wave > 1 and not refusal.others_answered and now - refusal.since < CONFIRM:
         return "unclear"
     _forget_refusal(connection, integration)
     return "page"
+
+
+@fail_points
+def _was_alone(connection: Connection[Any], integration: Integration, reason: str, now: dt.datetime) -> bool:
+    """Tell whether this page opened an incident of this reason lately, which another page's answer closed."""
+    row = connection.execute(
+        "SELECT FROM provider_incident WHERE provider = %s AND reason = %s AND closed_at >= %s"
+        " AND opened_by = %s AND closed_by <> opened_by LIMIT 1",
+        [integration.provider, reason, now - ACQUITTED, integration.id],
+    ).fetchone()
+    return row is not None
 
 
 def pending(connection: Connection[Any], integration: Integration, now: dt.datetime) -> Refusal | None:
@@ -126,7 +167,7 @@ def judge_outage(
         and (is_last_attempt or _count_pages(connection, integration.provider) < WAVE)
     )
     if pages >= WAVE or is_silent:
-        _open_incident(connection, integration.provider, error, now)
+        _open_incident(connection, integration, error, now)
         return "incident"
     return "page"
 
@@ -212,12 +253,15 @@ def _count_refusals(connection: Connection[Any], provider: str, reason: str, now
 
 
 @fail_points
-def _open_incident(connection: Connection[Any], provider: str, error: ProviderError, now: dt.datetime) -> None:
+def _open_incident(
+    connection: Connection[Any], integration: Integration, error: ProviderError, now: dt.datetime
+) -> None:
+    provider = integration.provider
     probe = OUTAGE_PROBE if error.is_outage else PROBE
     opened = connection.execute(
-        "INSERT INTO provider_incident (provider, reason, detail, opened_at, probe_at, is_outage)"
-        " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (provider) WHERE closed_at IS NULL DO NOTHING",
-        [provider, error.reason, error.detail, now, now + probe, error.is_outage],
+        "INSERT INTO provider_incident (provider, reason, detail, opened_at, probe_at, is_outage, opened_by)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (provider) WHERE closed_at IS NULL DO NOTHING",
+        [provider, error.reason, error.detail, now, now + probe, error.is_outage, integration.id],
     )
     if opened.rowcount == 1:
         extra = {"provider": provider, "reason": error.reason, "detail": error.detail}
@@ -267,7 +311,7 @@ def note_answer(
     asked_at = asked_at or now
     _forget_refusal(connection, integration)
     _note_others(connection, integration.provider, asked_at)
-    _close_incident(connection, integration.provider, now, asked_at)
+    _close_incident(connection, integration, now, asked_at)
 
 
 def note_reached(
@@ -275,7 +319,7 @@ def note_reached(
 ) -> None:
     """Note that the provider answered a page, even if with a refusal, so it is not away."""
     _note_others(connection, integration.provider, asked_at, only_outages=True)
-    _close_incident(connection, integration.provider, now, asked_at, only_outages=True)
+    _close_incident(connection, integration, now, asked_at, only_outages=True)
 
 
 @fail_points
@@ -300,20 +344,26 @@ def _note_others(
 @fail_points
 def _close_incident(
     connection: Connection[Any],
-    provider: str,
+    integration: Integration,
     now: dt.datetime,
     asked_at: dt.datetime,
     *,
     only_outages: bool = False,
 ) -> None:
     closed = connection.execute(
-        "WITH closed AS (UPDATE provider_incident SET closed_at = %(now)s"
+        "WITH closed AS (UPDATE provider_incident SET closed_at = %(now)s, closed_by = %(page)s"
         "  WHERE provider = %(provider)s AND closed_at IS NULL AND opened_at <= %(asked_at)s"
         "  AND (is_outage OR NOT %(only)s) RETURNING provider"
         # The refusals of the incident are forgotten, so that their pages are called again and judged anew.
         "), forgotten AS (DELETE FROM provider_refusal r USING closed WHERE r.provider = closed.provider)"
         " SELECT FROM closed",
-        {"now": now, "provider": provider, "asked_at": asked_at, "only": only_outages},
+        {
+            "now": now,
+            "page": integration.id,
+            "provider": integration.provider,
+            "asked_at": asked_at,
+            "only": only_outages,
+        },
     )
     if closed.rowcount == 1:
-        _log.warning("pages are answered again: the incident is over", extra={"provider": provider})
+        _log.warning("pages are answered again: the incident is over", extra={"provider": integration.provider})

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Lock
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -392,7 +392,7 @@ class Ingest:
         left_out = {name for name, day in refused.items() if day >= utc_day}
         probes: set[str] = set()
         if catalog.dead:
-            probes = metric_life.take_probes(connection, integration.provider, utc_day)
+            probes = metric_life.take_probes(connection, integration.provider, integration.id, utc_day)
             left_out = (left_out | catalog.dead) - probes
         names = {metric.name for metric in catalog.metrics}
         if left_out >= names:
@@ -444,6 +444,8 @@ class Ingest:
             return skipped(entry, why_not)
         if (now.date() - entry.day).days > self._max_age_days:
             return out_of_range(entry, self._max_age_days)
+        if integration.provider not in self._providers:
+            return refused(entry, _unknown(integration.provider), now, is_last_attempt=delivery.is_last_attempt)
         if (wait := (end_of(entry.day, integration.zone) - now).total_seconds()) > 0:
             return put_off(entry, wait, NOT_YET, f"{entry.day} is not over in {integration.zone}", now)
         today = _today(integration, now)
@@ -455,7 +457,7 @@ class Ingest:
         if wait := integration.blocked_for(now):
             wait = max(wait, ledger.SHORTEST_BLOCK)
             return put_off(entry, wait, "rate_limited", "the provider asked for a pause", now)
-        if verdict := self._on_earlier_refusal(connection, integration, entry, now):
+        if verdict := self._on_earlier_refusal(connection, integration, entry, now, delivery):
             return verdict
         if self._is_carried(integration, entry, today, now, delivery):
             return put_off(entry, WINDOW_WAIT, "later_day_first", "a later day is being read, and this with it", now)
@@ -465,7 +467,12 @@ class Ingest:
         return None
 
     def _on_earlier_refusal(
-        self, connection: Connection[Any], integration: Integration, entry: Entry, now: dt.datetime
+        self,
+        connection: Connection[Any],
+        integration: Integration,
+        entry: Entry,
+        now: dt.datetime,
+        delivery: Delivery,
     ) -> Verdict | None:
         """Return the verdict on a page that was refused earlier, from the results of other pages, without a call."""
         if integration.incident or not integration.refused:
@@ -474,12 +481,32 @@ class Ingest:
         if refusal is None:
             return None
         known = told_by(refusal.error, entry)
-        match incidents.judge_again(connection, integration, refusal, now):
+        witness = partial(self._is_another_answered, connection, integration, entry.day, now, delivery)
+        match incidents.judge_again(connection, integration, refusal, now, witness):
             case "incident":
                 return held_back(known, REFUSED, refusal.error.detail, now)
             case "unclear":
                 return _undecided(known, refusal.error, now)
         return refused(entry, refusal.error, now, is_last_attempt=True)
+
+    def _is_another_answered(
+        self,
+        connection: Connection[Any],
+        integration: Integration,
+        day: dt.date,
+        now: dt.datetime,
+        delivery: Delivery,
+    ) -> bool:
+        """Tell whether a page that was not refused is answered now. The call is a rare one, and stores nothing."""
+        id = integrations.witness_of(connection, integration.provider)
+        page = integrations.find(connection, id) if id else None
+        if page is None or page.blocked_for(now):
+            return False
+        try:
+            request = self._request_for(connection, page, now, delivery)
+        except Defer:  # its token cannot be opened
+            return False
+        return isinstance(request.read([day]), Answer)
 
     def _is_carried(
         self, integration: Integration, entry: Entry, today: dt.date, now: dt.datetime, delivery: Delivery
@@ -496,7 +523,9 @@ class Ingest:
         It may when a later day's call has mended the day meanwhile, and no other day of the page is dead.
         """
         kept = ledger.kept(connection, entry.integration_id, entry.day)
-        return kept is not None and (kept.state == "dead" or (kept.state == "done" and not kept.beside_dead))
+        if kept is None or kept.wanted_again:  # such days may be many, and wait together
+            return False
+        return kept.state == "dead" or (kept.state == "done" and not kept.beside_dead)
 
     def _read_together(
         self, request: "_Request", day: dt.date, others: list[dt.date], now: dt.datetime
@@ -541,7 +570,8 @@ class Ingest:
         if integration.watched or integration.incident == "outage":
             incidents.note_reached(connection, integration, now, asked_at)
         if outcome.error_class == "permanent" and outcome.fault != "page":
-            match incidents.judge(connection, integration, outcome, now):
+            witness = partial(self._is_another_answered, connection, integration, entry.day, now, delivery)
+            match incidents.judge(connection, integration, outcome, now, witness):
                 case "incident":
                     return replace(held_back(known, REFUSED, outcome.detail, now), gates=outcome.gates)
                 case "unclear":
@@ -616,10 +646,7 @@ class Ingest:
             self._settle(connection, request.integration, verdict, self._clock())
 
     def _provider(self, integration: Integration) -> Provider:
-        try:
-            return self._providers[integration.provider]
-        except KeyError:
-            raise Retry("unknown_provider", f"this worker has no provider {integration.provider!r}") from None
+        return self._providers[integration.provider]
 
     def _token_of(self, integration: Integration) -> str:
         try:
@@ -648,6 +675,12 @@ class _Request:
         except ProviderError as error:
             return error
         return with_unasked(answer, self.left_out)
+
+
+def _unknown(provider: str) -> ProviderError:
+    """Return why a page of a provider that this worker does not have cannot be read."""
+    hint = ": set REDISQ_CSV_DIRECTORY and restart the workers" if provider == "csv" else ""
+    return ProviderError("transient", "unknown_provider", f"this worker has no provider {provider!r}{hint}")
 
 
 def _today(integration: Integration, now: dt.datetime) -> dt.date:

@@ -251,6 +251,19 @@ def find(connection: Connection[Any], integration_id: str) -> Integration | None
         return cursor.execute(_FIND, [integration_id]).fetchone()
 
 
+@fail_points
+def witness_of(connection: Connection[Any], provider: str) -> str | None:
+    """Return a page of the provider that can be read and was not refused lately, any of them; None if there is none."""
+    row = connection.execute(
+        f"SELECT i.id FROM {_SOURCE} WHERE i.provider = %s AND i.deleted_at IS NULL AND o.deleted_at IS NULL"
+        " AND NOT i.disabled AND NOT i.in_between_steps AND NOT i.refresh_needed"
+        " AND NOT EXISTS (SELECT FROM provider_refusal r WHERE r.provider = i.provider AND r.integration_id = i.id)"
+        " ORDER BY random() LIMIT 1",
+        [provider],
+    ).fetchone()
+    return row[0] if row else None
+
+
 _LISTED = f"""
 FROM {_SOURCE} WHERE i.deleted_at IS NULL AND o.deleted_at IS NULL
     AND (%(organization)s::text IS NULL OR i.organization_id = %(organization)s)
@@ -408,7 +421,9 @@ def reconnect(
         connection.execute("DELETE FROM provider_refusal WHERE integration_id = %s", [integration_id])
         reopened = ledger.reopen(connection, max_age_days=max_age_days, integration_id=integration_id)
         dead = connection.execute(
-            "SELECT day, queue FROM ingest_day_state WHERE integration_id = %s AND state = 'dead' ORDER BY day DESC",
+            "SELECT day, queue FROM ingest_day_state WHERE integration_id = %s"
+            # A done day that is wanted again may have died, too.
+            " AND (state = 'dead' OR read_again_at IS NOT NULL) ORDER BY day DESC",
             [integration_id],
         )
         return Reconnected(reopened, tuple(dead.fetchall()))

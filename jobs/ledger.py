@@ -187,7 +187,7 @@ class Wanted:
 
 # Selects the pages whose row of the day, or lack of one, fits the selection.
 _SELECTED = f"""
-SELECT i.id, i.organization_id, i.refresh_needed, s.state, s.queue
+SELECT i.id, i.organization_id, i.refresh_needed, s.state, s.queue, s.read_again_at
 FROM integration i JOIN organization o ON o.id = i.organization_id
 LEFT JOIN ingest_day_state s ON s.integration_id = i.id AND s.day = %(day)s
 WHERE i.organization_id = %(organization)s AND (%(page)s::text IS NULL OR i.id = %(page)s) AND {_WANTED}
@@ -209,6 +209,10 @@ WITH selected AS ({_SELECTED}), expected AS (
     SET state = 'expected', reason = NULL, detail = NULL, queue = excluded.queue, updated_at = now()
     WHERE s.state = 'skipped' AND excluded.state = 'expected'
     RETURNING organization_id, state
+), lettered AS (
+    -- A done day that was wanted before may have died meanwhile.
+    SELECT id, queue FROM selected
+    WHERE (state = 'dead' OR read_again_at IS NOT NULL) AND NOT refresh_needed
 ), again AS (
     UPDATE ingest_day_state s SET read_again_at = %(now)s, queue = %(queue)s
     FROM selected WHERE s.integration_id = selected.id AND s.day = %(day)s AND s.state = 'done'
@@ -220,8 +224,7 @@ WITH selected AS ({_SELECTED}), expected AS (
 )
 SELECT (SELECT count(*) FROM expected WHERE state = 'expected'),
     (SELECT count(*) FROM expected WHERE state = 'skipped'), (SELECT count(*) FROM again),
-    (SELECT array_agg(id ORDER BY id) FROM selected WHERE state = 'dead' AND NOT refresh_needed),
-    (SELECT array_agg(queue ORDER BY id) FROM selected WHERE state = 'dead' AND NOT refresh_needed)
+    (SELECT array_agg(id ORDER BY id) FROM lettered), (SELECT array_agg(queue ORDER BY id) FROM lettered)
 """
 
 
@@ -258,16 +261,19 @@ def _expect(
 
 _REOPEN = f"""
 WITH again AS (
-    SELECT s.integration_id, s.day
+    SELECT s.integration_id, s.day, i.organization_id
     FROM ingest_day_state s JOIN integration i ON i.id = s.integration_id
       JOIN organization o ON o.id = i.organization_id
-    WHERE s.state = 'skipped' AND s.reason IN ('refresh_needed', 'disabled', 'in_between_steps')
-      AND s.day >= current_date - %(days)s::integer AND s.organization_id = i.organization_id
+    WHERE s.state = 'skipped' AND s.day >= current_date - %(days)s::integer AND CASE
+          WHEN s.organization_id = i.organization_id
+          THEN s.reason IN ('refresh_needed', 'disabled', 'in_between_steps', 'moved')
+          ELSE s.reason = 'moved' END  -- not read before the page moved: the new owner has it
       AND {_READABLE} AND NOT i.refresh_needed
       AND (%(page)s::text IS NULL OR i.id = %(page)s)
     ORDER BY s.integration_id, s.day FOR NO KEY UPDATE OF s  -- in the order of all who lock several rows
 )
-UPDATE ingest_day_state s SET state = 'expected', reason = NULL, updated_at = now()
+UPDATE ingest_day_state s
+SET state = 'expected', reason = NULL, organization_id = again.organization_id, updated_at = now()
 FROM again WHERE s.integration_id = again.integration_id AND s.day = again.day
 """
 
@@ -276,7 +282,8 @@ FROM again WHERE s.integration_id = again.integration_id AND s.day = again.day
 def reopen(connection: Connection[Any], *, max_age_days: int, integration_id: str | None = None) -> int:
     """Expect again what was skipped because its page could not be read, of pages that can be now; return how many.
 
-    Of one page or of all. What is older than `max_age_days` stays skipped, and what was of another organization.
+    Of one page or of all. A day that was not read before its page moved is the new owner's. What is older than
+    `max_age_days` stays skipped, and what another organization skipped for a reason of its own.
     """
     return connection.execute(_REOPEN, {"days": max_age_days, "page": integration_id}).rowcount
 
@@ -311,9 +318,11 @@ def open_days(connection: Connection[Any]) -> list[dt.date]:
 
 _IS_OPEN = "(state IN ('expected', 'dead') OR read_again_at IS NOT NULL)"
 
+# A done day that is wanted again waits for its page's owner without a job.
 _OPEN = f"""
-SELECT integration_id, organization_id, day, queue, state FROM ingest_day_state
-WHERE day BETWEEN %(first)s AND %(last)s AND {_IS_OPEN}
+SELECT integration_id, organization_id, day, queue, state FROM ingest_day_state s
+WHERE (state <> 'done' OR (SELECT NOT refresh_needed FROM integration i WHERE i.id = s.integration_id))
+  AND day BETWEEN %(first)s AND %(last)s AND {_IS_OPEN}
   AND (%(organization)s::text IS NULL OR organization_id = %(organization)s)
   AND (%(page)s::text IS NULL OR integration_id = %(page)s)
 ORDER BY day DESC, row_number() OVER (PARTITION BY day, organization_id ORDER BY integration_id), organization_id
@@ -522,9 +531,11 @@ WITH incoming AS (
         revision = p.revision + CASE WHEN p.status = 'pending' OR p.value = excluded.value THEN 0 ELSE 1 END
     WHERE (p.value, p.breakdown, p.status, p.source)
         IS DISTINCT FROM (excluded.value, excluded.breakdown, excluded.status, NULL)
-      AND excluded.fetched_at >= p.fetched_at
+      -- Of two readings the later one stands, and a reading that was under way stands over a file.
+      AND (excluded.fetched_at >= p.fetched_at OR p.source IS NOT NULL)
       -- An answer is never taken back: only a value replaces a value, and nothing becomes pending again.
-      AND (excluded.status = 'value' OR (p.status <> 'value' AND excluded.status <> 'pending'))
+      AND (excluded.status = 'value' OR p.status = 'pending'
+           OR (p.status <> 'value' AND excluded.status NOT IN ('pending', 'unsupported')))
     RETURNING organization_id, day
 ), e AS (
     SELECT * FROM json_to_record(%(entry)s) AS e (
@@ -557,7 +568,7 @@ WITH incoming AS (
         -- Close to the commit, so that a job that was enqueued before sees that its day was read since.
         updated_at = clock_timestamp(),
         has_value = s.has_value OR s.day = ANY(%(valued)s),
-        letter_queue = CASE s.state WHEN 'dead' THEN s.queue ELSE s.letter_queue END
+        letter_queue = s.queue
     WHERE s.integration_id = %(page)s AND s.day = ANY(%(read)s) AND CASE
         WHEN s.state IN ('expected', 'dead') THEN s.day <> %(day)s
         -- Without an answer the day cannot be read again.
@@ -630,7 +641,7 @@ def record(connection: Connection[Any], entry: Entry, provider: str, answer: Ans
             "readings": _document(readings),
             "provider": provider,
             "at": answer.fetched_at if answer else None,
-            "read": [entry.day] if entry.state == "skipped" else answered,
+            "read": answered if answer and entry.day in answered else [*answered, *_own_day(entry, answer)],
             "valued": sorted(valued),
         },
     ).fetchone()
@@ -640,6 +651,15 @@ def record(connection: Connection[Any], entry: Entry, provider: str, answer: Ans
     days = {entry.day, *(reading.day for reading in readings)}
     own = {(entry.organization_id, day) for day in days.difference(day for _, day in others)}
     return Recorded(state or "done", frozenset(own | others), letters > 0)
+
+
+def _own_day(entry: Entry, answer: Answer | None) -> list[dt.date]:
+    """Return the entry's day when a wish to read it once more is over: it was asked for, or cannot be.
+
+    Not while its page must be connected again: then it is read with the others.
+    """
+    is_over = entry.reason == "out_of_range" or (entry.state == "skipped" and entry.reason != "refresh_needed")
+    return [entry.day] if answer or is_over else []
 
 
 def _document(records: object) -> str:

@@ -1,9 +1,9 @@
 """Knows which metrics a provider has stopped giving. One page's refusal is not enough to say so.
 
 A page may be refused a metric because of its kind, or because of the role of the person who connected it. A metric
-counts as dead for all pages when, on one UTC day, several pages were refused it and no page was given it. Pages are
-then not asked for it any more, except one page a day, which finds out whether the metric is alive again. All of this is
-in PostgreSQL, so that every worker sees it.
+counts as dead for all pages when, on one UTC day, several pages were refused it, and no page was given it on that day
+or the day before. Pages are then not asked for it any more, except two pages a day, which find out whether the metric
+is alive. All of this is in PostgreSQL, so that every worker sees it.
 """
 
 import datetime as dt
@@ -19,26 +19,31 @@ from redisq import fail_points
 REFUSED_BY = 3  # pages; the same number of refused pages opens an incident
 
 
-@fail_points
-def take_probes(connection: Connection[Any], provider: str, today: dt.date) -> set[str]:
-    """Return the dead metrics that this page should ask for; empty when another page has taken today's turn.
+# Two pages a day ask for a metric that is taken for dead: one that was never refused it, for a few pages of a kind may
+# have been the first of their day, and one that was, for the metric may have come back.
+_TAKE_PROBES = """
+UPDATE metric_life l
+SET probed_on = CASE WHEN r.metric IS NULL THEN %(today)s ELSE l.probed_on END,
+    retried_on = CASE WHEN r.metric IS NULL THEN l.retried_on ELSE %(today)s END
+FROM metric_life own LEFT JOIN metric_refusal r ON r.integration_id = %(page)s AND r.metric = own.metric
+WHERE l.provider = %(provider)s AND l.dead_since IS NOT NULL AND own.provider = l.provider AND own.metric = l.metric
+  AND coalesce(CASE WHEN r.metric IS NULL THEN l.probed_on ELSE l.retried_on END, '-infinity') < %(today)s
+RETURNING l.metric
+"""
 
-    The turn is taken by this call.
-    """
-    rows = connection.execute(
-        "UPDATE metric_life SET probed_on = %(today)s"
-        " WHERE provider = %(provider)s AND dead_since IS NOT NULL AND probed_on IS DISTINCT FROM %(today)s"
-        " RETURNING metric",
-        {"provider": provider, "today": today},
-    )
+
+@fail_points
+def take_probes(connection: Connection[Any], provider: str, page: str, today: dt.date) -> set[str]:
+    """Take the turn to ask for the metrics that are taken for dead; empty when another page had it today."""
+    rows = connection.execute(_TAKE_PROBES, {"today": today, "provider": provider, "page": page})
     return {metric for (metric,) in rows}
 
 
 _NOTE_GIVEN = """
 INSERT INTO metric_life AS l (provider, metric, given_on)
 SELECT %(provider)s, metric, %(today)s FROM unnest(%(metrics)s::text[]) AS metric ORDER BY metric
-ON CONFLICT (provider, metric) DO UPDATE SET given_on = excluded.given_on, dead_since = NULL
-WHERE l.given_on IS DISTINCT FROM excluded.given_on OR l.dead_since IS NOT NULL
+ON CONFLICT (provider, metric) DO UPDATE SET given_on = greatest(l.given_on, excluded.given_on), dead_since = NULL
+WHERE l.given_on IS NULL OR l.given_on < excluded.given_on OR l.dead_since <= excluded.given_on
 """
 
 
@@ -62,19 +67,22 @@ def note_refused(connection: Connection[Any], page: str, provider: str, metrics:
     connection.execute(
         "INSERT INTO metric_refusal (integration_id, metric, provider, refused_on)"
         " SELECT %s, metric, %s, %s FROM unnest(%s::text[]) AS metric ORDER BY metric"
-        " ON CONFLICT (integration_id, metric) DO UPDATE SET refused_on = excluded.refused_on",
+        " ON CONFLICT (integration_id, metric) DO UPDATE"
+        " SET refused_on = greatest(metric_refusal.refused_on, excluded.refused_on)",
         [page, provider, today, list(metrics)],
     )
 
 
+# A metric that was given yesterday may not have been asked of the right pages yet today. `retried_on` is set to today,
+# for the pages that were refused the metric have just asked for it.
 _BURY = """
-INSERT INTO metric_life AS l (provider, metric, dead_since, probed_on)
+INSERT INTO metric_life AS l (provider, metric, dead_since, retried_on)
 SELECT %(provider)s, r.metric, %(today)s, %(today)s FROM metric_refusal r
 WHERE r.provider = %(provider)s AND r.metric = ANY(%(metrics)s) AND r.refused_on = %(today)s
 GROUP BY r.metric HAVING count(*) >= %(refused_by)s ORDER BY r.metric
 ON CONFLICT (provider, metric) DO UPDATE
-SET dead_since = excluded.dead_since, probed_on = excluded.probed_on
-WHERE l.dead_since IS NULL AND l.given_on IS DISTINCT FROM excluded.dead_since
+SET dead_since = excluded.dead_since, retried_on = excluded.retried_on
+WHERE l.dead_since IS NULL AND (l.given_on IS NULL OR l.given_on < excluded.dead_since - 1)
 RETURNING metric
 """
 

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from psycopg import Connection
+from psycopg.errors import DeadlockDetected
 
 from jobs import ledger, letters, payloads
 from jobs.aggregate import Clock, FanIn, Kinds, Queues, settled_before
@@ -72,7 +73,10 @@ class Plan:
         A backfill does this for all of its days before it enqueues the first job. So one call can carry many days.
         """
         with self._pool.connection() as connection:
-            wanted = ledger.want(connection, selection, day, queue=queue, now=now)
+            try:
+                wanted = ledger.want(connection, selection, day, queue=queue, now=now)
+            except DeadlockDetected:  # with a plan of the same day, which locks its rows in another order
+                wanted = ledger.want(connection, selection, day, queue=queue, now=now)
         requeued = 0
         for of_queue, group in groupby(sorted(wanted.dead, key=lambda row: row[1]), key=lambda row: row[1]):
             requeued += self._queues(of_queue).requeue([f"ingest:{page}:{day}" for page, _ in group]).count(1)

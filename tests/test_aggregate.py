@@ -410,7 +410,7 @@ def test_a_retired_ratio_keeps_its_past_and_gets_no_future(world: World) -> None
 def test_a_sum_that_is_computed_anew_says_all_of_it_anew(world: World) -> None:
     """If one column kept its old value, a comparison of two days would be wrong."""
     columns = "n_value, n_refused, n_unreadable, completeness, value_coverage, zone, pages_hash"
-    answers: list[Told] = [{VIEWS: "unreadable"}, {VIEWS: "unsupported"}, {VIEWS: "no_data"}, {VIEWS: 7}]
+    answers: list[Told] = [{VIEWS: "unsupported"}, {VIEWS: "unreadable"}, {VIEWS: "no_data"}, {VIEWS: 7}]
     told = []
     world.provider.answers["b", DAY] = {VIEWS: 1}
     world.ingest("org", "b")
@@ -422,8 +422,8 @@ def test_a_sum_that_is_computed_anew_says_all_of_it_anew(world: World) -> None:
         told += world.fetch(f"SELECT {columns} FROM org_metric_daily WHERE metric = '{VIEWS}'")
     half, whole, zone = Decimal("0.5"), Decimal(1), "America/Los_Angeles"
     assert [row[:6] for row in told] == [
-        (1, 0, 1, half, half, zone),
         (1, 1, 0, half, half, zone),
+        (1, 0, 1, half, half, zone),
         (1, 0, 0, whole, half, zone),
         (2, 0, 0, whole, whole, zone),
     ]

@@ -11,16 +11,17 @@ import psycopg
 import pytest
 from redis import Redis
 
-from jobs import ledger
+from jobs import integrations, ledger
 from jobs.ledger import Chosen, Selection
 from jobs.plan import Planned
 from jobs.simulator import Simulator
-from redisq import Queue
+from redisq import Permanent, Queue
 from tests.pages import DAY, NOW, VIEWS, World, a_world
 from tests.program import Shell, bury, ingest
 from tests.roles import as_services
 from tests.system import system
 from tests.test_commands import TODAY, add, key, rows, shell, write_day
+from tests.test_ingest import EXPIRED
 
 __all__ = ["key", "rows", "shell"]  # fixtures
 
@@ -89,6 +90,50 @@ def test_a_backfill_of_one_page_asks_for_no_other(world: World) -> None:
     backfill(world, one, DAY, back(1))
     assert world.ready("backfill") == [f"ingest:second:{DAY}"]
     assert world.ready() == [f"ingest:second:{back(1)}"]
+
+
+def test_done_days_of_a_page_that_must_be_connected_again_wait_together(world: World) -> None:
+    """One letter tells of the page, and the days come back when its owner has connected it."""
+    world.connect("org", "page")
+    days = [back(number) for number in range(4)]
+    for day in days:
+        world.ingest("org", "page", day, attempt=2)
+    backfill(world, ALL, *days)
+    world.provider.answers = {("page", day): EXPIRED for day in days}
+    with pytest.raises(Permanent, match="token_expired"):
+        world.ingest("org", "page", queue="backfill")
+    for day in days[1:]:
+        world.ingest("org", "page", day, queue="backfill")
+    world.redis.flushall()
+    world.reconciles.reconcile()
+    assert not [id for id in world.ready("backfill") if id.startswith("ingest")], "without a job until then"
+    integrations.reconnect(world.db, world.vault, "page", "a fresh token")
+    world.reconciles.reconcile()
+    assert {id for id in world.ready("backfill") if id.startswith("ingest")} == {f"ingest:page:{day}" for day in days}
+
+
+def test_a_done_day_of_which_a_new_metric_is_not_published_yet_is_asked_for_once(world: World) -> None:
+    """The next days' calls bring it. A job for it every five minutes would use up the page's budget."""
+    world.connect("org", "page")
+    world.provider.answers["page", DAY] = {VIEWS: 1}
+    world.ingest("org", "page")
+    backfill(world, ALL)
+    world.provider.answers["page", DAY] = {VIEWS: "pending"}
+    world.ingest("org", "page", queue="backfill")
+    world.redis.flushall()
+    world.reconciles.reconcile()
+    assert f"ingest:page:{DAY}" not in world.ready("backfill")
+
+
+def test_a_letter_of_a_done_day_goes_when_it_was_read_again(world: World) -> None:
+    """It died on its way to be read once more, and another day's call has brought it."""
+    world.connect("org", "page")
+    for day in (DAY, back(1)):
+        world.ingest("org", "page", day, attempt=2)
+    backfill(world, ALL, DAY, back(1))
+    world.ingest("org", "page", queue="backfill")
+    assert world.fetch("SELECT day, letter_queue FROM ingest_day_state WHERE letter_queue IS NOT NULL") == []
+    assert world.fetch("SELECT count(*) FROM ingest_day_state WHERE read_again_at IS NOT NULL") == [0]
 
 
 def test_a_removed_letter_of_a_day_that_is_wanted_again_ends_the_wish(world: World) -> None:

@@ -41,6 +41,8 @@ PERMISSION = ProviderError(
 )
 SILENT = ProviderError("transient", "network", "NameResolutionError: facebook")
 BROKEN = ProviderError("transient", "server", "HTTP 503", http_status=503)
+PORTAL = ProviderError("transient", "malformed", "HTTP 200 with neither data nor an error", http_status=200)
+CUT = ProviderError("transient", "network", "ConnectionResetError", http_status=200)
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def refused(world: World) -> World:
 
 @pytest.mark.parametrize(
     ("error", "calls"), [(refusal("app"), 1), (refusal("unclear"), WAVE), (PERMISSION, WAVE)], ids=str
-)
+)  # pages that are called for themselves
 def test_a_wave_of_refusals_is_one_incident_and_no_pages_fault(
     world: World, error: ProviderError, calls: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -99,8 +101,23 @@ def test_a_wave_of_refusals_is_one_incident_and_no_pages_fault(
     assert {state for state, _ in world.states().values()} == {"expected"}
     assert world.fetch("SELECT sum(attempts_used) FROM ingest_day_state") == [0]
     assert world.fetch("SELECT count(*) FROM integration WHERE refresh_needed OR disabled") == [0]
-    assert len(world.provider.asked) == calls, "the others were not called"
+    witnesses = 0 if error.fault == "app" else 1
+    assert len(world.provider.asked) == calls + witnesses, "the others were not called"
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+def test_the_last_pages_of_a_day_are_given_up_for_their_own_refusals(world: World) -> None:
+    """All others were answered before them, so nobody would ever end an incident. A page that was answered is asked."""
+    answers(world, *PAGES)
+    answers(world, *PAGES[-WAVE:], error=PERMISSION)
+    for page in PAGES:
+        run(world, page)
+    later(world, CHECK)
+    ended = [run(world, page) for page in PAGES[-WAVE:-1]]
+    assert ended == ["permanent permission"] * (WAVE - 1)
+    assert world.states()[PAGES[-1]] == ("dead", "permission")
+    assert world.fetch(INCIDENTS) == []
+    assert world.fetch("SELECT count(*) FROM integration WHERE refresh_needed") == [WAVE]
 
 
 @pytest.mark.parametrize(
@@ -207,22 +224,35 @@ def test_a_refusal_of_long_ago_says_nothing(world: World) -> None:
     assert run(world, PAGES[0]) == "defer request"
 
 
-def test_a_refusal_that_names_the_app_never_gives_a_page_up(world: World) -> None:
-    """If one machine of many has the wrong secret, the other machines' answers end the incident again and again."""
+def test_a_page_that_names_the_app_alone_does_not_stop_the_others_again(world: World) -> None:
+    """It may be connected by another app. Every incident that it opens holds all pages back for a minute."""
     answers(world, PAGES[0], error=refusal("app"))
     answers(world, PAGES[1])
-    for _ in range(5):
-        assert run(world, PAGES[0]) == "defer app_refused"
-        later(world, PROBE)
-        assert run(world, PAGES[1]) == "done"
-        later(world, CONFIRM)
-    assert world.fetch("SELECT count(*) FROM provider_incident WHERE closed_at IS NULL") == [0]
+    assert run(world, PAGES[0]) == "defer app_refused"
+    later(world, PROBE)
+    assert run(world, PAGES[1]) == "done"
+    later(world, CONFIRM)
+    assert run(world, PAGES[0]) == "permanent app"
+    assert world.fetch(INCIDENTS) == [("app", False)]
+    assert world.fetch("SELECT count(*) FROM integration WHERE refresh_needed") == [0]
+
+
+def test_a_page_that_names_the_app_again_later_is_an_incident_again(world: World) -> None:
+    """Yesterday's incident says nothing of today's."""
+    answers(world, PAGES[0], error=refusal("app"))
+    answers(world, PAGES[1])
+    run(world, PAGES[0])
+    later(world, PROBE)
+    run(world, PAGES[1])
+    later(world, dt.timedelta(hours=2))
+    assert run(world, PAGES[0]) == "defer app_refused"
+    assert world.fetch(INCIDENTS) == [("app", False), ("app", True)]
 
 
 # -- a provider that is away ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [SILENT, BROKEN], ids=str)
+@pytest.mark.parametrize("error", [SILENT, BROKEN, PORTAL, CUT], ids=str)
 def test_a_provider_that_is_away_is_one_incident(
     world: World, error: ProviderError, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
-from jobs import ingest, integrations, ledger, payloads
+from jobs import ingest, integrations, ledger, metric_life, payloads
 from jobs.ingest import Ingest, days_before, days_to_sweep, end_of, tidy
 from jobs.providers.base import Answer, Gate, Load, Metric, ProviderError, Reading
 from jobs.providers.facebook import FacebookProvider
@@ -604,23 +604,53 @@ def test_what_a_failed_read_has_found_out_is_not_found_out_again(graph: World, s
 
 
 def test_a_metric_that_three_pages_are_refused_is_left_out_for_others(world: World) -> None:
-    """A call with a dead metric turns into a dozen calls. Only one page a day must pay for that."""
-    world.connect("org", "third", "fourth", "fifth")
-    pages = ("page", "second", "third", "fourth", "fifth")
+    """A call with a dead metric becomes a dozen calls. Only two pages a day still make them, to find out."""
+    world.connect("org", "third", "fourth", "fifth", "sixth")
+    pages = ("page", "second", "third", "fourth", "fifth", "sixth")
     world.provider.refused = {(page, VIEWS) for page in pages}
-    for page in pages[:4]:
+    for page in pages[:5]:
         world.ingest("org", page)
-    assert [VIEWS in names for names in world.provider.metrics] == [True, True, True, False]
+    asked = [VIEWS in names for names in world.provider.metrics]
+    assert asked == [True, True, True, True, False], "the fourth finds out whether the first three are of a kind"
     assert world.fetch("SELECT DISTINCT status FROM page_metric_daily WHERE metric = %s", VIEWS) == ["unsupported"]
+    world.provider.metrics.clear()
     world.now += dt.timedelta(days=1)
-    for page in pages[3:]:
+    for page in ("page", "second", "fifth", "sixth"):
         world.ingest("org", page, DAY + dt.timedelta(days=1))
-    assert [VIEWS in names for names in world.provider.metrics[4:]] == [True, False], "one page a day finds out"
+    asked = [VIEWS in names for names in world.provider.metrics]
+    assert asked == [True, False, True, False], "one that was refused it before, and one that never was"
+    world.provider.metrics.clear()
     world.now += dt.timedelta(days=1)
     world.provider.refused = set()
-    for page in pages[3:]:
+    for page in ("fifth", "sixth", "fourth"):
         world.ingest("org", page, DAY + dt.timedelta(days=2))
-    assert [VIEWS in names for names in world.provider.metrics[6:]] == [True, True], "it is alive again"
+    assert [VIEWS in names for names in world.provider.metrics] == [True, True, True], "it is alive again"
+
+
+def test_the_first_pages_of_a_day_do_not_take_a_metric_from_the_others(world: World) -> None:
+    """They may all be of a kind that lacks it. What others had yesterday they are asked for today."""
+    world.connect("org", "third", "fourth", "fifth")
+    lacking, having = ("page", "second", "third"), ("fourth", "fifth")
+    world.provider.refused = {(page, VIEWS) for page in lacking}
+    for number in range(4):
+        day = DAY + dt.timedelta(days=number)
+        world.provider.answers |= {(page, day): {VIEWS: 7} for page in having}
+        for page in (*lacking, *having):
+            world.ingest("org", page, day, attempt=2)
+        world.now = world.provider.fetched_at = world.now + dt.timedelta(days=1)
+    values = "SELECT integration_id, count(*) FROM page_metric_daily WHERE metric = %s AND status = 'value' GROUP BY 1"
+    assert sorted(world.fetch(values, VIEWS)) == [("fifth", 4), ("fourth", 4)]
+
+
+def test_an_answer_that_began_before_midnight_takes_nothing_back(world: World) -> None:
+    """Asked at 23:59 and stored after others of the new day, it must not make the metric look older than it is."""
+    today = NOW.date()
+    metric_life.note_given(world.db, "facebook", [VIEWS], today)
+    metric_life.note_given(world.db, "facebook", [VIEWS], today - dt.timedelta(days=1))
+    assert world.fetch("SELECT given_on FROM metric_life") == [today]
+    metric_life.note_refused(world.db, "page", "facebook", [VIEWS], today)
+    metric_life.note_refused(world.db, "page", "facebook", [VIEWS], today - dt.timedelta(days=1))
+    assert world.fetch("SELECT refused_on FROM metric_refusal") == [today]
 
 
 def test_a_metric_that_a_page_is_given_is_alive_that_day(world: World) -> None:
@@ -938,6 +968,17 @@ def test_no_text_of_the_database_holds_the_token(world: World) -> None:
     tables: list[Any] = world.fetch("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
     assert canary in world.provider.tokens
     assert canary not in str(world.snapshot(tables))
+
+
+def test_a_page_of_a_provider_that_the_worker_lacks_tells_the_ledger(world: World) -> None:
+    """A setting is missing. Whoever looks at the grid must see why nothing comes."""
+    world.db.execute("UPDATE integration SET provider = 'csv' WHERE id = 'page'")
+    with pytest.raises(Retry, match="REDISQ_CSV_DIRECTORY"):
+        world.ingest("org", "page")
+    assert world.states()["page"] == ("expected", "unknown_provider")
+    with pytest.raises(Retry):
+        world.ingest("org", "page", attempt=3, is_last_attempt=True)
+    assert world.states()["page"] == ("dead", "unknown_provider")
 
 
 # -- through real HTTP

@@ -324,6 +324,22 @@ def test_coverage_asks_nothing_more_of_a_deleted_page(world: World) -> None:
     assert page.marks == " . "
 
 
+def test_a_refusal_does_not_take_an_answer_back(world: World) -> None:
+    """The day was answered without a number. That the page is refused the metric today says nothing of it."""
+    ledger.record(world.db, DONE, "facebook", answer(Reading(VIEWS, DAY, "no_data")))
+    refused = answer(Reading(VIEWS, DAY, "unsupported"), at=NOW + dt.timedelta(days=1))
+    ledger.record(world.db, DONE, "facebook", refused)
+    assert rows(world) == [(VIEWS, "no_data", None, 1)]
+
+
+def test_a_reading_that_was_under_way_stands_over_a_file(world: World) -> None:
+    """A person imports while the provider is asked: the provider's word counts, whoever commits first."""
+    ledger.record(world.db, DONE, "facebook", answer(value(VIEWS, 999), at=NOW + dt.timedelta(seconds=5)))
+    world.db.execute("UPDATE page_metric_daily SET source = 'a file'")
+    ledger.record(world.db, DONE, "facebook", answer(value(VIEWS, 10)))
+    assert world.fetch("SELECT value, source FROM page_metric_daily") == [(10, None)]
+
+
 def test_the_statement_of_every_page_is_parsed_once() -> None:
     """psycopg looks for the placeholders of a longer one at each call: a fifth of what a page costs the client."""
     assert len(ledger._RECORD.encode()) <= MAX_CACHED_STATEMENT_LENGTH

@@ -147,6 +147,22 @@ def test_a_backfill_has_a_queue_of_its_own(world: World) -> None:
     assert world.ready() == ingest_ids("page", "elsewhere")
 
 
+def test_a_day_that_was_not_read_before_its_page_moved_is_the_new_owners(world: World) -> None:
+    """Its job ends as skipped, for it names the former owner. Nobody else would ever read the day."""
+    world.connect("org", "page")
+    world.connect("other", "elsewhere")
+    world.plans.plan(DAY)
+    world.db.execute("UPDATE integration SET organization_id = 'other' WHERE id = 'page'")
+    world.ingest("org", "page")
+    assert world.states()["page"] == ("skipped", "moved")
+    world.redis.flushall()
+    world.reconciles.reconcile()
+    assert f"ingest:page:{DAY}" in world.ready()
+    world.ingest("other", "page")
+    owner = "SELECT organization_id, state FROM ingest_day_state WHERE integration_id = 'page'"
+    assert world.fetch(owner) == [("other", "done")]
+
+
 def test_a_skipped_day_comes_back_with_a_fresh_token(world: World) -> None:
     """The owner reconnects: no day is missing, and the next reconcile brings it without anybody's help."""
     world.connect("org", "page")

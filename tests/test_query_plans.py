@@ -105,7 +105,7 @@ HOT = [
     Hot(
         "judge",
         lambda db: incidents.judge(db, PAGE, REFUSAL, NOW),
-        {"provider_refusal_pkey", "provider_incident_open"},
+        {"provider_refusal_pkey", "provider_incident_open", "provider_incident_of_page"},
         "Asked for every page that is refused for what may be the app's fault.",
     ),
     Hot(

@@ -24,7 +24,6 @@ State = Literal["expected", "done", "dead", "skipped", "abandoned"]
 
 # The daily run may still plan a day that is at most so many days old: in its own slot, in a slot that was missed, or
 # because its row is missing.
-_RECENT = 3
 _PLANNED = 9  # eight days in UTC may be nine days in the page's zone
 
 
@@ -144,12 +143,15 @@ def fate_of(place: Place, day: date, owned: Owned | None, today: date) -> Fate:
 
 
 def is_left_to_daily_run(place: Place, day: date, today: date) -> bool:
-    """Tell whether the daily run may still plan a day that has no row in the ledger."""
+    """Tell whether the daily run may still plan a day that has no row in the ledger.
+
+    It plans yesterday of every page that is read, and an older day of a page that was read then.
+    """
     age = (today - day).days
     if not place.is_asked or age > _PLANNED:
         return False
     end = datetime.combine(day + timedelta(days=1), time(), UTC)
-    return age <= _RECENT or (place.read_since is not None and place.read_since < end)
+    return place.read_since is not None and (age <= 1 or place.read_since < end)
 
 
 def spans(days: Collection[date]) -> list[tuple[date, date]]:

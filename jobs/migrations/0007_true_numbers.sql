@@ -82,13 +82,15 @@ CREATE INDEX metric_refusal_of_metric ON metric_refusal (provider, metric, refus
 
 -- Whether a provider still gives a metric. given_on: the last UTC day on which it gave the metric to a page.
 -- dead_since: the day since which the metric counts as dead, which means that no page is given it. probed_on: the last
--- day on which a page was asked for the dead metric, to find out whether the provider gives it again.
+-- day on which a page that was never refused the dead metric was asked for it. retried_on: the last day on which a page
+-- that was refused it before was asked again.
 CREATE TABLE metric_life (
     provider    text NOT NULL,
     metric      text NOT NULL,
     given_on    date,
     dead_since  date,
     probed_on   date,
+    retried_on  date,
     PRIMARY KEY (provider, metric)
 );
 
@@ -106,4 +108,9 @@ ALTER TABLE provider_refusal
     ADD COLUMN failures integer NOT NULL DEFAULT 1,  -- failures of the page in a row
     ADD COLUMN is_outage boolean NOT NULL DEFAULT false,  -- true: no answer or a server error; false: a refusal
     ADD COLUMN is_silence boolean NOT NULL DEFAULT false;  -- the provider did not send one byte
-ALTER TABLE provider_incident ADD COLUMN is_outage boolean NOT NULL DEFAULT false;
+ALTER TABLE provider_incident
+    ADD COLUMN is_outage boolean NOT NULL DEFAULT false,
+    ADD COLUMN opened_by text,  -- the page whose failure opened it, and the one whose answer closed it
+    ADD COLUMN closed_by text;
+-- A page that names the app is looked up here: did it stop all others a moment ago?
+CREATE INDEX provider_incident_of_page ON provider_incident (opened_by, closed_at);

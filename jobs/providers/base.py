@@ -172,8 +172,8 @@ class ProviderError(Exception):
 
     @property
     def is_outage(self) -> bool:
-        """Tell whether the provider is away or broken, which says nothing about the page."""
-        return self.is_silence or (self.error_class == "transient" and self.reason == "server")
+        """Tell whether the provider is away or broken, as far as one page can tell: it gave no answer of its own."""
+        return self.error_class == "transient" and self.reason in ("network", "server", "malformed", "unreadable")
 
     @property
     def may_be_of_one_day(self) -> bool:

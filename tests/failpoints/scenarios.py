@@ -544,10 +544,29 @@ class Mended(Day):
         return super().settled() and self.queue.where([self.letter.id]) == [None]
 
 
+class Doubt(Day):
+    """The same, but each page is refused once for what may be the app's fault, and so is the page that is asked then."""
+
+    def tell(self) -> None:
+        with Simulator(pages=5) as self.simulator:
+            for number in (0, 1, 2, 4):
+                self.simulator.script(self.simulator.pages[number].page_id, "error-987654")
+            super().tell()
+
+    def connect(self) -> None:
+        super().connect()
+        self.environ["REDISQ_GRAPH_URL"] = self.simulator.url
+
+    def judge(self) -> None:
+        ledger = self.pages.ledger(self.dsn)
+        assert {page: ledger[page] for page in (*READ, REFUSED)} == dict.fromkeys((*READ, REFUSED), ("done", None))
+        assert self.pages.refusals(self.dsn) == []
+
+
 class Wave(Day):
     """Every page is refused for a wrong app secret: an incident, which ends when the secret is put right."""
 
-    opens: ClassVar = ("_note_refusal", "is_open", "_open_incident")
+    opens: ClassVar = ("_note_refusal", "is_open", "_open_incident", "_was_alone")
 
     def tell(self) -> None:
         with Simulator(pages=5, app_secret="the-right-one") as self.simulator:
@@ -662,5 +681,6 @@ STORIES: dict[str, type[Story]] = {
     **dict.fromkeys(("take_probes", "forget_refusals"), Remembered),
     "forget_letters": Mended,
     "store_import": Exported,
+    "witness_of": Doubt,
     **dict.fromkeys(("mark_abandoned", "reconnect", "want"), GivenUp),
 }
