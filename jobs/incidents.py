@@ -72,8 +72,15 @@ def judge(
     error: ProviderError,
     now: dt.datetime,
     witness: Witness = _nobody,
+    *,
+    asked_at: dt.datetime | None = None,
 ) -> Judgement:
-    """Return whose fault the refusal of the page is, as far as is known. Open an incident if it is not the page's."""
+    """Return whose fault the refusal of the page is, as far as is known. Open an incident if it is not the page's.
+
+    A page that was asked before an incident ended was refused for it. It is asked again.
+    """
+    if asked_at and _ended_since(connection, integration.provider, asked_at):
+        return "unclear"
     refusal = _note(connection, integration, error, now)
     if is_open(connection, integration.provider):
         return "incident"
@@ -113,6 +120,12 @@ def judge_again(
 
 
 @fail_points
+def _ended_since(connection: Connection[Any], provider: str, asked_at: dt.datetime) -> bool:
+    row = connection.execute("SELECT max(closed_at) FROM provider_incident WHERE provider = %s", [provider]).fetchone()
+    return bool(row and row[0] and row[0] >= asked_at)
+
+
+@fail_points
 def _was_alone(connection: Connection[Any], integration: Integration, reason: str, now: dt.datetime) -> bool:
     """Tell whether this page opened an incident of this reason lately, which another page's answer closed."""
     row = connection.execute(
@@ -126,7 +139,7 @@ def _was_alone(connection: Connection[Any], integration: Integration, reason: st
 def pending(connection: Connection[Any], integration: Integration, now: dt.datetime) -> Refusal | None:
     """Return the page's refusal that is not judged yet, or None."""
     row = _refusal_of(connection, integration)
-    if row is None or now - row[1] >= FORGET:
+    if row is None or now - row[1] >= WINDOW:
         return None
     return Refusal(ProviderError(**row[0]), row[1], row[2])
 

@@ -571,7 +571,7 @@ class Ingest:
             incidents.note_reached(connection, integration, now, asked_at)
         if outcome.error_class == "permanent" and outcome.fault != "page":
             witness = partial(self._is_another_answered, connection, integration, entry.day, now, delivery)
-            match incidents.judge(connection, integration, outcome, now, witness):
+            match incidents.judge(connection, integration, outcome, now, witness, asked_at=asked_at):
                 case "incident":
                     return replace(held_back(known, REFUSED, outcome.detail, now), gates=outcome.gates)
                 case "unclear":

@@ -425,6 +425,24 @@ def test_an_answer_ends_the_incident_and_everybody_is_read(refused: World, caplo
     ]
 
 
+def test_a_page_that_was_asked_before_the_end_is_asked_again(refused: World) -> None:
+    """Its refusal was the incident's. Held against it, the page would be given up for what is mended."""
+    later(refused, PROBE)
+    answers(refused, PAGES[1])
+
+    def meanwhile() -> None:
+        refused.provider.during = lambda: None
+        later(refused, PROBE)
+        assert run(refused, PAGES[1]) == "done"
+
+    refused.provider.during = meanwhile
+    answers(refused, PAGES[0], error=PERMISSION)
+    assert run(refused, PAGES[0]) == "defer permission"
+    answers(refused, PAGES[0])
+    later(refused, CHECK)
+    assert run(refused, PAGES[0]) == "done"
+
+
 def test_a_second_wave_is_a_second_incident(refused: World) -> None:
     """The first is history, and is kept as such."""
     answers(refused, PAGES[0])

@@ -104,8 +104,8 @@ HOT = [
     ),
     Hot(
         "judge",
-        lambda db: incidents.judge(db, PAGE, REFUSAL, NOW),
-        {"provider_refusal_pkey", "provider_incident_open", "provider_incident_of_page"},
+        lambda db: incidents.judge(db, PAGE, REFUSAL, NOW, asked_at=NOW.replace(year=2100)),
+        {"provider_refusal_pkey", "provider_incident_open", "provider_incident_of_page", "provider_incident_closed"},
         "Asked for every page that is refused for what may be the app's fault.",
     ),
     Hot(

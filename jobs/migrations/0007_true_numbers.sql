@@ -114,3 +114,5 @@ ALTER TABLE provider_incident
     ADD COLUMN closed_by text;
 -- A page that names the app is looked up here: did it stop all others a moment ago?
 CREATE INDEX provider_incident_of_page ON provider_incident (opened_by, closed_at);
+-- And each refused page here: did an incident end after it was asked?
+CREATE INDEX provider_incident_closed ON provider_incident (provider, closed_at);

@@ -545,7 +545,7 @@ class Mended(Day):
 
 
 class Doubt(Day):
-    """The same, but each page is refused once for what may be the app's fault, and so is the page that is asked then."""
+    """The same, but each page is refused once, perhaps for the app's fault, and so is the page that is asked then."""
 
     def tell(self) -> None:
         with Simulator(pages=5) as self.simulator:
@@ -558,9 +558,11 @@ class Doubt(Day):
         self.environ["REDISQ_GRAPH_URL"] = self.simulator.url
 
     def judge(self) -> None:
+        # A page whose refusal was told late is given up for it, as one that was refused while others were answered.
         ledger = self.pages.ledger(self.dsn)
-        assert {page: ledger[page] for page in (*READ, REFUSED)} == dict.fromkeys((*READ, REFUSED), ("done", None))
-        assert self.pages.refusals(self.dsn) == []
+        for page in (*READ, REFUSED):
+            assert ledger[page] in (("done", None), ("dead", "unclassified")), ledger
+        assert self._letters() == self._dead()
 
 
 class Wave(Day):
@@ -681,6 +683,6 @@ STORIES: dict[str, type[Story]] = {
     **dict.fromkeys(("take_probes", "forget_refusals"), Remembered),
     "forget_letters": Mended,
     "store_import": Exported,
-    "witness_of": Doubt,
+    **dict.fromkeys(("witness_of", "_ended_since"), Doubt),
     **dict.fromkeys(("mark_abandoned", "reconnect", "want"), GivenUp),
 }
