@@ -306,6 +306,20 @@ def forgotten_days(connection: Connection[Any], first: dt.date, last: dt.date) -
 
 
 @fail_points
+def mend_values(connection: Connection[Any]) -> int:
+    """Note which days of the last hour have a number; return how many were noted.
+
+    A worker of an earlier release, which may run for a while after the schema was upgraded, does not note it.
+    """
+    return connection.execute(
+        "UPDATE ingest_day_state s SET has_value = true"
+        " WHERE s.state = 'done' AND NOT s.has_value AND s.updated_at >= now() - interval '1 hour' AND EXISTS ("
+        "  SELECT FROM page_metric_daily p"
+        "  WHERE p.integration_id = s.integration_id AND p.day = s.day AND p.status = 'value' OFFSET 0)"
+    ).rowcount
+
+
+@fail_points
 def open_days(connection: Connection[Any]) -> list[dt.date]:
     """Return the days that have rows expected, dead or wanted again, newest first."""
     rows = connection.execute(

@@ -187,6 +187,7 @@ class Reconcile:
             ledger.reopen(connection, max_age_days=self._max_age_days)
             ledger.mark_settled(connection, settled_before(now))
             letters.clear(connection, self._fan_in.queues)
+            ledger.mend_values(connection)
         # Before the days: a backfill of years is millions of them, and may take all the time that there is.
         created = self._enqueue_sums(now)
         with self._pool.connection() as connection:

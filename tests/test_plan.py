@@ -147,6 +147,18 @@ def test_a_backfill_has_a_queue_of_its_own(world: World) -> None:
     assert world.ready() == ingest_ids("page", "elsewhere")
 
 
+def test_a_day_that_an_earlier_release_stored_is_not_shown_as_empty(world: World) -> None:
+    """Its workers run beside the upgraded schema for a while, and do not note that a day has a number."""
+    world.connect("org", "page", "silent")
+    world.provider.answers["page", DAY] = {VIEWS: 1}
+    for page in ("page", "silent"):
+        world.ingest("org", page)
+    world.db.execute("UPDATE ingest_day_state SET has_value = false")
+    world.reconciles.reconcile()
+    found = world.fetch("SELECT integration_id, has_value FROM ingest_day_state ORDER BY 1")
+    assert found == [("page", True), ("silent", False)]
+
+
 def test_a_day_that_was_not_read_before_its_page_moved_is_the_new_owners(world: World) -> None:
     """Its job ends as skipped, for it names the former owner. Nobody else would ever read the day."""
     world.connect("org", "page")

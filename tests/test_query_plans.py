@@ -141,6 +141,12 @@ HOT = [
         "Asked every five minutes; of years of days the partial index holds those with a letter that is to go.",
     ),
     Hot(
+        "mend values",
+        ledger.mend_values,
+        {"ingest_day_state_empty", "page_metric_daily_pkey"},
+        "Asked every five minutes: the partial index holds the days without a number, by when they were stored.",
+    ),
+    Hot(
         "metrics refused",
         lambda db: (
             metric_life.note_refused(db, "page-7", "facebook", ["page_follows"], LAST),

@@ -23,6 +23,8 @@ WHERE EXISTS (SELECT FROM page_metric_daily p
 -- Partial indexes: such rows are rare, and every reconcile looks for them.
 CREATE INDEX ingest_day_state_read_again ON ingest_day_state (day) WHERE read_again_at IS NOT NULL;
 CREATE INDEX ingest_day_state_letter ON ingest_day_state (letter_queue) WHERE letter_queue IS NOT NULL;
+-- Asked by every reconcile: which days were stored without has_value by a worker of an earlier release?
+CREATE INDEX ingest_day_state_empty ON ingest_day_state (updated_at) WHERE state = 'done' AND NOT has_value;
 DROP INDEX ingest_day_state_coverage;
 CREATE INDEX ingest_day_state_coverage ON ingest_day_state (organization_id, integration_id, day)
     INCLUDE (state, has_value);

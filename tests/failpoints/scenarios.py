@@ -671,7 +671,7 @@ STORIES: dict[str, type[Story]] = {
         (
             *("_expect", "open_rows", "mark_dead", "open_days", "due_everywhere", "mark_settled", "reopen"),
             *("find", "kept", "catalog_of", "close_gates", "set_refresh_needed", "record", "due_days"),
-            *("days_that_are", "aggregate", "is_marked", "note_given", "mended_letters"),
+            *("days_that_are", "aggregate", "is_marked", "note_given", "mended_letters", "mend_values"),
         ),
         Day,
     ),
