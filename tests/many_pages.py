@@ -19,8 +19,8 @@ FROM generate_series(0, %(pages)s - 1) AS n
 
 # One row in a hundred is dead, for a reason.
 _DAYS = """
-INSERT INTO ingest_day_state (integration_id, day, organization_id, state, reason)
-SELECT id, day, organization_id, CASE WHEN bad THEN 'dead' ELSE 'done' END, CASE WHEN bad THEN 'server' END
+INSERT INTO ingest_day_state (integration_id, day, organization_id, state, reason, has_value)
+SELECT id, day, organization_id, CASE WHEN bad THEN 'dead' ELSE 'done' END, CASE WHEN bad THEN 'server' END, NOT bad
 FROM integration CROSS JOIN generate_series(%(first)s::date, %(last)s::date, interval '1 day') AS day
 CROSS JOIN LATERAL (SELECT hashtext(id || day) %% 100 = 0 AS bad) AS luck
 """
