@@ -70,6 +70,25 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A page that a person must connect again, whatever the report's day is; `days` wait for it, the first `since`."""
+
+    integration_id: str
+    name: str
+    reason: str
+    since: dt.date | None
+    days: int
+
+    @property
+    def advice(self) -> Advice:
+        return advice_for(self.reason)
+
+    @property
+    def command(self) -> str:
+        return f"redisq integration reconnect {self.integration_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restated:
     """One metric of a day whose numbers changed on some pages.
 
@@ -143,6 +162,7 @@ class Report:
     is_final: bool
     pages: Pages
     lines: tuple[Line, ...]
+    waiting: tuple[Waiting, ...]
     missing: tuple[Missing, ...]
     restated: tuple[Restated, ...]
     moved: tuple[Moved, ...]
@@ -174,6 +194,7 @@ def report(connection: Connection[Any], organization_id: str, day: dt.date, now:
             is_final=bool(lines) and all(line.day.is_final for line in lines),
             pages=_pages(connection, where),
             lines=tuple(lines),
+            waiting=tuple(_fetch(connection, Waiting, _WAITING, where)),
             missing=tuple(_missing(connection, where)),
             restated=tuple(_restated(connection, where, as_of) if as_of else ()),
             moved=tuple(_moved(connection, where, lines)),
@@ -236,7 +257,19 @@ def _pages(connection: Connection[Any], where: dict[str, Any]) -> Pages:
 
 # -- what is missing ---------------------------------------------------------------------------------------------------
 
-# A page is missing since the first day in the ledger after its last answered day.
+# The days that connecting the page again sets free: those that were left out, and those that failed for its reason.
+_WAITING = """
+SELECT i.id AS integration_id, i.name, coalesce(i.refresh_reason, 'refresh_needed') AS reason, d.since, d.days
+FROM integration i CROSS JOIN LATERAL (
+    SELECT min(s.day) AS since, count(*)::int AS days FROM ingest_day_state s
+    WHERE s.integration_id = i.id AND s.organization_id = i.organization_id
+        AND (s.state = 'skipped' AND s.reason = 'refresh_needed' OR s.state = 'dead' AND s.reason = i.refresh_reason)
+) AS d
+WHERE i.organization_id = %(organization)s AND i.refresh_needed AND i.deleted_at IS NULL AND NOT i.disabled
+ORDER BY d.since NULLS LAST, i.id
+"""
+
+# A page is missing since the first day in the ledger after its last number.
 _ABSENT = f"""
 SELECT s.integration_id, i.name, since.day AS since,
        coalesce(CASE WHEN s.reason = 'refresh_needed' THEN i.refresh_reason END, s.reason,
@@ -246,7 +279,7 @@ CROSS JOIN LATERAL (
     SELECT min(p.day) AS day FROM ingest_day_state p
     WHERE p.integration_id = s.integration_id AND p.day <= s.day AND p.day > coalesce((
         SELECT a.day FROM ingest_day_state a
-        WHERE a.integration_id = s.integration_id AND a.day < s.day AND a.state = 'done' ORDER BY a.day DESC LIMIT 1
+        WHERE a.integration_id = s.integration_id AND a.day < s.day AND a.has_value ORDER BY a.day DESC LIMIT 1
     ), '-infinity')
 ) AS since
 WHERE s.organization_id = %(organization)s AND s.day = %(day)s AND s.state <> 'done' AND {COUNTED}

@@ -61,7 +61,7 @@ def test_the_names_of_the_report_stay(world: NumbersWorld) -> None:
     found = document(world)
     assert sorted(found) == [
         *("dataAsOf", "date", "health", "isFinal", "metrics", "missing", "moved", "organizationId", "pages"),
-        *("restated", "schema", "withoutNumber", "zone"),
+        *("restated", "schema", "waiting", "withoutNumber", "zone"),
     ]
     assert sorted(found["pages"]) == ["answered", "expected", "percent", "withNumber"]
     line = next(line for line in found["metrics"] if line["metric"] == VIEWS)
@@ -137,6 +137,51 @@ def test_who_must_act_is_said_of_every_missing_page(world: NumbersWorld) -> None
     shown = screen(world)
     assert "token_expired: the access to the page has expired. Who acts: the owner connects" in " ".join(shown.split())
     assert f"a (since {ago(2)})" in shown
+
+
+def test_a_page_that_waits_for_a_person_is_named_on_a_complete_day(world: NumbersWorld) -> None:
+    """The day that is reported may be complete, and the page still stays without numbers until somebody acts."""
+    world.day("a", LAST, {VIEWS: 1})
+    world.day("a", ago(1), state="dead", reason="server")
+    world.day("b", LAST, {VIEWS: 1})
+    world.day("b", ago(5), state="dead", reason="token_expired")
+    for later in (-1, -2):
+        world.day("b", ago(later), state="skipped", reason="refresh_needed")
+    world.sum_up()
+    assert document(world)["waiting"] == []
+    world.db.execute("UPDATE integration SET refresh_needed = true, refresh_reason = 'token_expired' WHERE id = 'b'")
+    world.db.execute("UPDATE integration SET refresh_needed = true, disabled = true WHERE id = 'c'")
+    found = document(world, "--date", str(LAST))
+    assert (found["pages"]["answered"], found["pages"]["expected"], found["missing"]) == (2, 2, [])
+    assert found["waiting"] == [
+        {
+            "integrationId": "b",
+            "name": "",
+            "reason": "token_expired",
+            "because": "the access to the page has expired",
+            "who": "owner",
+            "since": str(ago(5)),
+            "days": 3,
+            "command": "redisq integration reconnect b",
+        }
+    ]
+    shown = " ".join(screen(world, "--date", str(LAST)).split())
+    assert "Waiting for a person b: the access to the page has expired (token_expired), 3 days wait since" in shown
+    assert "The owner connects the page again: redisq integration reconnect b" in shown
+
+
+def test_a_page_is_missing_since_its_last_number(world: NumbersWorld) -> None:
+    """An answer without a number ends no silence, and a failure before the last number began none."""
+    world.day("a", ago(6), state="dead", reason="server")
+    world.day("a", ago(5), {VIEWS: 1})
+    world.day("a", ago(4), state="dead", reason="server")
+    world.day("a", ago(3), {VIEWS: None})
+    world.day("a", LAST, state="dead", reason="server")
+    world.day("a", ago(-1), state="dead", reason="server")
+    world.sum_up()
+    (found,) = document(world, "--date", str(LAST))["missing"]
+    assert found["since"] == str(ago(4))
+    assert f"a (since {ago(4)})" in screen(world, "--date", str(LAST))
 
 
 def test_a_page_that_lacks_one_metric_is_missing_there(world: NumbersWorld) -> None:

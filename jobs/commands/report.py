@@ -13,7 +13,7 @@ from jobs.commands.numbers_text import MIXED_MEANS, change_text, in_zone, number
 from jobs.commands.store import connected
 from jobs.numbers import MIXED, Change, percent
 from jobs.reasons import WHO_WORDS, advice_for
-from jobs.report import Line, Missing, Report, newest_day, report, whom_to_call
+from jobs.report import Line, Missing, Report, Waiting, newest_day, report, whom_to_call
 from jobs.settings import JobSettings
 from redisq import redact
 from redisq.cli import JSON_OPTION, clean, say, show_document
@@ -60,6 +60,7 @@ def document(found: Report) -> Row:
             "percent": pages.percent,
         },
         "metrics": [_line(line) for line in found.lines],
+        "waiting": [_wait(each) for each in found.waiting],
         "missing": [_lack(each) for each in found.missing],
         "restated": [
             {"date": each.day.isoformat(), "metric": each.metric, "pages": each.pages, "old": each.old, "new": each.new}
@@ -81,6 +82,19 @@ def document(found: Report) -> Row:
             for each in found.silent
         ],
         "health": _health(found),
+    }
+
+
+def _wait(each: Waiting) -> Row:
+    return {
+        "integrationId": each.integration_id,
+        "name": each.name,
+        "reason": each.reason,
+        "because": each.advice.words,
+        "who": each.advice.who,
+        "since": each.since and each.since.isoformat(),
+        "days": each.days,
+        "command": each.command,
     }
 
 
@@ -149,6 +163,7 @@ def _moment(moment: dt.datetime) -> str:
 def _show(found: Report) -> None:
     _head(found)
     _sums(found)
+    _waiting(found)
     _missing(found)
     if found.restated:
         _title("Restated in the 24 hours before these sums were made")
@@ -209,6 +224,19 @@ def _weekday_text(line: Line) -> str:
     if median is None:
         return "-"
     return ("~" if any(change.is_partial for change in line.weeks) else "") + percent_text(median)
+
+
+def _waiting(found: Report) -> None:
+    if not found.waiting:
+        return
+    _title("Waiting for a person")
+    for page in found.waiting:
+        wait = "1 day waits" if page.days == 1 else f"{page.days} days wait"
+        since = f" since {page.since}" if page.since else ""
+        who = WHO_WORDS[page.advice.who]
+        # Only the owner's act is the command itself. Whatever another person does comes before it.
+        act = who[0].upper() + who[1:] + ("" if page.advice.who == "owner" else "; then")
+        _say(f"  {page.integration_id}: {page.advice.words} ({page.reason}), {wait}{since}. {act}: {page.command}")
 
 
 def _missing(found: Report) -> None:
