@@ -238,7 +238,8 @@ class Event:
     source: str | None  # the name of the imported file; None when the number came from the provider
 
 
-_EVENTS = """
+# Both ways end the same: `event` has what was found, and `_TOLD` adds the names.
+_OF_DAYS = """
 WITH of_page AS (
     SELECT s.integration_id, s.day FROM ingest_day_state s
     WHERE s.organization_id = %(organization)s AND s.day BETWEEN %(first)s AND %(last)s
@@ -258,6 +259,25 @@ WITH of_page AS (
         FROM page_metric_anomaly p WHERE p.integration_id = o.integration_id AND p.day = o.day OFFSET 0
     ) AS a
 )
+"""
+
+_SEEN = """
+WITH seen AS (
+    SELECT 'restated' AS kind, p.observed_at, p.day, p.metric, p.integration_id, p.old_value AS old,
+           p.new_value AS new, p.revision, NULL AS answered, p.source
+    FROM page_metric_history p WHERE p.observed_at >= %(since)s
+    UNION ALL
+    SELECT 'kept', p.first_seen_at, p.day, p.metric, p.integration_id, p.kept_value, NULL::numeric, NULL::integer,
+           p.status, NULL::text
+    FROM page_metric_anomaly p WHERE p.first_seen_at >= %(since)s
+), event AS (
+    SELECT seen.* FROM seen
+    JOIN ingest_day_state s ON s.integration_id = seen.integration_id AND s.day = seen.day
+    WHERE s.organization_id = %(organization)s AND (%(page)s::text IS NULL OR s.integration_id = %(page)s)
+)
+"""
+
+_TOLD = """
 SELECT e.kind, e.observed_at, e.day, e.metric, e.integration_id, i.zone, e.old, e.new, e.revision, e.answered,
        CASE WHEN e.source IS NOT NULL THEN coalesce(f.name, left(e.source, 12)) END AS source
 FROM event e JOIN integration i ON i.id = e.integration_id
@@ -279,9 +299,27 @@ def events(
 ) -> tuple[list[Event], int]:
     """Return up to `limit` numbers of these days that were replaced or kept, newest first, and how many there are."""
     where = {"organization": organization_id, "first": first, "last": last, "page": page, "metric": metric}
+    return _events(connection, _OF_DAYS + _TOLD, where, limit)
+
+
+def events_seen(
+    connection: Connection[Any],
+    organization_id: str,
+    since: dt.datetime,
+    *,
+    page: str | None = None,
+    metric: str | None = None,
+    limit: int,
+) -> tuple[list[Event], int]:
+    """Do the same for the numbers of any day that were replaced or kept since a moment."""
+    where = {"organization": organization_id, "since": since, "page": page, "metric": metric}
+    return _events(connection, _SEEN + _TOLD, where, limit)
+
+
+def _events(connection: Connection[Any], query: str, where: dict[str, object], limit: int) -> tuple[list[Event], int]:
     with connection.cursor(row_factory=class_row(Event)) as cursor:
-        found = cursor.execute(_EVENTS + "LIMIT %(limit)s", where | {"limit": limit}).fetchall()
+        found = cursor.execute(f"{query} LIMIT %(limit)s".encode(), where | {"limit": limit}).fetchall()
     if len(found) < limit:
         return found, len(found)
-    row = connection.execute(f"SELECT count(*) FROM ({_EVENTS}) AS every", where).fetchone()
+    row = connection.execute(f"SELECT count(*) FROM ({query}) AS every".encode(), where).fetchone()
     return found, int(row[0]) if row else 0

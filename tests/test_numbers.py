@@ -534,3 +534,40 @@ def test_history_tells_what_was_replaced_and_what_was_kept(world: NumbersWorld) 
     assert "the newest 1 of 2; more: --limit 2" in world.run("numbers", *line, "--limit", "1").stderr
     assert world.json_history(*line, "--integration", "a")["total"] == 1
     assert world.json_history(*line, "--metric", LIKES)["total"] == 0
+
+
+def test_history_without_days_tells_what_was_seen_lately(world: NumbersWorld) -> None:
+    """One minute after the number of an old day was replaced, nobody knows which day to ask for."""
+    now = dt.datetime.now(dt.UTC)
+    world.day("a", ago(1000), {VIEWS: 5, LIKES: 5})
+    world.day("b", LAST, {VIEWS: 7})
+    world.restate("a", ago(1000), VIEWS, 6, at=now - dt.timedelta(minutes=1))
+    world.restate("a", ago(1000), LIKES, 6, at=now - dt.timedelta(days=15))
+    world.db.execute(
+        "INSERT INTO page_metric_anomaly (integration_id, metric, day, status, kept_value, first_seen_at)"
+        " VALUES ('b', %s, %s, 'no_data', 7, now() - interval '1 hour')",
+        [VIEWS, LAST],
+    )
+    found = world.json_history("history", "--org", "acme")
+    assert [(each["kind"], each["date"], each["metric"]) for each in found["events"]] == [
+        ("restated", str(ago(1000)), VIEWS),
+        ("kept", str(LAST), VIEWS),
+    ]
+    assert (found["from"], found["to"], found["total"]) == (None, None, 2)
+    assert world.json_history("history", "--org", "acme", "--integration", "b")["total"] == 1
+    world.page("theirs", organization="other")
+    assert world.json_history("history", "--org", "other")["total"] == 0
+
+
+def test_an_empty_history_says_where_the_rest_is(world: NumbersWorld) -> None:
+    """`Nothing was replaced` would be a lie when only the range is wrong."""
+    now = dt.datetime.now(dt.UTC)
+    day = now.date() - dt.timedelta(days=40)
+    world.day("a", day, {VIEWS: 5})
+    assert world.run("numbers", "history", "--org", "acme").stderr.strip().endswith("in the last 14 days")
+    world.restate("a", day, VIEWS, 6, at=now - dt.timedelta(days=30))
+    shown = world.run("numbers", "history", "--org", "acme").stderr
+    assert "1 was replaced before, of days of the last year: --from -366d" in shown
+    world.restate("a", day, VIEWS, 7, at=now)
+    shown = world.run("numbers", "history", "--org", "acme", "--from", "-7d").stderr
+    assert "1 was seen in the last 14 days: leave out --from and --to" in shown

@@ -117,7 +117,14 @@ HOT = [
         "history",
         lambda db: stored_pages.events(db, ORGANIZATION, DAYS[-1], LAST, limit=1),
         {"page_metric_history_pkey", "page_metric_anomaly_pkey"},
-        "What was replaced is found by page and day: neither table has an order of time.",
+        "What was replaced on these days is found by page and day, and not by reading what years replaced.",
+        reads=_NAMES,
+    ),
+    Hot(
+        "history of late",
+        lambda db: stored_pages.events_seen(db, ORGANIZATION, NOW, limit=1),
+        {"page_metric_history_seen", "page_metric_anomaly_seen"},
+        "What was seen in two weeks lies together, of years of it.",
         reads=_NAMES,
     ),
     Hot(

@@ -22,6 +22,7 @@ from redisq.cli import JSON_OPTION, Exit, Failed, load, say, show_csv, show_docu
 
 SCHEMA = 1  # the version of the JSON documents; within it no name disappears or changes its meaning
 _DAYS = 14  # days that are shown without --from
+_YEAR = 366  # days that are searched for older events when there is no recent one
 _MOST_DAYS = 3700  # days of one answer, about ten years
 _DIGITS = 2  # digits behind the point of a per cent in documents
 
@@ -103,24 +104,63 @@ def history(
     limit: int,
     as_json: bool,
 ) -> None:
-    """List the numbers that were replaced, or kept although a later answer had none, newest first."""
-    first, last = _range(first, last)
+    """List the numbers that were replaced, or kept although a later answer had none, newest first.
+
+    Without --from and --to these are the ones seen in the last 14 days, of whatever day. With them, it is the day of
+    the number that counts.
+    """
+    days = _range(first, last) if first or last else None
+    now = dt.datetime.now(dt.UTC)
+    since = now - dt.timedelta(days=_DAYS)
     with connected(JobSettings.from_environment()) as connection:
         page = known(connection, organization_id, integration_id, metric)
+        asked = (organization_id, page.id if page else None, metric)
         with stored_numbers.snapshot(connection):
-            found, total = stored_pages.events(
-                connection, organization_id, first, last, page=page.id if page else None, metric=metric, limit=limit
-            )
+            found, total = _events(connection, *asked, days or since, limit)
+            year = (now.date() - dt.timedelta(days=_YEAR), now.date())
+            others = 0 if found else _events(connection, *asked, since if days else year, 1)[1]
     if not found:
-        say(f"no number of {redact(organization_id)} from {first} to {last} was replaced")
+        _say_what_else(organization_id, days, others)
     if as_json:
-        span = {"organizationId": organization_id, "from": first.isoformat(), "to": last.isoformat()}
+        first, last = days or (None, None)
+        span = {
+            "organizationId": organization_id,
+            "from": first and first.isoformat(),
+            "to": last and last.isoformat(),
+            "seenSince": None if days else _moment(since),
+        }
         show_document({"schema": SCHEMA, **span, "total": total, "events": [_event(each) for each in found]})
         return
     if found:
         load("jobs.commands.numbers_text:show_history")(found)
     if len(found) < total:
         say(f"the newest {len(found)} of {total}; more: --limit {min(total, 10_000)}")
+
+
+def _events(
+    connection: Connection[Any],
+    organization_id: str,
+    page: str | None,
+    metric: str | None,
+    when: tuple[dt.date, dt.date] | dt.datetime,
+    limit: int,
+) -> tuple[list[Event], int]:
+    """Return the events of a range of days, or those seen since a moment, and how many there are."""
+    if isinstance(when, dt.datetime):
+        return stored_pages.events_seen(connection, organization_id, when, page=page, metric=metric, limit=limit)
+    return stored_pages.events(connection, organization_id, *when, page=page, metric=metric, limit=limit)
+
+
+def _say_what_else(organization_id: str, days: tuple[dt.date, dt.date] | None, others: int) -> None:
+    """Say that nothing was found, and how to see the events that are outside what was asked for."""
+    when = f"from {days[0]} to {days[1]} was replaced" if days else f"was replaced in the last {_DAYS} days"
+    count = "1 was" if others == 1 else f"{others} were"
+    more = (
+        f"{count} seen in the last {_DAYS} days: leave out --from and --to"
+        if days
+        else f"{count} replaced before, of days of the last year: --from -{_YEAR}d"
+    )
+    say(f"no number of {redact(organization_id)} {when}" + (f"; {more}" if others else ""))
 
 
 def known(

@@ -50,6 +50,9 @@ BEGIN
             NEW.source);
     RETURN NULL;
 END $$;
+-- A person asks what changed lately, of whatever day.
+CREATE INDEX page_metric_history_seen ON page_metric_history (observed_at);
+CREATE INDEX page_metric_anomaly_seen ON page_metric_anomaly (first_seen_at);
 
 CREATE TABLE import_file (
     integration_id  text NOT NULL REFERENCES integration,
