@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -54,7 +54,7 @@ class Series:
     """One metric over the asked range: its days, periods or pages.
 
     `before[day, back]` is the change of `day` since the day that is `back` days earlier. When all metrics were asked
-    for, only the newest day has changes.
+    for, only the newest day has changes. `waits` are the days whose sum waits for pages that are still read.
     """
 
     metric: Metric
@@ -63,6 +63,7 @@ class Series:
     periods: tuple[tuple[Period, Change | None], ...] = ()  # each week has its change since the week before
     totals: tuple[PageTotal, ...] = ()
     page_days: tuple[PageDay, ...] = ()
+    waits: tuple[dt.date, ...] = ()
 
     @property
     def zone(self) -> str | None:
@@ -70,7 +71,7 @@ class Series:
 
     @property
     def has_something(self) -> bool:
-        return bool(self.days or self.totals or self.page_days)
+        return bool(self.days or self.totals or self.page_days or self.waits)
 
 
 def answer(connection: Connection[Any], asked: Asked, now: dt.datetime) -> list[Series]:
@@ -128,10 +129,14 @@ def _of_organization(connection: Connection[Any], asked: Asked, known: dict[str,
     def parts(metric: Metric, days: Sequence[dt.date]) -> dict[dt.date, Parts]:
         return stored_numbers.parts_of(connection, asked.organization_id, metric, days)
 
-    return [
-        _series(asked, _of_kind(_metric(known, name), days), days, compared, parts)
+    waits = tuple(stored_numbers.days_without_sum(connection, asked.organization_id, asked.days))
+    found = [
+        replace(_series(asked, _of_kind(_metric(known, name), days), days, compared, parts), waits=waits)
         for name, days in _by_metric(stored).items()
     ]
+    if asked.metric and asked.by == "day" and not found:
+        return [Series(metric=_metric(known, asked.metric), waits=waits)]
+    return [series for series in found if series.days or asked.metric]
 
 
 def _of_kind(metric: Metric, days: Sequence[Day]) -> Metric:

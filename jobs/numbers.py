@@ -49,7 +49,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Day:
-    """One metric of an organization's day, as stored."""
+    """One metric of an organization's day, as stored. If it is stale, its pages changed since it was summed up."""
 
     metric: str
     day: dt.date
@@ -64,6 +64,7 @@ class Day:
     revision: int
     zone: str | None
     pages_hash: str | None
+    is_stale: bool = False
     gaps: tuple[Gap, ...] = ()
 
     @property
@@ -119,6 +120,7 @@ class Period:
     is_final: bool
     restated: bool
     zone: str | None
+    is_stale: bool = False
     gaps: tuple[Gap, ...] = field(default=())
 
     @property
@@ -220,6 +222,7 @@ def _period(bound: tuple[dt.date, dt.date], days: Sequence[Day], parts: dict[dt.
         is_final=all(each.is_final for each in days),
         restated=any(each.restated for each in days),
         zone=one_zone(each.zone for each in days),
+        is_stale=any(each.is_stale for each in days),
         gaps=joined_gaps(gap for each in days for gap in each.gaps),
     )
 

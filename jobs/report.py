@@ -160,6 +160,7 @@ class Report:
     zone: str | None
     as_of: dt.datetime | None
     is_final: bool
+    is_stale: bool  # pages changed since the day was summed up; without lines, its first sum waits for pages
     pages: Pages
     lines: tuple[Line, ...]
     waiting: tuple[Waiting, ...]
@@ -192,6 +193,8 @@ def report(connection: Connection[Any], organization_id: str, day: dt.date, now:
             zone=numbers.one_zone(line.day.zone for line in lines),
             as_of=as_of,
             is_final=bool(lines) and all(line.day.is_final for line in lines),
+            is_stale=any(line.day.is_stale for line in lines)
+            or bool(stored_numbers.days_without_sum(connection, organization_id, [day])),
             pages=_pages(connection, where),
             lines=tuple(lines),
             waiting=tuple(_fetch(connection, Waiting, _WAITING, where)),

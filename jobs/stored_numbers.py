@@ -129,7 +129,8 @@ def days_of(
 ) -> list[Day]:
     """Return the stored sums of `days`, of one metric or of all, ordered by metric and day.
 
-    Only the days that are also in `explained` come with their gaps.
+    A marked day changed since it was summed up: its sums are stale, and so none of them is final. Only the days that
+    are also in `explained` come with their gaps.
     """
     where = {"organization": organization_id, "days": list(days), "metric": metric}
     gaps: dict[Cell, list[Gap]] = {}
@@ -137,7 +138,33 @@ def days_of(
         gaps.setdefault((name, day), []).append(Gap(reason, pages, tuple(ids)))
     with connection.cursor(row_factory=class_row(Day)) as cursor:
         found = cursor.execute(_DAYS, where).fetchall()
-    return [replace(day, gaps=tuple(of)) if (of := gaps.get((day.metric, day.day))) else day for day in found]
+    marked = _marked(connection, where)
+    return [_with(day, gaps.get((day.metric, day.day)), is_stale=day.day in marked) for day in found]
+
+
+def _with(day: Day, gaps: list[Gap] | None, *, is_stale: bool) -> Day:
+    if not gaps and not is_stale:
+        return day
+    return replace(day, gaps=tuple(gaps or ()), is_stale=is_stale, is_final=day.is_final and not is_stale)
+
+
+_MARKED = "SELECT DISTINCT day FROM aggregate_dirty WHERE organization_id = %(organization)s AND day = ANY(%(days)s)"
+_WITHOUT_SUM = f"""
+{_MARKED} AND NOT EXISTS (
+    SELECT FROM org_metric_daily o
+    WHERE o.organization_id = aggregate_dirty.organization_id AND o.day = aggregate_dirty.day)
+ORDER BY day
+"""
+
+
+def _marked(connection: Connection[Any], where: Mapping[str, object]) -> set[dt.date]:
+    return {day for (day,) in connection.execute(_MARKED, where)}
+
+
+def days_without_sum(connection: Connection[Any], organization_id: str, days: Sequence[dt.date]) -> list[dt.date]:
+    """Return the days that have no sum yet, although pages answered: the sum waits for pages that are still read."""
+    where = {"organization": organization_id, "days": list(days)}
+    return [day for (day,) in connection.execute(_WITHOUT_SUM.encode(), where)]
 
 
 _PARTS = f"""
@@ -246,8 +273,6 @@ FROM org_metric_daily o
 WHERE o.organization_id = %(organization)s AND o.day = ANY(%(days)s) AND o.metric = ANY(%(metrics)s)
 """
 
-_MARKED = "SELECT DISTINCT day FROM aggregate_dirty WHERE organization_id = %(organization)s AND day = ANY(%(days)s)"
-
 _WITHOUT_NUMBER = """
 SELECT p.metric, p.day, array_agg(p.integration_id) FROM page_metric_daily p
 WHERE p.organization_id = %(organization)s AND p.metric = ANY(%(metrics)s) AND p.day = ANY(%(days)s)
@@ -284,7 +309,7 @@ def _pages_with_number(
         "metrics": sorted({metric for metric, _ in of_cell}),
     }
     # A marked day changed after it was summed up, so its stored total does not fit the numbers any more.
-    marked = {day for (day,) in connection.execute(_MARKED, where)}
+    marked = _marked(connection, where)
     ledger = {day: frozenset(pages) for day, pages in connection.execute(_LEDGER, where)}
     missing = {(metric, day): ids for metric, day, ids in connection.execute(_MISSING, where)}
     without = {(metric, day): ids for metric, day, ids in connection.execute(_WITHOUT_NUMBER, where)}

@@ -324,6 +324,42 @@ def test_provisional_final_and_restated_are_told_apart(world: NumbersWorld) -> N
     assert [(row["isFinal"], row["isRestated"]) for row in rows] == [(True, True), (False, False)]
 
 
+def mark(world: NumbersWorld, day: dt.date) -> None:
+    world.db.execute("INSERT INTO aggregate_dirty (organization_id, day, reason) VALUES ('acme', %s, '')", [day])
+
+
+def test_a_sum_that_is_older_than_its_pages_is_never_final(world: NumbersWorld) -> None:
+    """A person who passes on a final number must not see another one a minute later."""
+    world.day("a", ago(1), {VIEWS: 1})
+    world.day("a", LAST, {VIEWS: 1})
+    world.sum_up()
+    mark(world, LAST)
+    rows = world.rows("--metric", VIEWS)
+    assert [(row["isFinal"], row["isStale"]) for row in rows] == [(True, False), (False, True)]
+    (week,) = world.rows("--metric", VIEWS, "--by", "week")
+    assert (week["isFinal"], week["isStale"]) == (False, True)
+    shown = world.numbers("--metric", VIEWS).stdout
+    assert "being summed up: numbers of pages changed" in shown
+    assert "s being summed up" in world.numbers().stdout
+
+
+def test_a_day_whose_sum_waits_for_pages_is_not_empty(world: NumbersWorld) -> None:
+    """Pages have answered, but the day is summed up after the last of them. A bare gap would say that nobody did."""
+    world.day("a", ago(2), {VIEWS: 1})
+    world.sum_up()
+    world.day("a", LAST, {VIEWS: 1})
+    world.day("b", LAST, state="expected")
+    mark(world, LAST)
+    shown = world.numbers("--metric", VIEWS).stdout
+    assert [line.split()[-1] for line in shown.splitlines() if line[:10] in (str(ago(1)), str(LAST))] == ["-", "waits"]
+    assert "waits: the sum waits for pages that are still read" in shown
+    (metric,) = world.json("--metric", VIEWS)["metrics"]
+    assert metric["waits"] == [str(LAST)]
+    assert "waits" in world.numbers("--metric", VIEWS, "--from", str(LAST)).stdout
+    assert f"no sum yet of {LAST:%m-%d}" in world.numbers().stdout
+    assert f"the sum of {LAST} waits" in world.numbers("--from", str(LAST)).stderr
+
+
 def test_a_pages_own_days_say_what_each_is(world: NumbersWorld) -> None:
     """A page's missing number has one cause, and its number may come from a file."""
     world.db.execute(
@@ -398,10 +434,10 @@ def test_a_change_keeps_to_its_column() -> None:
 # -- documents, files, ends
 
 
-ROW = ["answered", "date", "expected", "isFinal", "isRestated", "largestPage", "missing", "revision", "value"]
+ROW = ["answered", "date", "expected", "isFinal", "isRestated", "isStale", "largestPage", "missing", "revision"]
 PERIOD = [
     *("answered", "days", "daysWithNumber", "denominator", "expected", "from", "isFinal", "isRestated", "largestPage"),
-    *("missing", "numerator", "to", "value", "withNumber", "zone"),
+    *("isStale", "missing", "numerator", "to", "value", "withNumber", "zone"),
 ]
 CHANGES = ["dayBefore", "weekBefore"]
 
@@ -409,8 +445,8 @@ CHANGES = ["dayBefore", "weekBefore"]
 @pytest.mark.parametrize(
     ("line", "names"),
     [
-        ([], [*ROW, "withNumber", "zone"]),
-        (["--metric", VIEWS], [*ROW, *CHANGES, "withNumber", "zone"]),
+        ([], [*ROW, "value", "withNumber", "zone"]),
+        (["--metric", VIEWS], [*ROW, *CHANGES, "value", "withNumber", "zone"]),
         (
             ["--metric", VIEWS, "--by", "week"],
             [*PERIOD, "weekBefore"],
@@ -434,7 +470,7 @@ def test_the_names_of_a_document_stay(world: NumbersWorld, line: list[str], name
     assert sorted(found) == ["by", "from", "integrationId", "metrics", "organizationId", "schema", "to"]
     metric = next(each for each in found["metrics"] if each["metric"] == VIEWS)
     of_newest = [] if "--metric" in line else ["changeOf", *CHANGES]
-    assert sorted(metric) == sorted(["additivity", "metric", "rows", "unit", "zone", *of_newest])
+    assert sorted(metric) == sorted(["additivity", "metric", "rows", "unit", "waits", "zone", *of_newest])
     assert sorted(metric["rows"][-1]) == sorted(names)
     if "--integration" not in line and "missing" in names:
         assert metric["rows"][-1]["missing"] == [{"reason": "server", "pages": 1, "integrationIds": ["b"]}]

@@ -60,13 +60,15 @@ def test_the_names_of_the_report_stay(world: NumbersWorld) -> None:
     world.sum_up(now=dt.datetime.now(dt.UTC))
     found = document(world)
     assert sorted(found) == [
-        *("dataAsOf", "date", "health", "isFinal", "metrics", "missing", "moved", "organizationId", "pages"),
+        *("dataAsOf", "date", "health", "isFinal", "isStale", "metrics", "missing", "moved"),
+        *("organizationId", "pages"),
         *("restated", "schema", "waiting", "withoutNumber", "zone"),
     ]
     assert sorted(found["pages"]) == ["answered", "expected", "percent", "withNumber"]
     line = next(line for line in found["metrics"] if line["metric"] == VIEWS)
     assert sorted(line) == [
-        *("additivity", "answered", "dayBefore", "expected", "isFinal", "isRestated", "largestPage", "metric"),
+        *("additivity", "answered", "dayBefore", "expected", "isFinal", "isRestated", "isStale"),
+        *("largestPage", "metric"),
         *("sameWeekday", "unit", "value", "withNumber"),
     ]
     assert sorted(found["missing"][0]) == ["because", "integrationId", "metrics", "name", "reason", "since", "who"]
@@ -96,6 +98,20 @@ def test_completeness_is_rounded_down_and_tells_answers_from_numbers(world: Numb
     shown = screen(world)
     assert "7 of 9 pages, 77.7 %; 6 with a number" in shown
     assert "provisional" not in shown.splitlines()[1]
+
+
+def test_a_report_of_stale_sums_is_not_final(world: NumbersWorld) -> None:
+    """The mail of the morning is not sent twice, so it must not call final what is being summed up."""
+    world.day("a", LAST, {VIEWS: 1})
+    world.sum_up()
+    world.day("a", ago(-1), {VIEWS: 1})
+    world.day("b", ago(-1), state="expected")
+    for day in (LAST, ago(-1)):
+        world.db.execute("INSERT INTO aggregate_dirty (organization_id, day, reason) VALUES ('acme', %s, '')", [day])
+    found = document(world)
+    assert (found["isFinal"], found["isStale"], found["metrics"][0]["isStale"]) == (False, True, True)
+    assert screen(world).splitlines()[0].endswith("being summed up")
+    assert screen(world, "--date", str(ago(-1))).splitlines()[0].endswith("waits")
 
 
 def test_the_newest_day_with_sums_is_the_days_default(world: NumbersWorld) -> None:

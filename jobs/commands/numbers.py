@@ -80,8 +80,10 @@ def numbers(
         page = known(connection, organization_id, integration_id, metric)
         asked = Asked(organization_id=organization_id, page=page, metric=metric, first=first, last=last, by=by)
         found = answer(connection, asked, dt.datetime.now(dt.UTC))
+        waits = [] if found else stored_numbers.days_without_sum(connection, organization_id, asked.days)
     if not found:
-        say(f"no number of {redact(organization_id)} is stored from {first} to {last}")
+        more = f"; the sum of {waits[-1]} waits for pages that are still read" if waits else ""
+        say(f"no number of {redact(organization_id)} is stored from {first} to {last}{more}")
     if as_json:
         show_document(document(asked, found))
     elif as_csv:
@@ -207,6 +209,7 @@ def document(asked: Asked, found: list[Series]) -> Row:
                 "unit": series.metric.unit,
                 "additivity": series.metric.additivity,
                 "zone": series.zone,
+                "waits": [day.isoformat() for day in series.waits],
                 **(_newest_changes(series) if asked.metric is None else {}),
                 "rows": list(_rows(asked, series)),
             }
@@ -238,6 +241,7 @@ def _day(day: Day) -> Row:
         "answered": day.n_answered,
         "withNumber": day.n_value,
         "isFinal": day.is_final,
+        "isStale": day.is_stale,
         "isRestated": day.restated,
         "revision": day.revision,
         "missing": _missing(day.gaps),
@@ -259,6 +263,7 @@ def _period(period: Period, change: Change | None, asked: Asked) -> Row:
         "answered": period.n_answered,
         "withNumber": period.n_value,
         "isFinal": period.is_final,
+        "isStale": period.is_stale,
         "isRestated": period.restated,
         "missing": _missing(period.gaps),
         **({"weekBefore": change_document(change)} if asked.by == "week" else {}),

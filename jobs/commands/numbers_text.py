@@ -12,7 +12,7 @@ from itertools import groupby
 import click
 
 from jobs.answers import Asked, Series
-from jobs.numbers import DAY_BEFORE, EXACT, MIXED, WEEK_BEFORE, Change, Day, Gap, joined_gaps, percent
+from jobs.numbers import DAY_BEFORE, EXACT, MIXED, WEEK_BEFORE, Change, Day, Gap, Period, joined_gaps, percent
 from jobs.stored_pages import Event
 from redisq.cli import clean, digits
 
@@ -33,6 +33,9 @@ HOW = {
     "none": "does not add up: the largest page is shown",
     "ratio": "a ratio of two sums",
 }
+STALE = "being summed up"
+STALE_MEANS = "numbers of pages changed, and the sum does not have them yet"
+WAITS_MEANS = "waits: the sum waits for pages that are still read"
 _RESTATED = "r restated: changed after it was final"
 MIXED_MEANS = "mixed: the pages' days begin at different hours, so the date is only a label"
 
@@ -74,6 +77,10 @@ def _show_metrics(asked: Asked, found: Sequence[Series]) -> None:
     joined = [(*row[:4], bar, *row[4:]) for row, bar in zip(rows, bars, strict=True)]
     print_table((*columns[:4], title, *columns[4:]), joined, right={1, 2, 3, 5})
     _legend([day for day in last.values() if day], [change for series in found for change in series.before.values()])
+    if waits := found[0].waits:
+        _say(
+            f"no sum yet of {', '.join(f'{day:%m-%d}' for day in waits[-_TOP:])}: it waits for pages that are still read"
+        )
     if any(series.metric.additivity == "none" for series in found):
         names = ", ".join(series.metric.name for series in found if series.metric.additivity == "none")
         _say(f"does not add up, so the largest page is shown: {names}")
@@ -112,11 +119,15 @@ def _show_days(asked: Asked, series: Series) -> None:
                 change_text(series.before.get((date, WEEK_BEFORE))),
                 f"{day.n_answered} of {day.n_expected}" if day else _NOTHING,
                 str(day.n_value) if day else _NOTHING,
-                _state(day.is_final, day.restated) if day else _NOTHING,
+                _state(day) if day else "waits" if date in series.waits else _NOTHING,
             )
         )
     print_table(("day", "value", "", "-1 day", "-7 days", "pages", "number", "state"), rows, right={1, 3, 4, 5, 6})
     _legend(series.days, series.before.values(), states=False)
+    if any(day.is_stale for day in series.days):
+        _say(f"{STALE}: {STALE_MEANS}")
+    if any(day not in at for day in series.waits):
+        _say(WAITS_MEANS)
 
 
 def _show_periods(asked: Asked, series: Series) -> None:
@@ -134,7 +145,7 @@ def _show_periods(asked: Asked, series: Series) -> None:
             f"{period.days_with_number} of {period.days} days",
             f"{period.n_answered} of {period.n_expected}",
             str(period.n_value),
-            ("final" if period.is_final else "provisional") + (" r" if period.restated else ""),
+            _finality(period) + (" r" if period.restated else ""),
         )
         rows.append(row)
     change_column = ("-7 days",) if is_week else ()
@@ -307,14 +318,18 @@ def percent_text(relative: Fraction) -> str:
     return f"{found:+f}%" if found else "0.0%"
 
 
-def _state(is_final: bool, restated: bool) -> str:
-    return ("final" if is_final else "provisional") + (", restated" if restated else "")
+def _finality(of: Day | Period) -> str:
+    return STALE if of.is_stale else "final" if of.is_final else "provisional"
+
+
+def _state(day: Day) -> str:
+    return _finality(day) + (", restated" if day.restated else "")
 
 
 def _state_mark(day: Day | None) -> str:
     if day is None:
         return ""
-    return ("" if day.is_final else "p") + ("r" if day.restated else "")
+    return ("s" if day.is_stale else "" if day.is_final else "p") + ("r" if day.restated else "")
 
 
 def bar_row(values: Sequence[Decimal | None]) -> str:
@@ -383,7 +398,9 @@ def _legend(
         _say(f"* missing {what}: {'; '.join(map(_gap, missing[:_TOP]))}{' …' if len(missing) > _TOP else ''}")
     if any(change and change.is_partial for change in changes):
         _say("~ compares the pages with a number on both days; one of the days has more")
-    if states and any(not day.is_final for day in days):
+    if states and any(day.is_stale for day in days):
+        _say(f"s {STALE}: {STALE_MEANS}")
+    if states and any(not day.is_final and not day.is_stale for day in days):
         _say("p provisional: pages will be read again")
     if states and any(day.restated for day in days):
         _say(_RESTATED)

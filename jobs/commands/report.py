@@ -9,7 +9,17 @@ import click
 
 from jobs.commands.dates import as_day
 from jobs.commands.numbers import SCHEMA, Row, change_document, known
-from jobs.commands.numbers_text import MIXED_MEANS, change_text, in_zone, number_text, percent_text, print_table
+from jobs.commands.numbers_text import (
+    MIXED_MEANS,
+    STALE,
+    STALE_MEANS,
+    WAITS_MEANS,
+    change_text,
+    in_zone,
+    number_text,
+    percent_text,
+    print_table,
+)
 from jobs.commands.store import connected
 from jobs.numbers import MIXED, Change, percent
 from jobs.reasons import WHO_WORDS, advice_for
@@ -53,6 +63,7 @@ def document(found: Report) -> Row:
         "zone": found.zone,
         "dataAsOf": found.as_of and _moment(found.as_of),
         "isFinal": found.is_final,
+        "isStale": found.is_stale,
         "pages": {
             "expected": pages.expected,
             "answered": pages.answered,
@@ -121,6 +132,7 @@ def _line(line: Line) -> Row:
         "answered": line.day.n_answered,
         "withNumber": line.day.n_value,
         "isFinal": line.day.is_final,
+        "isStale": line.day.is_stale,
         "isRestated": line.day.restated,
         "dayBefore": change_document(line.day_before),
         "sameWeekday": {
@@ -183,13 +195,21 @@ def _show(found: Report) -> None:
 
 def _head(found: Report) -> None:
     pages = found.pages
-    _say(f"{found.organization_id}, {found.day:%A} {found.day}, {'FINAL' if found.is_final else 'provisional'}")
+    _say(f"{found.organization_id}, {found.day:%A} {found.day}, {_state(found)}")
     zone = in_zone([found.zone]) if found.lines else "no sums of the day"
     _say(f"{zone}; data as of {found.as_of.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC" if found.as_of else zone)
     if found.zone == MIXED:
         _say(MIXED_MEANS)
+    if found.is_stale:
+        _say(f"{STALE}: {STALE_MEANS}" if found.lines else WAITS_MEANS)
     share = f", {pages.percent} %" if pages.percent is not None else ""
     _say(f"{pages.answered} of {pages.expected} pages{share}; {pages.with_number} with a number")
+
+
+def _state(found: Report) -> str:
+    if found.is_stale:
+        return STALE if found.lines else "waits"
+    return "FINAL" if found.is_final else "provisional"
 
 
 def _sums(found: Report) -> None:
