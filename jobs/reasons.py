@@ -61,7 +61,9 @@ ADVICE: dict[str, Advice] = {
     "invalid_metric": Advice("we asked for a metric that the provider does not know", "operator"),
     "request": Advice("the provider does not understand our call", "operator"),
     "unclassified": Advice("the provider refused in a way that we do not know", "operator"),
-    "unknown_provider": Advice("no worker knows the page's provider", "operator"),
+    "unknown_provider": Advice(
+        "no worker has this provider; for csv set REDISQ_CSV_DIRECTORY and restart the workers", "operator"
+    ),
     "token_unreadable": Advice("our key cannot decrypt the stored token", "operator"),
     "bad_payload": Advice("the job's content is not valid", "operator"),
     "wrong_organization": Advice("the page belongs to another organization by now", "operator"),
@@ -94,6 +96,13 @@ ADVICE: dict[str, Advice] = {
 }
 
 
-def advice_for(reason: str) -> Advice:
+# A page of the provider `csv` is a file of ours. What is wrong with it no provider and no admin of a page can mend.
+_FILE = Advice("the file cannot be read", "operator")
+_OF_FILES = frozenset({"malformed", "object_not_found", "unreadable"})
+
+
+def advice_for(reason: str, provider: str = "") -> Advice:
     """Return the words for a reason and who must act. An unknown reason is shown by its name, for the operator."""
+    if provider == "csv" and reason in _OF_FILES:
+        return _FILE
     return ADVICE.get(reason) or Advice(f"the reason is {reason!r}", "operator")

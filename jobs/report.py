@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ T = TypeVar("T")
 _WEEKS = 4  # earlier weeks whose same weekday the day is compared with
 _MOST = 5  # pages that the report shows as moved
 _OF_METRIC = 3  # pages with the largest change that are read for each metric
+_DETAIL = 120  # characters of what the ledger says of a failure
 _RESTATED_WITHIN = dt.timedelta(days=1)  # how long before the sums were made a restatement may be, to be shown
 
 
@@ -56,17 +57,22 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missing:
-    """A page that lacks numbers of the day; `metrics` is empty when it lacks all of them."""
+    """A page that lacks numbers of the day; `metrics` is empty when it lacks all of them.
+
+    `detail` is what the ledger says of a day that failed: one printable line of bounded length.
+    """
 
     integration_id: str
     name: str
     since: dt.date
     reason: str
+    provider: str = ""
+    detail: str | None = None
     metrics: tuple[str, ...] = ()
 
     @property
     def advice(self) -> Advice:
-        return advice_for(self.reason)
+        return advice_for(self.reason, self.provider)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,7 +280,7 @@ ORDER BY d.since NULLS LAST, i.id
 
 # A page is missing since the first day in the ledger after its last number.
 _ABSENT = f"""
-SELECT s.integration_id, i.name, since.day AS since,
+SELECT s.integration_id, i.name, since.day AS since, i.provider, CASE s.state WHEN 'dead' THEN s.detail END AS detail,
        coalesce(CASE WHEN s.reason = 'refresh_needed' THEN i.refresh_reason END, s.reason,
                 CASE s.state WHEN 'expected' THEN 'not_read_yet' ELSE s.state END) AS reason
 FROM ingest_day_state s JOIN integration i ON i.id = s.integration_id
@@ -314,12 +320,18 @@ _ORDER: tuple[Who, ...] = ("owner", "page_admin", "operator", "provider", "nobod
 
 
 def _missing(connection: Connection[Any], where: dict[str, Any]) -> list[Missing]:
-    absent = _fetch(connection, Missing, _ABSENT, where)
+    absent = [replace(each, detail=_line_of(each.detail)) for each in _fetch(connection, Missing, _ABSENT, where)]
     lacking = [
         Missing(integration_id=id, name=name, since=since, reason=reason, metrics=tuple(metrics))
         for id, name, reason, metrics, since in connection.execute(_LACKING, where)
     ]
     return sorted([*absent, *lacking], key=lambda each: (_ORDER.index(each.advice.who), each.reason, each.since))
+
+
+def _line_of(detail: str | None) -> str | None:
+    """Return a text of a provider or a file as one printable line of bounded length."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in detail or "").split())
+    return (line if len(line) <= _DETAIL else f"{line[: _DETAIL - 1]}…") or None
 
 
 # -- what was restated -------------------------------------------------------------------------------------------------
@@ -443,9 +455,9 @@ ORDER BY n.opened_at
 """
 
 
-def whom_to_call(missing: Iterable[Missing]) -> dict[tuple[Who, str, tuple[str, ...]], list[Missing]]:
-    """Group `missing` by who must act, the reason and the missing metrics, in the order of `missing`."""
-    found: dict[tuple[Who, str, tuple[str, ...]], list[Missing]] = {}
+def whom_to_call(missing: Iterable[Missing]) -> dict[tuple[Advice, str, tuple[str, ...]], list[Missing]]:
+    """Group `missing` by the advice, the reason and the missing metrics, in the order of `missing`."""
+    found: dict[tuple[Advice, str, tuple[str, ...]], list[Missing]] = {}
     for each in missing:
-        found.setdefault((each.advice.who, each.reason, each.metrics), []).append(each)
+        found.setdefault((each.advice, each.reason, each.metrics), []).append(each)
     return found

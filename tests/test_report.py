@@ -71,7 +71,9 @@ def test_the_names_of_the_report_stay(world: NumbersWorld) -> None:
         *("largestPage", "metric"),
         *("sameWeekday", "unit", "value", "withNumber"),
     ]
-    assert sorted(found["missing"][0]) == ["because", "integrationId", "metrics", "name", "reason", "since", "who"]
+    assert sorted(found["missing"][0]) == [
+        *("because", "detail", "integrationId", "metrics", "name", "reason", "since", "who"),
+    ]
     assert sorted(found["restated"][0]) == ["date", "metric", "new", "old", "pages"]
     assert sorted(found["moved"][0]) == ["integrationId", "metric", "name", "new", "old", "percentOfTotal"]
     assert sorted(found["withoutNumber"][0]) == ["integrationId", "lastNumberOn", "name"]
@@ -208,6 +210,28 @@ def test_a_page_that_lacks_one_metric_is_missing_there(world: NumbersWorld) -> N
     (found,) = document(world)["missing"]
     assert (found["integrationId"], found["reason"], found["metrics"]) == ("a", "unreadable", [LIKES])
     assert (found["since"], found["who"]) == (str(LAST), "operator")
+
+
+def test_a_file_that_cannot_be_read_is_ours_to_mend_and_says_where(world: NumbersWorld) -> None:
+    """The provider cannot mend our file, and the line that is wrong is known."""
+    for page in ("sheet", "gone"):
+        world.page(page, provider="csv")
+    world.day("a", LAST, state="dead", reason="malformed")
+    world.day("sheet", LAST, state="dead", reason="malformed")
+    world.day("gone", LAST, state="dead", reason="object_not_found")
+    detail = "sheet.csv:10: '2026/11/20' is no date\x1b[31m\n" + "x" * 300
+    world.db.execute("UPDATE ingest_day_state SET detail = %s WHERE integration_id = 'sheet'", [detail])
+    world.sum_up()
+    found = {page["integrationId"]: page for page in document(world)["missing"]}
+    assert {page: (found[page]["who"], found[page]["because"]) for page in found} == {
+        "a": ("provider", "the provider's answer could not be read"),
+        "sheet": ("operator", "the file cannot be read"),
+        "gone": ("operator", "the file cannot be read"),
+    }
+    assert (len(found["sheet"]["detail"]), found["sheet"]["detail"].isprintable()) == (120, True)
+    shown = " ".join(screen(world).split())
+    assert f"sheet (since {LAST}): sheet.csv:10: '2026/11/20' is no date" in shown
+    assert "no worker has this provider; for csv set REDISQ_CSV_DIRECTORY" in advice_for("unknown_provider").words
 
 
 def test_what_was_restated_since_the_day_before_is_told_once(world: NumbersWorld) -> None:

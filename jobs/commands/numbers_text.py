@@ -78,9 +78,8 @@ def _show_metrics(asked: Asked, found: Sequence[Series]) -> None:
     print_table((*columns[:4], title, *columns[4:]), joined, right={1, 2, 3, 5})
     _legend([day for day in last.values() if day], [change for series in found for change in series.before.values()])
     if waits := found[0].waits:
-        _say(
-            f"no sum yet of {', '.join(f'{day:%m-%d}' for day in waits[-_TOP:])}: it waits for pages that are still read"
-        )
+        days = ", ".join(f"{day:%m-%d}" for day in waits[-_TOP:])
+        _say(f"no sum yet of {days}: it waits for pages that are still read")
     if any(series.metric.additivity == "none" for series in found):
         names = ", ".join(series.metric.name for series in found if series.metric.additivity == "none")
         _say(f"does not add up, so the largest page is shown: {names}")

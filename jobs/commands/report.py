@@ -22,7 +22,7 @@ from jobs.commands.numbers_text import (
 )
 from jobs.commands.store import connected
 from jobs.numbers import MIXED, Change, percent
-from jobs.reasons import WHO_WORDS, advice_for
+from jobs.reasons import WHO_WORDS
 from jobs.report import Line, Missing, Report, Waiting, newest_day, report, whom_to_call
 from jobs.settings import JobSettings
 from redisq import redact
@@ -116,6 +116,7 @@ def _lack(each: Missing) -> Row:
         "since": each.since.isoformat(),
         "reason": each.reason,
         "because": each.advice.words,
+        "detail": each.detail,
         "who": each.advice.who,
         "metrics": list(each.metrics),
     }
@@ -263,11 +264,17 @@ def _missing(found: Report) -> None:
     if not found.missing:
         return
     _title("Missing")
-    for (who, reason, metrics), pages in whom_to_call(found.missing).items():
-        advice = advice_for(reason)
+    for (advice, reason, metrics), pages in whom_to_call(found.missing).items():
         what = f" ({', '.join(metrics)})" if metrics else ""
-        _say(f"  {reason}{what}: {advice.words}. Who acts: {WHO_WORDS[who]}.")
-        _wrapped(_named(f"{page.integration_id} (since {page.since})" for page in pages), indent="    ")
+        _say(f"  {reason}{what}: {advice.words}. Who acts: {WHO_WORDS[advice.who]}.")
+        if advice.who == "operator" and any(page.detail for page in pages):
+            # Each failure of ours has its own cause, so each page gets a line.
+            for page in pages[:_FEW]:
+                _wrapped(f"{page.integration_id} (since {page.since}): {page.detail or 'no detail'}", indent="    ")
+            if len(pages) > _FEW:
+                _wrapped(f"and {len(pages) - _FEW} more", indent="    ")
+        else:
+            _wrapped(_named(f"{page.integration_id} (since {page.since})" for page in pages), indent="    ")
 
 
 def _show_health(found: Report) -> None:
