@@ -64,6 +64,7 @@ class Series:
     totals: tuple[PageTotal, ...] = ()
     page_days: tuple[PageDay, ...] = ()
     waits: tuple[dt.date, ...] = ()
+    retired: dt.date | None = None  # the last day of a metric that is retired
 
     @property
     def zone(self) -> str | None:
@@ -87,7 +88,8 @@ def answer(connection: Connection[Any], asked: Asked, now: dt.datetime) -> list[
             found = _of_page(connection, asked, asked.page, known, settled_before(now))
         else:
             found = _of_organization(connection, asked, known)
-    return [series for series in found if series.has_something]
+        retired = stored_numbers.retired(connection, asked.organization_id)
+    return [replace(series, retired=retired.get(series.metric.name)) for series in found if series.has_something]
 
 
 def _metric(known: dict[str, Metric], name: str) -> Metric:

@@ -72,6 +72,11 @@ class Day:
         """The number that is shown for the day: the total, or the largest page's number if nothing adds up."""
         return self.page_max if self.additivity == "none" else self.value
 
+    @property
+    def is_given_to_nobody(self) -> bool:
+        """Whether no page is expected to have the metric, because its provider gives it to none."""
+        return self.n_expected == 0
+
 
 @dataclass(frozen=True, slots=True)
 class Change:

@@ -88,6 +88,19 @@ def catalog(connection: Connection[Any], provider: str | None = None) -> dict[st
     return found
 
 
+# The provider `import` is asked for nothing, so all its metrics are unsupported without being retired.
+_RETIRED = """
+SELECT metric, max(valid_to) FROM metric_catalog
+WHERE provider <> 'import' AND provider IN (SELECT i.provider FROM integration i WHERE i.organization_id = %s)
+GROUP BY metric HAVING bool_and(NOT supported AND valid_to IS NOT NULL)
+"""
+
+
+def retired(connection: Connection[Any], organization_id: str) -> dict[str, dt.date]:
+    """Return the last day of each metric that is retired for every provider of the organization's pages."""
+    return dict(connection.execute(_RETIRED, [organization_id]).fetchall())
+
+
 _HAS_METRIC = "SELECT 1 FROM org_metric_daily WHERE organization_id = %s AND metric = %s LIMIT 1"
 
 

@@ -324,6 +324,38 @@ def test_provisional_final_and_restated_are_told_apart(world: NumbersWorld) -> N
     assert [(row["isFinal"], row["isRestated"]) for row in rows] == [(True, True), (False, False)]
 
 
+def test_a_metric_that_no_page_is_given_says_so(world: NumbersWorld) -> None:
+    """`0 of 0 pages, final` looks like a fault of ours."""
+    world.day("a", LAST, {VIEWS: 1, LIKES: "unsupported"})
+    world.sum_up()
+    for line in ([], ["--metric", LIKES]):
+        shown = world.numbers(*line).stdout
+        assert f"the provider gives it to no page: {LIKES}" in shown
+        assert "0/0" not in shown
+        assert "0 of 0" not in shown
+    assert f"the provider gives it to no page: {LIKES}" in world.run("report", "--org", "acme").stdout
+
+
+def test_a_retired_metric_says_since_when(world: NumbersWorld) -> None:
+    """A column that ends must say that the metric ended, and not the page."""
+    world.day("a", ago(3), {VIEWS: 1, LIKES: 1})
+    world.day("a", LAST, {VIEWS: 1})
+    world.sum_up()
+    world.db.execute("UPDATE metric_catalog SET supported = false, valid_to = %s WHERE metric = %s", [ago(3), LIKES])
+    assert f"retired: {LIKES} (last day {ago(3)})" in world.numbers().stdout
+    assert f"; retired, last day {ago(3)}" in " ".join(world.numbers("--metric", LIKES).stdout.split())
+
+
+def test_overview_and_report_count_the_pages_with_a_number(world: NumbersWorld) -> None:
+    """Two commands that show two figures under two heads make people ask which one is wrong."""
+    two_days(world, VIEWS, {"a": 1, "b": 1}, {"a": 1, "b": None})
+    for shown in (world.numbers().stdout, world.run("report", "--org", "acme").stdout):
+        (head,) = (line for line in shown.splitlines() if line.startswith("METRIC"))
+        (row,) = (line for line in shown.splitlines() if line.startswith(VIEWS))
+        assert "NUMBER" in head
+        assert "1/2" in row
+
+
 def mark(world: NumbersWorld, day: dt.date) -> None:
     world.db.execute("INSERT INTO aggregate_dirty (organization_id, day, reason) VALUES ('acme', %s, '')", [day])
 
@@ -470,7 +502,7 @@ def test_the_names_of_a_document_stay(world: NumbersWorld, line: list[str], name
     assert sorted(found) == ["by", "from", "integrationId", "metrics", "organizationId", "schema", "to"]
     metric = next(each for each in found["metrics"] if each["metric"] == VIEWS)
     of_newest = [] if "--metric" in line else ["changeOf", *CHANGES]
-    assert sorted(metric) == sorted(["additivity", "metric", "rows", "unit", "waits", "zone", *of_newest])
+    assert sorted(metric) == sorted(["additivity", "metric", "retiredOn", "rows", "unit", "waits", "zone", *of_newest])
     assert sorted(metric["rows"][-1]) == sorted(names)
     if "--integration" not in line and "missing" in names:
         assert metric["rows"][-1]["missing"] == [{"reason": "server", "pages": 1, "integrationIds": ["b"]}]

@@ -135,6 +135,7 @@ def test_the_same_weekday_is_a_median_of_weeks_each_like_for_like(world: Numbers
     assert line["sameWeekday"] == {"percent": 10, "weeks": 4, "isPartial": True}
     assert line["dayBefore"] is None
     assert "~+10.0%" in screen(world)
+    assert "vs weeks: the median change since the same weekday" in screen(world)
 
 
 def test_who_must_act_is_said_of_every_missing_page(world: NumbersWorld) -> None:
@@ -270,7 +271,9 @@ def test_pages_that_moved_most_and_those_that_fell_silent_are_named(world: Numbe
         ("b", 100, 101, Decimal("0.50")),
     ]
     assert [(page["integrationId"], page["lastNumberOn"]) for page in found["withoutNumber"]] == [("c", str(ago(2)))]
-    assert f"c (last on {ago(2)})" in screen(world)
+    shown = screen(world)
+    assert f"c (last on {ago(2)})" in shown
+    assert f"a {VIEWS}: 100 -> 50 (-25.0 % of the total)" in shown
 
 
 def test_health_names_what_is_deferred_failed_and_refused(world: NumbersWorld) -> None:

@@ -209,6 +209,7 @@ def document(asked: Asked, found: list[Series]) -> Row:
                 "unit": series.metric.unit,
                 "additivity": series.metric.additivity,
                 "zone": series.zone,
+                "retiredOn": series.retired and series.retired.isoformat(),
                 "waits": [day.isoformat() for day in series.waits],
                 **(_newest_changes(series) if asked.metric is None else {}),
                 "rows": list(_rows(asked, series)),

@@ -62,7 +62,7 @@ def _show_metrics(asked: Asked, found: Sequence[Series]) -> None:
     zones = [day.zone for series in found for day in series.days if day.day == newest]
     _say(f"{_whose(asked)}, {asked.first} to {asked.last}, {in_zone(zones)}")
     last = {series.metric.name: next((day for day in series.days if day.day == newest), None) for series in found}
-    columns = ("metric", f"{newest:%m-%d %a}", "-1 day", "-7 days", "pages", "")
+    columns = ("metric", f"{newest:%m-%d %a}", "vs day", "vs week", "number", "")
 
     def rows_of(room: int) -> list[tuple[str, ...]]:
         return [(*_newest_cells(series, last[series.metric.name], newest, room),) for series in found]
@@ -73,13 +73,16 @@ def _show_metrics(asked: Asked, found: Sequence[Series]) -> None:
         room = _room_beside(columns, rows)
     shown = asked.days[-max(_LEAST_BARS, room) :]
     bars = [bar_row([by_day.get(day) for day in shown]) for by_day in map(_figures, found)]
-    title = f"{len(shown)} days" if len(shown) < len(asked.days) else f"{shown[0]:%m-%d} on"
+    title = f"last {len(shown)}" if len(shown) < len(asked.days) else f"{shown[0]:%m-%d} on"
     joined = [(*row[:4], bar, *row[4:]) for row, bar in zip(rows, bars, strict=True)]
     print_table((*columns[:4], title, *columns[4:]), joined, right={1, 2, 3, 5})
     _legend([day for day in last.values() if day], [change for series in found for change in series.before.values()])
     if waits := found[0].waits:
         days = ", ".join(f"{day:%m-%d}" for day in waits[-_TOP:])
         _say(f"no sum yet of {days}: it waits for pages that are still read")
+    say_given_to_nobody([day for day in last.values() if day])
+    if retired := [f"{series.metric.name} (last day {series.retired})" for series in found if series.retired]:
+        _say(f"retired: {', '.join(retired)}")
     if any(series.metric.additivity == "none" for series in found):
         names = ", ".join(series.metric.name for series in found if series.metric.additivity == "none")
         _say(f"does not add up, so the largest page is shown: {names}")
@@ -91,7 +94,7 @@ def _newest_cells(series: Series, day: Day | None, newest: dt.date, room: int) -
         _figure(day, room),
         change_text(series.before.get((newest, DAY_BEFORE))),
         change_text(series.before.get((newest, WEEK_BEFORE))),
-        f"{day.n_answered}/{day.n_expected}" if day else _NOTHING,
+        f"{day.n_value}/{day.n_expected}" if day and not day.is_given_to_nobody else _NOTHING,
         _state_mark(day),
     )
 
@@ -116,17 +119,29 @@ def _show_days(asked: Asked, series: Series) -> None:
                 bar(figures.get(date), top),
                 change_text(series.before.get((date, DAY_BEFORE))),
                 change_text(series.before.get((date, WEEK_BEFORE))),
-                f"{day.n_answered} of {day.n_expected}" if day else _NOTHING,
-                str(day.n_value) if day else _NOTHING,
+                *_pages_cells(day),
                 _state(day) if day else "waits" if date in series.waits else _NOTHING,
             )
         )
-    print_table(("day", "value", "", "-1 day", "-7 days", "pages", "number", "state"), rows, right={1, 3, 4, 5, 6})
+    print_table(("day", "value", "", "vs day", "vs week", "pages", "number", "state"), rows, right={1, 3, 4, 5, 6})
     _legend(series.days, series.before.values(), states=False)
+    say_given_to_nobody(series.days)
     if any(day.is_stale for day in series.days):
         _say(f"{STALE}: {STALE_MEANS}")
     if any(day not in at for day in series.waits):
         _say(WAITS_MEANS)
+
+
+def _pages_cells(day: Day | None) -> tuple[str, str]:
+    if day is None or day.is_given_to_nobody:
+        return _NOTHING, _NOTHING
+    return f"{day.n_answered} of {day.n_expected}", str(day.n_value)
+
+
+def say_given_to_nobody(days: Iterable[Day]) -> None:
+    """Say which metrics have days on which their provider gave them to no page."""
+    if names := dict.fromkeys(day.metric for day in days if day.is_given_to_nobody):
+        _say(f"the provider gives it to no page: {', '.join(names)}")
 
 
 def _show_periods(asked: Asked, series: Series) -> None:
@@ -147,7 +162,7 @@ def _show_periods(asked: Asked, series: Series) -> None:
             _finality(period) + (" r" if period.restated else ""),
         )
         rows.append(row)
-    change_column = ("-7 days",) if is_week else ()
+    change_column = ("vs week",) if is_week else ()
     columns = (asked.by, "value", "", *change_column, "over", "page-days", "number", "state")
     print_table(columns, rows, right=set(range(1, len(columns) - 1)) - {2})
     if series.metric.additivity == "none":
@@ -201,7 +216,7 @@ def _show_page_days(asked: Asked, series: Series) -> None:
                 ("" if final.get(date, True) else "provisional ") + clean(what) if row else _NOTHING,
             )
         )
-    print_table(("day", "value", "", "-1 day", "-7 days", "rev", "from", "status"), rows, right={1, 3, 4, 5})
+    print_table(("day", "value", "", "vs day", "vs week", "rev", "from", "status"), rows, right={1, 3, 4, 5})
 
 
 def show_history(found: Sequence[Event]) -> None:
@@ -248,7 +263,9 @@ def _header(asked: Asked, series: Series, span: str) -> None:
         zone_text = "; ".join(f"from {dates[0]} days of {zone or 'an unknown zone'}" for zone, dates in runs)
     else:
         zone_text = in_zone(zones)
-    _say(f"{metric.unit}, {HOW[metric.additivity]}")
+    _say(
+        f"{metric.unit}, {HOW[metric.additivity]}" + (f"; retired, last day {series.retired}" if series.retired else "")
+    )
     _say(zone_text)
     if MIXED in zones or (asked.by == "page" and len(set(zones)) > 1):
         _say(MIXED_MEANS)
@@ -322,11 +339,13 @@ def _finality(of: Day | Period) -> str:
 
 
 def _state(day: Day) -> str:
+    if day.is_given_to_nobody:
+        return _NOTHING
     return _finality(day) + (", restated" if day.restated else "")
 
 
 def _state_mark(day: Day | None) -> str:
-    if day is None:
+    if day is None or day.is_given_to_nobody:
         return ""
     return ("s" if day.is_stale else "" if day.is_final else "p") + ("r" if day.restated else "")
 

@@ -19,6 +19,7 @@ from jobs.commands.numbers_text import (
     number_text,
     percent_text,
     print_table,
+    say_given_to_nobody,
 )
 from jobs.commands.store import connected
 from jobs.numbers import MIXED, Change, percent
@@ -184,14 +185,18 @@ def _show(found: Report) -> None:
             of = f"{each.pages} pages" if each.pages > 1 else "1 page"
             _say(f"  {each.day} {each.metric}: {_number(each.old)} -> {_number(each.new)} ({of})")
     if found.moved:
-        _title("Moved most since the day before, as a share of the organization's total")
+        _title("Moved most since the day before")
         for page in found.moved:
             change = f"{_number(page.old)} -> {_number(page.new)}"
-            _say(f"  {page.integration_id} {page.metric}: {change} ({percent_text(page.share)})")
+            _say(f"  {page.integration_id} {page.metric}: {change} ({_spaced(page.share)} of the total)")
     if found.silent:
         _title("Answered without any number")
         _wrapped(_named(f"{each.integration_id} (last on {each.last_number_on})" for each in found.silent))
     _show_health(found)
+
+
+def _spaced(share: Fraction) -> str:
+    return percent_text(share).replace("%", " %")
 
 
 def _head(found: Report) -> None:
@@ -222,16 +227,19 @@ def _sums(found: Report) -> None:
             number_text(line.day.figure, _ROOM) + ("*" if line.day.gaps else " "),
             change_text(line.day_before),
             _weekday_text(line),
-            f"{line.day.n_value}/{line.day.n_expected}",
+            "-" if line.day.is_given_to_nobody else f"{line.day.n_value}/{line.day.n_expected}",
         )
         for line in found.lines
     ]
     click.echo()
-    print_table(("metric", "total", "-1 day", "weekday", "number"), rows, right={1, 2, 3, 4})
+    print_table(("metric", "total", "vs day", "vs weeks", "number"), rows, right={1, 2, 3, 4})
     if any(line.day.gaps for line in found.lines):
         _say("* pages are missing: see below")
     if any(change.is_partial for line in found.lines for change in _compared(line)):
         _say("~ compares the pages with a number on both days; one of the days has more")
+    if any(line.same_weekday is not None for line in found.lines):
+        _say("vs weeks: the median change since the same weekday of up to four earlier weeks")
+    say_given_to_nobody(line.day for line in found.lines)
     if none := [line.metric.name for line in found.lines if line.day.additivity == "none"]:
         _say(f"does not add up, so the largest page is shown: {', '.join(none)}")
 
