@@ -268,6 +268,37 @@ def test_every_form_fits_eighty_columns(world: NumbersWorld) -> None:
     assert "page_actions_post_reactions_sorry_total" in world.numbers().stdout
 
 
+def test_what_is_said_below_a_table_wraps_at_words(world: NumbersWorld) -> None:
+    """A terminal that wraps breaks an id in two, and half an id cannot be copied."""
+    reasons = ("token_password_changed", "provider_unreachable", "rate_limited_too_long", "data_access_expired")
+    for number, reason in enumerate(reasons):
+        page = f"a-page-with-a-rather-long-name-{number}"
+        world.page(page)
+        world.day(page, LAST, state="dead", reason=reason)
+    for metric in ("one_metric_that_does_not_add_up", "another_metric_that_does_not_add_up"):
+        world.metric(metric, "none")
+        world.day("a" if metric[0] == "o" else "b", LAST, {metric: 1})
+    world.sum_up()
+    for line in ([], ["--metric", REACH]):
+        shown = world.numbers(*line).stdout
+        assert [text for text in shown.splitlines() if len(text) > 80] == [], shown
+        assert "a-page-with-a-rather-long-name-3" in shown
+
+
+def test_one_page_is_not_pages(world: NumbersWorld) -> None:
+    """`1 of 1 pages` looks like a program that nobody read."""
+    world.day("a", LAST, {VIEWS: 1})
+    world.sum_up()
+    assert "1 of 1 page, 100.0 %" in world.run("report", "--org", "acme").stdout
+    assert "1 of 1 day\n" in world.numbers("--metric", VIEWS, "--by", "page", "--from", str(LAST)).stdout
+
+
+def test_help_says_what_each_option_means_here(world: NumbersWorld) -> None:
+    """The same option selects days in one command, and what is listed in the other."""
+    assert "[required]" in world.run("numbers", "--help").stdout
+    assert "replaced or kept of this metric" in " ".join(world.run("numbers", "history", "--help").stdout.split())
+
+
 def test_a_gap_is_a_gap(world: NumbersWorld) -> None:
     """A missing number that is drawn as zero looks like the end of the page."""
     world.day("a", ago(2), {VIEWS: 5})
@@ -535,9 +566,11 @@ def test_a_file_has_a_line_for_each_metric_and_day(world: NumbersWorld) -> None:
 @pytest.mark.parametrize(
     ("line", "code", "sentence"),
     [
-        (["--org", "nobody"], 5, "no organization 'nobody'"),
+        (["--org", "nobody"], 5, "no organization 'nobody': see `redisq org list`"),
         (["--org", "acme", "--integration", "z"], 5, "has no integration 'z'"),
-        (["--org", "acme", "--metric", "z"], 5, "Known: page_actions"),
+        (["--org", "acme", "--metric", "z"], 5, "no metric 'z'. `redisq metric list` names all"),
+        (["--org", "acme", "--metric", "page_media_veiw"], 5, "did you mean page_media_view"),
+        (["--org", "acme", "--json", "--csv"], 2, "--json and --csv exclude each other"),
         (["--org", "acme", "--from", "2026-03-02", "--to", "2026-03-01"], 2, "is after"),
         (["--org", "acme", "--from", "0001-01-01"], 2, "more than the 3700 days"),
         (["--org", "acme", "--from", "2026-02-30"], 2, "or today, yesterday, -7d"),

@@ -1,7 +1,8 @@
 """`redisq numbers`: shows what the pages of an organization add up to, with every digit and every gap."""
 
 import datetime as dt
-from collections.abc import Callable, Iterator
+import difflib
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from typing import Any, get_args
 
@@ -29,27 +30,31 @@ _DIGITS = 2  # digits behind the point of a per cent in documents
 Row = dict[str, object]
 
 
-def in_recent_range(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options `--integration`, `--metric`, `--from` and `--to` to a command. None of them is required."""
-    for option in (
-        click.option(
-            "--to", "last", callback=as_day, metavar="DATE", help="The last day.  [default: yesterday in UTC]"
-        ),
-        click.option(
-            "--from", "first", callback=as_day, metavar="DATE", help="The first day: YYYY-MM-DD, today, yesterday, -7d."
-        ),
-        click.option("--metric", "metric", metavar="METRIC", help="Only this metric."),
-        click.option("--integration", "integration_id", metavar="ID", help="Only the numbers of this page."),
-    ):
-        command = option(command)
-    return command
+def about(*, metric: str, first: str, last: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options `--integration`, `--metric`, `--from` and `--to`, with the help of the last three."""
+
+    def with_options(command: Callable[..., None]) -> Callable[..., None]:
+        for option in (
+            click.option("--to", "last", callback=as_day, metavar="DATE", help=last),
+            click.option("--from", "first", callback=as_day, metavar="DATE", help=first),
+            click.option("--metric", "metric", metavar="METRIC", help=metric),
+            click.option("--integration", "integration_id", metavar="ID", help="Only the numbers of this page."),
+        ):
+            command = option(command)
+        return command
+
+    return with_options
 
 
 @click.group(
     invoke_without_command=True, epilog="Example: redisq numbers --org acme --metric page_media_view --by week"
 )
-@click.option("--org", "organization_id", metavar="ORG", help="The organization.")
-@in_recent_range
+@click.option("--org", "organization_id", metavar="ORG", help="The organization.  [required]")
+@about(
+    metric="One metric: a line for each day.  [default: all, a line for each]",
+    first="The first day: YYYY-MM-DD, today, yesterday, -7d.  [default: 14 days]",
+    last="The last day.  [default: yesterday in UTC]",
+)
 @click.option("--by", type=click.Choice(get_args(By)), default="day", show_default=True, help="What one line shows.")
 @JSON_OPTION
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
@@ -73,6 +78,8 @@ def numbers(
         return
     if organization_id is None:
         raise click.UsageError("Missing option '--org'.")
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other: leave one out")
     if by != "day" and metric is None:
         raise click.UsageError(f"--by {by} is for one metric: name it with --metric")
     first, last = _range(first, last)
@@ -94,7 +101,11 @@ def numbers(
 
 @numbers.command(epilog="Example: redisq numbers history --org acme --from -28d")
 @click.option("--org", "organization_id", required=True, metavar="ORG", help="The organization.")
-@in_recent_range
+@about(
+    metric="Only what was replaced or kept of this metric.",
+    first="The first day of the numbers: YYYY-MM-DD, today, yesterday, -7d.",
+    last="The last day of the numbers.  [default with --from: yesterday in UTC]",
+)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="How many.")
 @JSON_OPTION
 def history(
@@ -178,8 +189,14 @@ def known(
     if metric:
         names_known = stored_numbers.catalog(connection)
         if metric not in names_known and not stored_numbers.has_metric(connection, organization_id, metric):
-            raise Failed(f"no metric {redact(metric)!r}. Known: {', '.join(names_known)}", Exit.NOT_FOUND)
+            raise Failed(f"no metric {redact(metric)!r}{_meant(metric, names_known)}", Exit.NOT_FOUND)
     return page
+
+
+def _meant(metric: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(metric, known, n=3)
+    found = f": did you mean {close[0]}{''.join(f' or {name}' for name in close[1:])}?" if close else "."
+    return f"{found} `redisq metric list` names all"
 
 
 def _range(first: dt.date | None, last: dt.date | None) -> tuple[dt.date, dt.date]:

@@ -3,6 +3,7 @@
 import datetime as dt
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -183,7 +184,7 @@ def _show_pages(asked: Asked, series: Series) -> None:
             page.integration_id,
             number_text(figure, 22),
             bar(figure, top),
-            f"{page.days_with_number} of {len(asked.days)} days",
+            f"{page.days_with_number} of {counted(len(asked.days), 'day')}",
             *([page.zone] if mixed else []),
             clean(page.name),
         )
@@ -462,6 +463,23 @@ def _drawn(rows: Iterable[Sequence[str | Bar]], length: int) -> list[list[str]]:
     return [[cell.drawn(length) if isinstance(cell, Bar) else cell for cell in row] for row in rows]
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, which gets an s unless the number is 1."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _say(text: str) -> None:
-    """Print a line that explains the numbers: a title, or what a mark means."""
-    click.echo(clean(text))
+    """Print a line that explains the numbers: a title, or what a mark means. It wraps at words; an id is never cut."""
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()))
+        wrapped = textwrap.wrap(
+            clean(line),
+            _width(),
+            initial_indent=indent,
+            subsequent_indent=indent or "  ",
+            drop_whitespace=True,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for part in wrapped:
+            click.echo(part)

@@ -15,6 +15,7 @@ from jobs.commands.numbers_text import (
     STALE_MEANS,
     WAITS_MEANS,
     change_text,
+    counted,
     in_zone,
     number_text,
     percent_text,
@@ -182,7 +183,7 @@ def _show(found: Report) -> None:
     if found.restated:
         _title("Restated in the 24 hours before these sums were made")
         for each in found.restated:
-            of = f"{each.pages} pages" if each.pages > 1 else "1 page"
+            of = counted(each.pages, "page")
             _say(f"  {each.day} {each.metric}: {_number(each.old)} -> {_number(each.new)} ({of})")
     if found.moved:
         _title("Moved most since the day before")
@@ -209,7 +210,7 @@ def _head(found: Report) -> None:
     if found.is_stale:
         _say(f"{STALE}: {STALE_MEANS}" if found.lines else WAITS_MEANS)
     share = f", {pages.percent} %" if pages.percent is not None else ""
-    _say(f"{pages.answered} of {pages.expected} pages{share}; {pages.with_number} with a number")
+    _say(f"{pages.answered} of {counted(pages.expected, 'page')}{share}; {pages.with_number} with a number")
 
 
 def _state(found: Report) -> str:
@@ -260,7 +261,7 @@ def _waiting(found: Report) -> None:
         return
     _title("Waiting for a person")
     for page in found.waiting:
-        wait = "1 day waits" if page.days == 1 else f"{page.days} days wait"
+        wait = f"{counted(page.days, 'day')} {'waits' if page.days == 1 else 'wait'}"
         since = f" since {page.since}" if page.since else ""
         who = WHO_WORDS[page.advice.who]
         # Only the owner's act is the command itself. Whatever another person does comes before it.
@@ -290,7 +291,9 @@ def _show_health(found: Report) -> None:
         f"{each.provider} refuses every page or is away since {_moment(each.since)}: {each.reason}"
         for each in found.incidents
     ]
-    lines += [f"{each.provider} defers {each.pages} pages until {_moment(each.until)}" for each in found.gates]
+    lines += [
+        f"{each.provider} defers {counted(each.pages, 'page')} until {_moment(each.until)}" for each in found.gates
+    ]
     if found.failed:
         counts = ", ".join(f"{each.days} {each.reason}" for each in found.failed)
         lines.append(f"failed days: {counts}; the oldest is {_oldest(found)}")
