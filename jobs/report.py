@@ -338,7 +338,7 @@ def _line_of(detail: str | None) -> str | None:
 
 _CHANGED_DAYS = """
 SELECT DISTINCT day FROM org_metric_daily
-WHERE organization_id = %(organization)s AND computed_at > %(since)s AND revision > 1
+WHERE organization_id = %(organization)s AND day <= %(day)s AND computed_at > %(since)s AND revision > 1
 """
 
 # A page may have been restated more than once. What counts is the step from its first old number to its last new one.
@@ -359,7 +359,8 @@ GROUP BY h.day, h.metric ORDER BY h.day DESC, h.metric
 
 def _restated(connection: Connection[Any], where: dict[str, Any], as_of: dt.datetime) -> list[Restated]:
     since = where | {"since": as_of - _RESTATED_WITHIN}
-    # A restated number always makes a new sum. So the newest sums tell which days need a look.
+    # A restated number always makes a new sum. So the newest sums tell which days need a look. Days after the reported
+    # one are left out: whoever reads the report of an old day asks what was known of it and of the days before.
     days = [day for (day,) in connection.execute(_CHANGED_DAYS, since)]
     known = stored_numbers.catalog(connection)
     found = []

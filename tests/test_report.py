@@ -253,7 +253,8 @@ def test_what_was_restated_since_the_day_before_is_told_once(world: NumbersWorld
         {"date": str(ago(3)), "metric": VIEWS, "pages": 2, "old": 30, "new": 35},
         {"date": str(ago(3)), "metric": REACH, "pages": 1, "old": 10, "new": 50},
     ]
-    assert f"{ago(3)} {VIEWS}: 30 -> 35 (2 pages)" in screen(world)
+    assert f"Restated lately\n  {ago(3)} {VIEWS}: 30 -> 35 (2 pages)" in screen(world)
+    assert document(world, "--date", str(ago(9)))["restated"] == []
 
 
 def test_pages_that_moved_most_and_those_that_fell_silent_are_named(world: NumbersWorld) -> None:

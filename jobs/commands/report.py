@@ -181,7 +181,7 @@ def _show(found: Report) -> None:
     _waiting(found)
     _missing(found)
     if found.restated:
-        _title("Restated in the 24 hours before these sums were made")
+        _title("Restated lately")
         for each in found.restated:
             of = counted(each.pages, "page")
             _say(f"  {each.day} {each.metric}: {_number(each.old)} -> {_number(each.new)} ({of})")
