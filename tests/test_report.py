@@ -187,6 +187,7 @@ def test_a_page_that_waits_for_a_person_is_named_on_a_complete_day(world: Number
     shown = " ".join(screen(world, "--date", str(LAST)).split())
     assert "Waiting for a person b: the access to the page has expired (token_expired), 3 days wait since" in shown
     assert "The owner connects the page again: redisq integration reconnect b" in shown
+    assert "    redisq integration reconnect b" in screen(world, "--date", str(LAST)).splitlines()
 
 
 def test_a_page_is_missing_since_its_last_number(world: NumbersWorld) -> None:

@@ -266,7 +266,8 @@ def _waiting(found: Report) -> None:
         who = WHO_WORDS[page.advice.who]
         # Only the owner's act is the command itself. Whatever another person does comes before it.
         act = who[0].upper() + who[1:] + ("" if page.advice.who == "owner" else "; then")
-        _say(f"  {page.integration_id}: {page.advice.words} ({page.reason}), {wait}{since}. {act}: {page.command}")
+        _say(f"  {page.integration_id}: {page.advice.words} ({page.reason}), {wait}{since}. {act}:")
+        click.echo(f"    {clean(page.command)}")  # on a line of its own, so that it can be copied
 
 
 def _missing(found: Report) -> None:
