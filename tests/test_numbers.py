@@ -365,6 +365,8 @@ def test_a_metric_that_no_page_is_given_says_so(world: NumbersWorld) -> None:
         assert "0/0" not in shown
         assert "0 of 0" not in shown
     assert f"the provider gives it to no page: {LIKES}" in world.run("report", "--org", "acme").stdout
+    of_page = " ".join(world.numbers("--integration", "a").stdout.split())
+    assert f"the provider does not give it to this page: {LIKES}" in of_page
 
 
 def test_a_retired_metric_says_since_when(world: NumbersWorld) -> None:

@@ -37,6 +37,7 @@ HOW = {
 STALE = "being summed up"
 STALE_MEANS = "numbers of pages changed, and the sum does not have them yet"
 WAITS_MEANS = "waits: the sum waits for pages that are still read"
+_TO_NO_PAGE = "the provider gives it to no page"
 _RESTATED = "r restated: changed after it was final"
 MIXED_MEANS = "mixed: the pages' days begin at different hours, so the date is only a label"
 
@@ -81,7 +82,10 @@ def _show_metrics(asked: Asked, found: Sequence[Series]) -> None:
     if waits := found[0].waits:
         days = ", ".join(f"{day:%m-%d}" for day in waits[-_TOP:])
         _say(f"no sum yet of {days}: it waits for pages that are still read")
-    say_given_to_nobody([day for day in last.values() if day])
+    say_given_to_nobody(
+        (day for day in last.values() if day),
+        "the provider does not give it to this page" if asked.page else _TO_NO_PAGE,
+    )
     if retired := [f"{series.metric.name} (last day {series.retired})" for series in found if series.retired]:
         _say(f"retired: {', '.join(retired)}")
     if any(series.metric.additivity == "none" for series in found):
@@ -139,10 +143,10 @@ def _pages_cells(day: Day | None) -> tuple[str, str]:
     return f"{day.n_answered} of {day.n_expected}", str(day.n_value)
 
 
-def say_given_to_nobody(days: Iterable[Day]) -> None:
-    """Say which metrics have days on which their provider gave them to no page."""
+def say_given_to_nobody(days: Iterable[Day], what: str = _TO_NO_PAGE) -> None:
+    """Say which metrics have days on which their provider did not give them to the page or pages."""
     if names := dict.fromkeys(day.metric for day in days if day.is_given_to_nobody):
-        _say(f"the provider gives it to no page: {', '.join(names)}")
+        _say(f"{what}: {', '.join(names)}")
 
 
 def _show_periods(asked: Asked, series: Series) -> None:
