@@ -195,10 +195,25 @@ def test_range_must_make_sense(shell: Shell, command: str) -> None:
     """An empty range would look like a finished one, and so would an organization that was mistyped."""
     day = TODAY.isoformat()
     backwards = shell.run(command, "--org", "acme", "--from", day, "--to", "2026-01-01")
-    nonsense = shell.run(command, "--org", "acme", "--from", "yesterday", "--to", day)
+    nonsense = shell.run(command, "--org", "acme", "--from", "2026-1-1", "--to", day)
     unknown = shell.run(command, "--org", "nobody", "--from", day, "--to", day)
     assert [ran.returncode for ran in (backwards, nonsense, unknown)] == [2, 2, 5]
-    assert "'yesterday' is not a day of the calendar" in nonsense.stderr
+    assert "date '2026-1-1' cannot be read: write YYYY-MM-DD, or today, yesterday, -7d" in nonsense.stderr
+    assert "organization 'nobody' has no page: see `redisq org list`" in unknown.stderr
+
+
+@pytest.mark.parametrize("command", ["coverage", "backfill"])
+def test_a_range_may_be_counted_back_from_today(shell: Shell, command: str) -> None:
+    """Every command that takes days takes the same words, so that nobody has to remember which one does."""
+    add(shell)
+    ran = shell.run(command, "--org", "acme", "--from", "-7d", "--to", "yesterday")
+    assert ran.returncode in (0, 3), ran.stderr
+
+
+def test_a_day_to_come_is_refused_without_advice_that_does_not_help(shell: Shell) -> None:
+    """The date is written well. It is only too early."""
+    ran = shell.run("coverage", "--org", "acme", "--from", "-7d", "--to", "9999-12-31")
+    assert (ran.returncode, ran.stderr.rstrip().endswith("has not begun anywhere on earth")) == (2, True), ran.stderr
 
 
 def test_backfill_puts_the_newest_day_first(shell: Shell, redis: Redis) -> None:

@@ -532,7 +532,7 @@ def test_a_retired_metric_is_asked_for_no_more(owner: Shell, rows: psycopg.Conne
     tomorrow = (TODAY + dt.timedelta(days=1)).isoformat()
     assert owner.run("metric", "retire", "--provider", "facebook", "page_follows", "--to", tomorrow).returncode == 2
     owner.run("metric", "add", "--provider", "csv", "clicks", "--additivity", "sum", "--from", back(3).isoformat())
-    early = owner.run("metric", "retire", "--provider", "csv", "clicks", "--to", back(4).isoformat())
+    early = owner.run("metric", "retire", "--provider", "csv", "clicks", "--to", "-4d")
     assert (early.returncode, "name its last day with --to" in early.stderr) == (2, True)
 
 

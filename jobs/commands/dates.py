@@ -2,24 +2,42 @@
 
 import datetime as dt
 import re
+from collections.abc import Callable
 
 import click
 
 from jobs import payloads
 
-_AGO = re.compile(r"-(\d{1,5})d")
+_AGO = re.compile(r"-([0-9]{1,5})d")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 def spoken_day(text: str, today: dt.date) -> dt.date:
-    """Return the day that `text` names: YYYY-MM-DD, `today`, `yesterday` or `-7d`. Raise `ValueError` for all else."""
+    """Return the day that `text` names: YYYY-MM-DD, `today`, `yesterday` or `-7d`.
+
+    Raise `ValueError` for all else, and for a day that has begun nowhere yet.
+    """
+    if _is_date(text):
+        return payloads.parse_day(text)
     if text in ("today", "yesterday"):
         return today - dt.timedelta(days=text == "yesterday")
     if ago := _AGO.fullmatch(text):
         return today - dt.timedelta(days=int(ago[1]))
+    raise ValueError(f"date {text!r} cannot be read: write YYYY-MM-DD, or today, yesterday, -7d")
+
+
+def any_spoken_day(text: str, today: dt.date) -> dt.date:
+    """Return the day that `text` names as `spoken_day` does, but allow days to come."""
+    if not _is_date(text):
+        return spoken_day(text, today)
     try:
-        return payloads.parse_day(text)
-    except ValueError as error:
-        raise ValueError(f"{error}, or today, yesterday, -7d") from None
+        return dt.date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"date {text!r} is not a day of the calendar") from None
+
+
+def _is_date(text: str) -> bool:
+    return _DATE.fullmatch(text) is not None
 
 
 def utc_today() -> dt.date:
@@ -29,7 +47,16 @@ def utc_today() -> dt.date:
 
 def as_day(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> dt.date | None:
     """Read an option that names a day, as its click callback. Return None when the option is left out."""
+    return _read(spoken_day, text)
+
+
+def as_any_day(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> dt.date | None:
+    """Read an option that may name a day to come, as its click callback. Return None when the option is left out."""
+    return _read(any_spoken_day, text)
+
+
+def _read(reader: Callable[[str, dt.date], dt.date], text: str | None) -> dt.date | None:
     try:
-        return spoken_day(text, utc_today()) if text is not None else None
+        return reader(text, utc_today()) if text is not None else None
     except ValueError as error:
         raise click.BadParameter(str(error)) from None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import click
 
-from jobs import payloads
+from jobs.commands.dates import as_day
 from jobs.settings import JobSettings
 from redisq import redact
 from redisq.cli import Exit, Failed
@@ -14,8 +14,15 @@ from redisq.cli import Exit, Failed
 def in_range(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options `--org`, `--from` and `--to`, which the command takes as organization_id, first and last."""
     for option in (
-        click.option("--to", "last", callback=_day, required=True, metavar="DATE", help="The last day, included."),
-        click.option("--from", "first", callback=_day, required=True, metavar="DATE", help="The first, YYYY-MM-DD."),
+        click.option("--to", "last", callback=as_day, required=True, metavar="DATE", help="The last day, included."),
+        click.option(
+            "--from",
+            "first",
+            callback=as_day,
+            required=True,
+            metavar="DATE",
+            help="The first day: YYYY-MM-DD, today, yesterday, -7d.",
+        ),
         click.option("--org", "organization_id", required=True, metavar="ORG", help="The organization."),
     ):
         command = option(command)
@@ -36,11 +43,5 @@ def check_age(day: dt.date, settings: JobSettings) -> None:
 
 def no_page(organization_id: str) -> Failed:
     """Return how a command ends for an organization that has nothing to show."""
-    return Failed(f"organization {redact(organization_id)!r} has no page", Exit.NOT_FOUND)
-
-
-def _day(_ctx: click.Context, _parameter: click.Parameter, text: str) -> dt.date:
-    try:
-        return payloads.parse_day(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+    name = redact(organization_id)
+    return Failed(f"organization {name!r} has no page: see `redisq org list`", Exit.NOT_FOUND)

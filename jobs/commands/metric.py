@@ -12,6 +12,7 @@ from psycopg.errors import InsufficientPrivilege
 
 from jobs import catalog
 from jobs.catalog import NEVER_ASKED, Listed
+from jobs.commands.dates import as_any_day, as_day, utc_today
 from jobs.commands.store import connected
 from jobs.providers.base import Additivity
 from jobs.settings import JobSettings
@@ -25,18 +26,6 @@ _MEANS: dict[Additivity, str] = {
     "none": "does not add up: the largest page is shown",
     "ratio": "is recomputed from its parts",
 }
-
-
-def _day(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> dt.date | None:
-    if text is None:
-        return None
-    try:
-        day = dt.date.fromisoformat(text)
-    except ValueError:
-        day = None
-    if day is None or day.isoformat() != text:  # Python also accepts 20260102 and 2026-W01-1
-        raise click.BadParameter(f"{text!r} is not a day of the calendar: write YYYY-MM-DD")
-    return day
 
 
 @click.group(epilog="Example: redisq metric list --provider facebook")
@@ -74,8 +63,8 @@ def list_(provider: str | None, as_json: bool) -> None:
 @click.option("--numerator", metavar="METRIC", help="The metric that a ratio divides.")
 @click.option("--denominator", metavar="METRIC", help="The metric that a ratio divides by.")
 @click.option("--unit", default="count", show_default=True, help="For people.")
-@click.option("--from", "valid_from", callback=_day, metavar="DATE", help="The first day that has it.")
-@click.option("--to", "valid_to", callback=_day, metavar="DATE", help="The last day that has it.")
+@click.option("--from", "valid_from", callback=as_any_day, metavar="DATE", help="The first day that has it.")
+@click.option("--to", "valid_to", callback=as_any_day, metavar="DATE", help="The last day that has it.")
 def add(name: str, **options: Any) -> None:
     """Add METRIC to the catalog, or bring a retired one back, which must add up as before.
 
@@ -99,13 +88,13 @@ def add(name: str, **options: Any) -> None:
 @metric.command(epilog="Example: redisq metric retire --provider facebook page_media_view --to 2026-11-14")
 @click.argument("name", metavar="METRIC")
 @click.option("--provider", required=True, metavar="PROVIDER", help="Whose metric it is.")
-@click.option("--to", "last_day", callback=_day, metavar="DATE", help="The last day that has it.  [default: yesterday]")
+@click.option("--to", "last_day", callback=as_day, metavar="DATE", help="The last day that has it.  [default: yesterday]")
 def retire(name: str, provider: str, last_day: dt.date | None) -> None:
     """Stop asking for METRIC. Its numbers stay and add up as before. Ends with 5 when the catalog does not have it.
 
     Connects as the owner of the schema, as `redisq db upgrade` does.
     """
-    today = dt.datetime.now(dt.UTC).date()
+    today = utc_today()
     last = last_day or today - dt.timedelta(days=1)
     if last > today:
         raise click.UsageError(f"a metric is retired at once, so its last day cannot be {last}, which is in the future")
