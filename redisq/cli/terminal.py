@@ -1,12 +1,13 @@
 """Tables and progress on a terminal, by rich."""
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import track as track_progress
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +25,7 @@ _STYLES = {
     "abandoned": "magenta",
 }
 _ANY_WIDTH = 10_000
+_MOMENT = 1.0  # seconds: a bar that comes and goes in less is only a flicker
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -40,5 +42,17 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def track(items: Sequence[T], label: str) -> Iterable[T]:
-    """Yield `items` beside a progress bar on stderr."""
-    return track_progress(items, label, console=Console(stderr=True), transient=True)
+    """Yield `items`. If they take longer than a moment, a progress bar on stderr is shown until they end."""
+    bar = Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True)
+    began = time.monotonic()
+    task, is_shown = bar.add_task(label, total=len(items)), False
+    try:
+        for count, item in enumerate(items):
+            if not is_shown and time.monotonic() - began > _MOMENT:
+                bar.start()
+                is_shown = True
+            bar.update(task, completed=count)
+            yield item
+    finally:
+        if is_shown:
+            bar.stop()
