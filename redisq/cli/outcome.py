@@ -1,9 +1,12 @@
 """How a command ends: its exit code, and the one line that says what went wrong."""
 
+import sys
 from enum import IntEnum
 from typing import IO, Any
 
 import click
+
+from redisq.cli.output import wrapped
 
 
 class Exit(IntEnum):
@@ -27,11 +30,13 @@ EXIT_CODES = (
 
 
 class Failed(click.ClickException):
-    """Ends the program with a line on stderr."""
+    """Ends the program with a line on stderr, which wraps between words on a terminal."""
 
     def __init__(self, message: str, code: Exit = Exit.FAILED) -> None:
         super().__init__(message)
         self.exit_code = int(code)  # type: ignore[misc]  # click declares it for the class and reads it of the object
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"redisq: {self.message}", file=file, err=file is None)
+        line = f"redisq: {self.message}"
+        is_read_by_a_person = file is None and sys.stderr.isatty()
+        click.echo(wrapped(line) if is_read_by_a_person else line, file=file, err=file is None)

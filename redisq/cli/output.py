@@ -4,7 +4,9 @@ import csv
 import json
 import math
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -28,8 +30,15 @@ def clean(value: object) -> str:
 
 
 def say(text: str) -> None:
-    """Tell the person at the terminal something that is no data."""
-    click.echo(text, err=True)
+    """Tell the person at the terminal something that is no data. On a terminal its lines wrap between words."""
+    click.echo(wrapped(text) if sys.stderr.isatty() else text, err=True)
+
+
+def wrapped(text: str) -> str:
+    """Return `text` with each line wrapped between words to the width of the terminal. A longer word is kept whole."""
+    width = max(20, shutil.get_terminal_size().columns)
+    lines = (textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in text.split("\n"))
+    return "\n".join("\n".join(line) for line in lines)
 
 
 def show_document(document: object) -> None:
