@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
+import pty
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from jobs.plan import Planned
 from jobs.simulator import Simulator
 from redisq import Permanent, Queue
 from tests.pages import DAY, NOW, VIEWS, World, a_world
-from tests.program import Shell, bury, ingest
+from tests.program import PROGRAM, Shell, bury, ingest
 from tests.roles import as_services
 from tests.system import system
 from tests.test_commands import TODAY, add, key, rows, shell, write_day
@@ -164,6 +167,68 @@ def test_the_command_says_how_many_are_read_once_more(
     assert (counts["enqueued"], counts["again"], counts["requeued"], counts["live"]) == (1, 1, 1, 2)
     [claimed] = Queue(redis, "backfill").send([Queue(redis, "backfill").claim("worker-1", 10)])
     assert [each.id for each in claimed] == [f"ingest:fb-1:{days[2]}", f"ingest:fb-1:{days[0]}"]
+
+
+def test_the_command_tells_people_what_its_counts_mean(shell: Shell, rows: psycopg.Connection[Any]) -> None:
+    """A person who does not know our words must see what will happen, and what else could be done."""
+    add(shell)
+    days = [TODAY - dt.timedelta(days=number) for number in (10, 11, 12)]
+    line = ("backfill", "--org", "acme", "--from", days[-1].isoformat(), "--to", days[0].isoformat())
+    assert said(shell, *line) == ["3 days of pages are enqueued"]
+    assert said(shell, *line) == ["3 have a job already"]
+    rows.execute("UPDATE ingest_day_state SET state = 'done'")
+    assert said(shell, *line) == ["nothing to do: every day that was asked for is done"]
+    rows.execute("UPDATE ingest_day_state SET state = 'abandoned'")
+    assert said(shell, *line) == ["nothing to do: `redisq coverage` shows what became of each day"]
+
+
+def test_the_command_tells_people_what_hinders_a_day(shell: Shell, rows: psycopg.Connection[Any], redis: Redis) -> None:
+    """Each hindrance comes with what ends it."""
+    add(shell)
+    day = TODAY - dt.timedelta(days=10)
+    write_day(rows, day, "dead")
+    bury(redis, ingest(date=day.isoformat()))
+    line = ("backfill", "--org", "acme", "--from", (day - dt.timedelta(days=1)).isoformat(), "--to", day.isoformat())
+    rows.execute("UPDATE integration SET refresh_needed = true")
+    assert said(shell, *line) == [
+        "1 stays in the dead letters: --only missing,failed runs them again",
+        "1 waits for its page's owner: redisq integration reconnect",
+    ]
+    rows.execute("UPDATE integration SET refresh_needed = false")
+    rows.execute("DELETE FROM ingest_day_state WHERE state <> 'dead'")
+    assert said(shell, *line, "--only", "missing,failed") == [
+        "1 day of pages is enqueued",
+        "1 has a job already",
+        "1 dead letter runs again",
+    ]
+
+
+def test_the_command_says_that_an_imported_page_is_not_read(shell: Shell) -> None:
+    """Otherwise a table of zeros would look like a fault."""
+    page = ("integration", "add", "--org", "acme", "--integration", "i-1", "--page", "1", "--provider", "import")
+    assert shell.run(*page).returncode == 0
+    assert said(shell, "backfill", "--org", "acme", "--from", "-9d", "--to", "-8d") == [
+        "i-1: its numbers are only imported: nothing is read for it"
+    ]
+
+
+def test_a_short_backfill_shows_no_progress(shell: Shell) -> None:
+    """A bar that comes and goes at once only leaves dirt on the terminal."""
+    add(shell)
+    ours, theirs = pty.openpty()
+    line = ("backfill", "--org", "acme", "--from", "-9d", "--to", "-3d")
+    ran = subprocess.run([PROGRAM, *line], env=shell.all(), stdout=subprocess.PIPE, stderr=theirs, timeout=60)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert (ran.returncode, shown) == (0, "7 days of pages are enqueued\r\n")
+
+
+def said(shell: Shell, *line: str) -> list[str]:
+    """Return the lines that the command says to people."""
+    ran = shell.run(*line)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stderr.splitlines()
 
 
 def backfill(world: World, selection: Selection, *days: dt.date) -> Planned:

@@ -1,22 +1,25 @@
 """`redisq backfill`: past days, through the same jobs as every day's."""
 
 import datetime as dt
+from collections.abc import Iterator
 from typing import Any
 
 import click
 from psycopg import Connection
 
-from jobs import integrations
+from jobs import integrations, ledger
 from jobs.aggregate import FanIn
 from jobs.app import BACKFILL, Application
+from jobs.catalog import NEVER_ASKED
 from jobs.commands.days import check_age, check_range, in_range, no_page
 from jobs.commands.store import connected, one_line
 from jobs.database import open_pool
-from jobs.ledger import Chosen, Selection
+from jobs.ledger import EMPTY, MARKS, NOBODYS, Chosen, Selection
 from jobs.plan import Plan, Planned
 from redisq import redact
-from redisq.cli import JSON_OPTION, Exit, Failed, show_document, show_table, track
+from redisq.cli import JSON_OPTION, Exit, Failed, say, show_document, show_table, track
 
+_FEW = 3  # pages that are named one by one
 _KINDS: dict[str, frozenset[Chosen]] = {
     "missing": frozenset(("missing",)),
     "failed": frozenset(("failed",)),
@@ -89,6 +92,53 @@ def backfill(
         show_document({"organizationId": organization_id, "queue": BACKFILL, **counts})
     else:
         show_table(tuple(counts), [tuple(counts.values())])
+        with connected(settings) as connection:
+            say("\n".join(_sentences(connection, total, selection, first, last)))
+
+
+def _sentences(
+    connection: Connection[Any], total: Planned, selection: Selection, first: dt.date, last: dt.date
+) -> Iterator[str]:
+    """Yield what each count that is not 0 means, and what a person can do about it."""
+    stay = "stays" if total.dead == 1 else "stay"
+    how = "" if "failed" in selection.kinds else ": --only missing,failed runs them again"
+    told = (
+        (total.enqueued, "day of pages is enqueued", "days of pages are enqueued"),
+        (total.live, "has a job already", "have a job already"),
+        (total.dead, f"{stay} in the dead letters{how}", f"{stay} in the dead letters{how}"),
+        (
+            total.skipped,
+            "waits for its page's owner: redisq integration reconnect",
+            "wait for their page's owner: redisq integration reconnect",
+        ),
+        (total.again, "done day is read once more", "done days are read once more"),
+        (total.requeued, "dead letter runs again", "dead letters run again"),
+    )
+    pages = [
+        page
+        for page in integrations.list_all(connection, selection.organization_id)
+        if selection.integration_id in (None, page.id)
+    ]
+    imported = [page.id for page in pages if page.provider in NEVER_ASKED]
+    yield from (f"{count:,} {one if count == 1 else many}" for count, one, many in told if count)
+    if len(imported) < len(pages) and not any(count for count, _, _ in told):
+        yield _why_nothing(connection, selection, first, last)
+    if len(imported) > _FEW:
+        yield f"the numbers of {len(imported):,} pages are only imported: nothing is read for them"
+    else:
+        yield from (f"{id}: its numbers are only imported: nothing is read for it" for id in imported)
+
+
+def _why_nothing(connection: Connection[Any], selection: Selection, first: dt.date, last: dt.date) -> str:
+    marks = {
+        mark
+        for page in ledger.coverage(connection, selection.organization_id, first, last)
+        if selection.integration_id in (None, page.integration_id)
+        for mark in page.marks
+    }
+    if marks <= {MARKS["done"], EMPTY, NOBODYS}:
+        return "nothing to do: every day that was asked for is done"
+    return "nothing to do: `redisq coverage` shows what became of each day"
 
 
 def _check_names(connection: Connection[Any], organization_id: str, integration_id: str | None) -> None:

@@ -88,7 +88,9 @@ def add(name: str, **options: Any) -> None:
 @metric.command(epilog="Example: redisq metric retire --provider facebook page_media_view --to 2026-11-14")
 @click.argument("name", metavar="METRIC")
 @click.option("--provider", required=True, metavar="PROVIDER", help="Whose metric it is.")
-@click.option("--to", "last_day", callback=as_day, metavar="DATE", help="The last day that has it.  [default: yesterday]")
+@click.option(
+    "--to", "last_day", callback=as_day, metavar="DATE", help="The last day that has it.  [default: yesterday]"
+)
 def retire(name: str, provider: str, last_day: dt.date | None) -> None:
     """Stop asking for METRIC. Its numbers stay and add up as before. Ends with 5 when the catalog does not have it.
 
