@@ -183,16 +183,17 @@ def add(
     A page that was removed comes back with its numbers, if it is added under its old id. Raise `ValueError` for an id
     that is not valid, an empty token, a zone that `zone_of` refuses, and a provider without any metric.
     """
-    check_name("organization", organization_id)
-    check_name("integration", integration_id)
-    check_name("page", page_id)
-    check_display_name(name)
-    if user is not None:
-        check_name("user", user)
+    check(
+        connection,
+        organization_id=organization_id,
+        integration_id=integration_id,
+        provider=provider,
+        page_id=page_id,
+        name=name,
+        user=user,
+    )
     if not token.strip():
         raise ValueError("the token is empty")
-    if not connection.execute("SELECT 1 FROM metric_catalog WHERE provider = %s LIMIT 1", [provider]).fetchone():
-        raise ValueError(f"provider {provider!r} has no metrics in the catalog")
     page = {
         "id": integration_id,
         "organization": organization_id,
@@ -207,6 +208,40 @@ def add(
         connection.execute("INSERT INTO organization (id) VALUES (%s) ON CONFLICT DO NOTHING", [organization_id])
         changed = connection.execute(_BRING_BACK, page).rowcount or connection.execute(_INSERT, page).rowcount
     return changed == 1
+
+
+def check(
+    connection: Connection[Any],
+    *,
+    organization_id: str,
+    integration_id: str,
+    provider: str,
+    page_id: str,
+    name: str,
+    user: str | None,
+) -> None:
+    """Raise `ValueError` for an id or name that is not valid, and for a provider without any metric."""
+    check_name("organization", organization_id)
+    check_name("integration", integration_id)
+    check_name("page", page_id)
+    check_display_name(name)
+    if user is not None:
+        check_name("user", user)
+    providers = {provider for (provider,) in connection.execute("SELECT DISTINCT provider FROM metric_catalog")}
+    if provider not in providers:
+        near = get_close_matches(provider, providers, n=1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise ValueError(f"provider {provider!r} has no metrics in the catalog{hint}")
+
+
+def is_connected(connection: Connection[Any], organization_id: str, integration_id: str, page_id: str) -> bool:
+    """Tell whether a page with this id is connected, or the organization has this page already under any id."""
+    row = connection.execute(
+        "SELECT FROM integration WHERE deleted_at IS NULL"
+        " AND (id = %s OR (organization_id = %s AND internal_id = %s)) LIMIT 1",
+        [integration_id, organization_id, page_id],
+    ).fetchone()
+    return row is not None
 
 
 def removed_as(connection: Connection[Any], organization_id: str, page_id: str) -> str | None:

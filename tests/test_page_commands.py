@@ -95,6 +95,36 @@ def test_a_page_of_files_needs_no_token_and_may_have_a_zone(
     assert found == [("f-1", provider, "UTC", None), ("f-2", provider, "Europe/Berlin", "team-1")]
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--provider", "csv"], "connected shop; its days are of UTC (--zone names another)\n"),
+        (["--provider", "import", "--zone", "Asia/Tokyo"], "connected shop; its days are of Asia/Tokyo\n"),
+        ([], "connected shop; its days are of America/Los_Angeles\n"),
+    ],
+)
+def test_connecting_a_page_names_the_zone_of_its_days(shell: Shell, options: list[str], told: str) -> None:
+    """A wrong zone puts each number on a wrong day, and nobody sees that later."""
+    ran = shell.run("integration", "add", "--org", "acme", "--integration", "shop", "--page", "1", *options, stdin="E")
+    assert (ran.returncode, ran.stderr) == (0, told)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (["--provider", "cvs"], 2, "provider 'cvs' has no metrics in the catalog: did you mean csv?"),
+        (["--name", "a\tb"], 2, "has characters that cannot be shown"),
+        (["--user", "a b"], 2, "user 'a b' is not 1 to 128"),
+        (["--integration", "fb-1"], 4, "is connected already"),
+    ],
+)
+def test_no_token_is_asked_for_in_vain(shell: Shell, options: list[str], code: int, sentence: str) -> None:
+    """Here the token is empty, which would be the second complaint. A person had to fetch it first."""
+    add(shell)
+    ran = shell.run("integration", "add", "--org", "acme", "--integration", "fb-2", "--page", "7", *options)
+    assert (ran.returncode, sentence in ran.stderr) == (code, True), ran.stderr
+
+
 def test_a_facebook_page_has_the_zone_of_facebook(shell: Shell, rows: psycopg.Connection[Any]) -> None:
     """Facebook's days always begin in California."""
     line = ["integration", "add", "--org", "acme", "--integration", "fb-1", "--page", "1", "--zone", "Europe/Berlin"]

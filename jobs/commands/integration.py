@@ -52,9 +52,14 @@ def add(token_file: TextIO, provider: str, page_id: str, zone: str | None, user:
     with _as_usage():  # must come before the person is asked for a token
         check_page_id(provider, page_id)
         zone = integrations.zone_of(provider, zone) if zone else None
-    vault, token = application.vault, "-" if provider in _WITHOUT_TOKEN else _read_token(token_file)
+    vault = application.vault
     with connected(application.job_settings) as connection, _as_usage():
-        added = integrations.add(
+        integrations.check(connection, provider=provider, page_id=page_id, user=user, **page)
+        ids = page["organization_id"], page["integration_id"], page_id
+        may_be_new = not integrations.is_connected(connection, *ids)
+    token = "-" if provider in _WITHOUT_TOKEN or not may_be_new else _read_token(token_file)
+    with connected(application.job_settings) as connection, _as_usage():
+        added = may_be_new and integrations.add(
             connection, vault, provider=provider, page_id=page_id, token=token, zone=zone, user=user, **page
         )
         before = None if added else integrations.removed_as(connection, page["organization_id"], page_id)
@@ -62,7 +67,9 @@ def add(token_file: TextIO, provider: str, page_id: str, zone: str | None, user:
         names = f"{page['integration_id']}, or page {page_id} of {page['organization_id']},"
         again = f"; it was removed as {before}: add it under that id" if before else ""
         raise Failed(redact(f"{names} is connected already{again}"), Exit.EXISTS)
-    say(f"connected {page['integration_id']}")
+    its_days = f"its days are of {integrations.zone_of(provider, zone)}"
+    another = "" if zone or provider in integrations.FIXED_ZONES else " (--zone names another)"
+    say(f"connected {page['integration_id']}; {its_days}{another}")
 
 
 _WITHOUT_TOKEN = ("csv", "import")
