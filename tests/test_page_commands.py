@@ -167,14 +167,40 @@ def test_a_list_shows_the_zone_of_each_page(shell: Shell, rows: psycopg.Connecti
     rows.execute("UPDATE integration SET refresh_needed = true, refresh_reason = 'token_expired' WHERE id = 'fb-1'")
     listed = shell.run("integration", "list").stdout.splitlines()
     assert [line.split() for line in listed] == [
-        ["ORG", "INTEGRATION", "PROVIDER", "PAGE", "ZONE", "STATE"],
-        ["acme", "f-1", "csv", "1", "Asia/Tokyo", "active"],
-        ["acme", "fb-1", "facebook", "1122", "America/Los_Angeles", "refresh_needed,", "token_expired:", "Our", "shop"],
+        ["ORG", "INTEGRATION", "PROVIDER", "PAGE", "ZONE", "NAME", "STATE"],
+        ["acme", "f-1", "csv", "1", "Asia/Tokyo", "-", "active"],
+        ["acme", "fb-1", "facebook", "1122", "America/Los_Angeles", "Our", "shop", "token_expired"],
     ]
     of_acme = shell.run("integration", "list", "--org", "acme").stdout.splitlines()
-    assert of_acme[1].split() == ["f-1", "csv", "1", "Asia/Tokyo", "active"]
+    assert of_acme[1].split() == ["f-1", "csv", "1", "Asia/Tokyo", "-", "active"]
     pages = shell.json("integration", "list")["integrations"]
     assert [(page["zone"], page["user"]) for page in pages] == [("Asia/Tokyo", "team-1"), ("America/Los_Angeles", None)]
+
+
+def test_a_zone_that_all_share_is_said_once(shell: Shell) -> None:
+    """80 columns are few, and the same word in each line tells nobody more."""
+    add(shell)
+    add(shell, "fb-2", "2")
+    for line in (["integration", "list"], ["org", "list"]):
+        ran = shell.run(*line)
+        assert (ran.stderr, "ZONE" in ran.stdout) == ("days of America/Los_Angeles\n", False)
+
+
+def test_lists_fit_eighty_columns_and_keep_ids_whole(shell: Shell) -> None:
+    """A line that wraps cannot be read, and an id that is cut cannot be pasted. A name gives way."""
+    for number, org in enumerate(("acme", "birch")):
+        name = f"Shop number {number}, with a very long name"
+        add(shell, f"{org}-page-{number}", f"10000000000{number}", "--name", name, org=org)
+        add(shell, f"{org}-f-{number}", f"{number}", "--provider", "csv", "--zone", "Europe/Berlin", org=org)
+    for line, ids in (
+        (["integration", "list"], ["acme-page-0", "100000000000", "birch-page-1", "birch-f-1"]),
+        (["integration", "list", "--org", "birch"], ["birch-page-1", "100000000001", "Shop"]),
+        (["org", "list"], ["acme", "birch"]),
+    ):
+        shown = re.sub("\x1b\\[[0-9;]*m", "", shell.on_terminal(*line)).splitlines()
+        assert max(len(each.rstrip()) for each in shown) <= 80, shown
+        assert all(any(id in each for each in shown) for id in ids), shown
+        assert len([each for each in shown if each.strip()]) == 2 + (4 if line == ["integration", "list"] else 2), shown
 
 
 # -- changing --------------------------------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ def add(token_file: TextIO, provider: str, page_id: str, zone: str | None, user:
     say(f"connected {page['integration_id']}; {its_days}{another}")
 
 
+_CUT = ("name", "zone")  # columns of the list that give way on a narrow terminal
 _WITHOUT_TOKEN = ("csv", "import")
 _CHECKS: Mapping[str, Callable[[str], None]] = {
     "facebook": FacebookProvider.check_page_id,
@@ -289,22 +290,29 @@ def _state(found: Integration) -> str:
     return ", ".join(part for part in (page["state"], page["reason"]) if part)
 
 
+def _state_in_a_list(found: Integration) -> str:
+    """Return the state in few letters. A reason to connect the page again says that it must be."""
+    page = _page(found)
+    return page["reason"] if page["state"] == "refresh_needed" and page["reason"] else _state(found)
+
+
 def _show_pages(found: Sequence[Integration], organization_id: str | None) -> None:
-    """Print a line for each page, without the organization if only one was asked for: 80 columns are few."""
-    columns = ("org", "integration", "provider", "page", "zone", "state")
-    rows = [
-        (
-            page.organization_id,
-            page.id,
-            page.provider,
-            page.internal_id,
-            page.zone,
-            f"{_state(page)}: {page.name}" if page.name else _state(page),
-        )
-        for page in found
-    ]
-    begin = 1 if organization_id else 0
-    show_table(columns[begin:], [row[begin:] for row in rows])
+    """Print a line for each page. 80 columns are few, so what all lines would share is not a column."""
+    zones = {page.zone for page in found}
+    has_names = any(page.name for page in found)
+    columns = {
+        "org": None if organization_id else [page.organization_id for page in found],
+        "integration": [page.id for page in found],
+        "provider": [page.provider for page in found],
+        "page": [page.internal_id for page in found],
+        "zone": [page.zone for page in found] if len(zones) > 1 else None,
+        "name": [page.name or "-" for page in found] if has_names else None,
+        "state": [_state_in_a_list(page) for page in found],
+    }
+    shown = {title: cells for title, cells in columns.items() if cells is not None}
+    show_table(tuple(shown), list(zip(*shown.values(), strict=True)), cut=[each for each in _CUT if each in shown])
+    if len(zones) == 1:
+        say(f"days of {zones.pop()}")
 
 
 def _facts(found: Integration, facts: Facts) -> dict[str, object]:

@@ -6,7 +6,7 @@ from jobs import organizations
 from jobs.commands.store import connected
 from jobs.organizations import Organization
 from jobs.settings import JobSettings
-from redisq.cli import JSON_OPTION, show_document, show_table
+from redisq.cli import JSON_OPTION, say, show_document, show_table
 
 MIXED = "mixed"  # shown when the pages have several zones, so that one date does not mean the same hours
 
@@ -25,21 +25,26 @@ def list_(as_json: bool) -> None:
     if as_json:
         show_document({"organizations": [_document(each) for each in found]})
         return
-    show_table(
-        ("org", "active", "disabled", "reconnect", "first", "last", "zone"),
-        [
-            (
-                each.id,
-                each.active,
-                each.disabled,
-                each.reconnect,
-                each.first_number or "-",
-                each.last_number or "-",
-                MIXED if len(each.zones) > 1 else "".join(each.zones),
-            )
-            for each in found
-        ],
-    )
+    zones = {zone for each in found for zone in each.zones}
+    columns: tuple[str, ...] = ("org", "active", "disabled", "reconnect", "first", "last", "zone")
+    rows = [
+        (
+            each.id,
+            each.active,
+            each.disabled,
+            each.reconnect,
+            each.first_number or "-",
+            each.last_number or "-",
+            MIXED if len(each.zones) > 1 else "".join(each.zones),
+        )
+        for each in found
+    ]
+    if len(zones) > 1:
+        show_table(columns, rows, cut=("zone",))
+        return
+    show_table(columns[:-1], [row[:-1] for row in rows])
+    if zones:
+        say(f"days of {zones.pop()}")
 
 
 def _document(found: Organization) -> dict[str, object]:

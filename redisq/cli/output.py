@@ -87,11 +87,14 @@ def _csv_cell(cell: object) -> str:
     return f"'{redact(str(cell))}" if begins_formula else redact(str(cell))
 
 
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table: with colours on a terminal, plain and aligned into a pipe. Only the last column may wrap."""
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, cut: Sequence[str] = ()) -> None:
+    """Print a table: with colours on a terminal, plain and aligned into a pipe. Only the last column may wrap.
+
+    On a terminal that is too narrow the columns named in `cut` are cut, the first of them first.
+    """
     cells = [[clean(value) for value in row] for row in rows]
     if sys.stdout.isatty():
-        load("redisq.cli.terminal:show_table")(columns, cells)
+        load("redisq.cli.terminal:show_table")(columns, cells, cut)
         return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for row in [[name.upper() for name in columns], *cells]:
