@@ -174,7 +174,7 @@ def test_coverage_shows_what_became_of_each_day(shell: Shell, rows: psycopg.Conn
     found = shell.json("coverage", *span)
     words = ["empty", "done", "failed", "waiting", "skipped", "abandoned", "missing"]
     assert list(found["integrations"][0]["days"].values()) == words
-    assert found["counts"] == dict.fromkeys(words, 1)
+    assert found["counts"] == {**dict.fromkeys(words, 1), "notDue": 0}
     assert found["reasons"] == [{"integrationId": "fb-1", "date": days[2].isoformat(), "reason": "permission"}]
     shown = shell.run("coverage", *span)
     letters = [letter for line in shown.stdout.splitlines() if line.startswith("fb-1") for letter in line.split()[1:]]

@@ -470,8 +470,9 @@ def test_a_disabled_page_misses_no_day(shell: Shell, rows: psycopg.Connection[An
 def test_a_page_that_nobody_asks_misses_no_day(shell: Shell) -> None:
     """A page whose numbers are only imported cannot be late."""
     add(shell, "i-1", "1", "--provider", "import")
-    ended, found, _ = covered(shell, 3)
+    ended, found, told = covered(shell, 3)
     assert (ended, found["integrations"][0]["days"]) == (0, {})
+    assert "i-1: numbers are only imported" in told
 
 
 def test_coverage_names_the_zones_of_its_days(shell: Shell, rows: psycopg.Connection[Any]) -> None:
@@ -484,6 +485,48 @@ def test_coverage_names_the_zones_of_its_days(shell: Shell, rows: psycopg.Connec
     _, found, told = covered(shell, 1)
     assert "\ndays of mixed zones: America/Los_Angeles (2), UTC (1)\n" in told
     assert [page["zone"] for page in found["integrations"]] == ["UTC", "America/Los_Angeles", "America/Los_Angeles"]
+
+
+def test_a_day_that_is_not_over_is_not_missing(shell: Shell, rows: psycopg.Connection[Any]) -> None:
+    """Nobody has planned it yet, and nobody should be alarmed. A day that is in the ledger shows its state."""
+    add(shell, "f-1", "1", "--provider", "csv")
+    write_day(rows, back(1), "done", page="f-1", has_value=True)
+    ended, found, told = covered(shell, 1, 0)
+    assert list(found["integrations"][0]["days"].values()) == ["done", "notDue"]
+    assert (ended, found["counts"]["notDue"], found["counts"]["missing"]) == (0, 1, 0)
+    assert "~ not due 1" in told
+    write_day(rows, back(0), "expected", page="f-1")
+    assert list(covered(shell, 1, 0)[1]["integrations"][0]["days"].values()) == ["done", "waiting"]
+
+
+def test_coverage_of_one_page_shows_no_other(shell: Shell, rows: psycopg.Connection[Any]) -> None:
+    """Two hundred lines around the one that somebody asks for hide it. A mistyped id must not look like success."""
+    add(shell)
+    add(shell, "fb-2", "2")
+    write_day(rows, back(2), "done", has_value=True)
+    write_day(rows, back(2), "dead", "server", page="fb-2")
+    span = ["coverage", "--org", "acme", "--from", back(2).isoformat(), "--to", back(2).isoformat()]
+    found = shell.json(*span, "--integration", "fb-1")
+    assert [page["integrationId"] for page in found["integrations"]] == ["fb-1"]
+    assert (found["counts"]["failed"], found["reasons"]) == (0, [])
+    assert shell.run(*span, "--integration", "fb-1").returncode == 0
+    unknown = shell.run(*span, "--integration", "fb-9")
+    sentence = "organization 'acme' has no page 'fb-9': see `redisq integration list`"
+    assert (unknown.returncode, sentence in unknown.stderr) == (5, True)
+
+
+def test_a_month_of_a_page_with_a_long_id_fits_a_terminal(shell: Shell, rows: psycopg.Connection[Any]) -> None:
+    """A line that wraps puts marks under the wrong days. A pipe gets whole months."""
+    add(shell, "acme-germany-page-1")
+    rows.execute("UPDATE integration SET disabled = true")
+    span = ["coverage", "--org", "acme", "--from", "2026-01-01", "--to", "2026-01-31"]
+    shown = shell.on_terminal(*span).splitlines()
+    assert max(map(len, shown)) <= 80, shown
+    assert [line.split()[1:] for line in shown if line.startswith("2026-01")] == [
+        [f"{day:02}" for day in range(1, 16)],
+        [f"{day:02}" for day in range(16, 32)],
+    ]
+    assert len(shell.run(*span).stdout.splitlines()) == 2
 
 
 # -- metrics ---------------------------------------------------------------------------------------------------------

@@ -16,8 +16,7 @@ from jobs.commands.store import connected, one_line
 from jobs.database import open_pool
 from jobs.ledger import EMPTY, MARKS, NOBODYS, Chosen, Selection
 from jobs.plan import Plan, Planned
-from redisq import redact
-from redisq.cli import JSON_OPTION, Exit, Failed, say, show_document, show_table, track
+from redisq.cli import JSON_OPTION, say, show_document, show_table, track
 
 _FEW = 3  # pages that are named one by one
 _KINDS: dict[str, frozenset[Chosen]] = {
@@ -147,5 +146,4 @@ def _check_names(connection: Connection[Any], organization_id: str, integration_
     if integration_id is not None:
         found = integrations.find(connection, integration_id)
         if found is None or found.deleted or found.organization_id != organization_id:
-            name = f"organization {redact(organization_id)!r} has no page {redact(integration_id)!r}"
-            raise Failed(name, Exit.NOT_FOUND)
+            raise no_page(organization_id, integration_id)

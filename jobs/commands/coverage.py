@@ -1,13 +1,20 @@
 """`redisq coverage`: what became of every page's every day."""
 
 import datetime as dt
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from itertools import groupby
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import click
+from psycopg import Connection
 
-from jobs import ledger
+from jobs import integrations, ledger
+from jobs.catalog import NEVER_ASKED
 from jobs.commands.days import check_range, in_range, no_page
 from jobs.commands.store import connected
 from jobs.ledger import EMPTY, MARKS, MISSING, NOBODYS, Coverage, Explained, State
@@ -15,20 +22,33 @@ from jobs.settings import JobSettings
 from redisq.cli import JSON_OPTION, Exit, say, show_document
 
 _WORDS: dict[State, str] = {"dead": "failed", "expected": "waiting"}
+_SPOKEN = {"notDue": "not due"}
+NOT_DUE = "~"  # the day has not ended in the page's zone
 WORD_OF_MARK = {mark: _WORDS.get(state, state) for state, mark in MARKS.items()} | {
     MISSING: "missing",
     EMPTY: "empty",
+    NOT_DUE: "notDue",
 }
-_ORDER = ("done", "empty", "failed", "missing", "waiting", "skipped", "abandoned")
+_ORDER = ("done", "empty", "failed", "missing", "waiting", "skipped", "abandoned", "notDue")
 _WANTED = ("failed", "missing", "waiting")  # numbers that somebody may still be counting on
 _ZONES_SHOWN = 3
+_HALF = 15
+_NAMED = 10  # pages that are named one by one
 
 
 @click.command(epilog="Example: redisq coverage --org acme --from 2026-03-01 --to 2026-03-31")
 @in_range
+@click.option("--integration", "integration_id", metavar="ID", help="Only this page.")
 @JSON_OPTION
 @click.pass_context
-def coverage(ctx: click.Context, organization_id: str, first: dt.date, last: dt.date, as_json: bool) -> None:
+def coverage(
+    ctx: click.Context,
+    organization_id: str,
+    first: dt.date,
+    last: dt.date,
+    integration_id: str | None,
+    as_json: bool,
+) -> None:
     """Show what became of every day of every page.
 
     Ends with 3 when a day failed, is missing or still waits. Also ends with 3 when a page has an empty day after a day
@@ -37,10 +57,16 @@ def coverage(ctx: click.Context, organization_id: str, first: dt.date, last: dt.
     check_range(first, last)
     with connected(JobSettings.from_environment()) as connection:
         pages = ledger.coverage(connection, organization_id, first, last)
+        if integration_id is not None:
+            pages = [page for page in pages if page.integration_id == integration_id]
+        pages = [_with_days_to_come(page, first, last) for page in pages]
         reasons = ledger.explained(connection, organization_id, first, last)
+        if integration_id is not None:
+            reasons = [each for each in reasons if each.integration_id == integration_id]
+        imported = _only_imported(connection, organization_id, pages)
         silent = ledger.fallen_silent(connection, organization_id, first, pages)
     if not pages:
-        raise no_page(organization_id)
+        raise no_page(organization_id, integration_id)
     days = [first + dt.timedelta(days=number) for number in range((last - first).days + 1)]
     reasons = [*reasons, *_disabled(pages, days, reasons)]
     counts = {word: sum(page.marks.count(mark) for page in pages) for mark, word in WORD_OF_MARK.items()}
@@ -52,8 +78,26 @@ def coverage(ctx: click.Context, organization_id: str, first: dt.date, last: dt.
         _say_counts(counts)
         say(f"days of {_zones(pages)}")
         _say_reasons(reasons)
+        _say_imported(imported)
         _say_silent(pages, silent)
     ctx.exit(Exit.FOUND if silent or any(counts[word] for word in _WANTED) else Exit.DONE)
+
+
+def _with_days_to_come(page: Coverage, first: dt.date, last: dt.date) -> Coverage:
+    """Return `page` with each day that has not ended in its zone as not due, unless the ledger has the day."""
+    today = dt.datetime.now(ZoneInfo(page.zone)).date()
+    if last < today:
+        return page
+    over = max(0, (today - first).days)
+    return replace(page, marks=page.marks[:over] + page.marks[over:].replace(MISSING, NOT_DUE))
+
+
+def _only_imported(connection: Connection[Any], organization_id: str, pages: Sequence[Coverage]) -> list[str]:
+    """Return the ids of those `pages` whose provider is never asked."""
+    if not any(NOBODYS in page.marks for page in pages):
+        return []
+    found = {page.id for page in integrations.list_all(connection, organization_id) if page.provider in NEVER_ASKED}
+    return [page.integration_id for page in pages if page.integration_id in found]
 
 
 def _disabled(pages: Sequence[Coverage], days: Sequence[dt.date], reasons: Sequence[Explained]) -> list[Explained]:
@@ -91,9 +135,15 @@ def _grid(pages: Sequence[Coverage], days: Sequence[dt.date], reasons: Sequence[
 
 
 def _show_grid(pages: Sequence[Coverage], days: Sequence[dt.date]) -> None:
-    """Print a block for each month, in it a line for each page and a letter for each day."""
+    """Print a block for each month, in it a line for each page and a letter for each day.
+
+    On a terminal that is too narrow for a month, the month becomes two blocks: until the 15th, and the rest.
+    """
     width = max(7, *(len(page.integration_id) for page in pages))  # 7: "2026-03"
-    for month, block in groupby(enumerate(days), key=lambda numbered: f"{numbered[1]:%Y-%m}"):
+    is_halved = sys.stdout.isatty() and shutil.get_terminal_size().columns < width + 1 + 3 * min(31, len(days))
+    for (month, _), block in groupby(
+        enumerate(days), key=lambda numbered: (f"{numbered[1]:%Y-%m}", is_halved and numbered[1].day > _HALF)
+    ):
         places, of_month = zip(*block, strict=True)
         part = slice(places[0], places[-1] + 1)
         lines = [f"{month:{width}}  {' '.join(f'{day:%d}' for day in of_month)}"]
@@ -104,7 +154,13 @@ def _show_grid(pages: Sequence[Coverage], days: Sequence[dt.date]) -> None:
 def _say_counts(counts: Mapping[str, int]) -> None:
     """Say how many days have each mark. A mark without days is left out, so that one line of 80 columns is enough."""
     marks = {word: mark for mark, word in WORD_OF_MARK.items()}
-    say("  ".join(f"{marks[word]} {word} {counts[word]}" for word in _ORDER if counts[word] or word == "done"))
+    say(
+        "  ".join(
+            f"{marks[word]} {_SPOKEN.get(word, word)} {counts[word]}"
+            for word in _ORDER
+            if counts[word] or word == "done"
+        )
+    )
 
 
 def _zones(pages: Sequence[Coverage]) -> str:
@@ -126,6 +182,14 @@ def _say_reasons(reasons: Sequence[Explained]) -> None:
     ]
     if lines:
         say("\n".join(lines))
+
+
+def _say_imported(ids: Sequence[str]) -> None:
+    """Say of which pages no number is expected although nothing is wrong."""
+    if len(ids) > _NAMED:
+        say(f"{len(ids):,} pages: numbers are only imported")
+    elif ids:
+        say("\n".join(f"{id}: numbers are only imported" for id in ids))
 
 
 def _say_silent(pages: Sequence[Coverage], silent: Set[str]) -> None:

@@ -41,7 +41,10 @@ def check_age(day: dt.date, settings: JobSettings) -> None:
         raise ValueError(f"{day} is more than the {settings.max_age_days} days ago that providers keep")
 
 
-def no_page(organization_id: str) -> Failed:
-    """Return how a command ends for an organization that has nothing to show."""
+def no_page(organization_id: str, integration_id: str | None = None) -> Failed:
+    """Return how a command ends for an organization, or one page of it, that has nothing to show."""
     name = redact(organization_id)
-    return Failed(f"organization {name!r} has no page: see `redisq org list`", Exit.NOT_FOUND)
+    if integration_id is None:
+        return Failed(f"organization {name!r} has no page: see `redisq org list`", Exit.NOT_FOUND)
+    where = "see `redisq integration list`"
+    return Failed(f"organization {name!r} has no page {redact(integration_id)!r}: {where}", Exit.NOT_FOUND)
