@@ -541,9 +541,12 @@ def test_the_list_of_metrics_says_what_is_asked_and_what_is_alive(
     owner.run("metric", "retire", "--provider", "facebook", "page_views_total", "--to", "2026-03-01")
     of_facebook = shell.run("metric", "list", "--provider", "facebook").stdout.splitlines()
     found = {line.split()[0]: line.split()[1:] for line in of_facebook}
-    assert found["page_follows"] == ["level", "yes", "given", "2026-11-28"]
+    assert found["page_follows"] == ["level", "yes", "last", "given", "2026-11-28"]
     assert found["page_media_view"] == ["sum", "yes", "dead", "since", "2026-11-01"]
-    assert found["page_views_total"] == ["sum", "no", "to", "2026-03-01"]
+    assert found["page_views_total"] == ["sum", "no", "retired,", "last", "day", "2026-03-01"]
+    rows.execute("INSERT INTO metric_life VALUES ('facebook', 'page_views_total', '2026-03-03', NULL, NULL)")
+    with_both = shell.run("metric", "list", "--provider", "facebook").stdout
+    assert "last given 2026-03-03; retired, last day 2026-03-01" in with_both
     on_terminal = re.sub("\x1b\\[[0-9;]*m", "", shell.on_terminal("metric", "list"))
     assert max(map(len, on_terminal.splitlines())) <= 80
     [follows] = [

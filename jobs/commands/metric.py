@@ -137,15 +137,17 @@ def _how_to_read(new: Listed) -> str:
 def _life(each: Listed) -> str:
     """Return the facts that only few metrics have, in one cell that must fit into 80 columns with the others."""
     is_given = each.given_on and not each.dead_since
+    is_retired = each.valid_to and not each.supported and each.provider not in NEVER_ASKED
+    last = f"retired, last day {each.valid_to}" if is_retired else f"last day {each.valid_to}"
     facts = [
         f"{each.numerator} / {each.denominator}" if each.numerator else "",
         f"dead since {each.dead_since}" if each.dead_since else "",
-        f"given {each.given_on}" if is_given else "",
-        f"from {each.valid_from}" if each.valid_from else "",
-        f"to {each.valid_to}" if each.valid_to else "",
-        f"({each.unit})" if each.unit != "count" else "",
+        f"last given {each.given_on}" if is_given else "",
+        f"first day {each.valid_from}" if each.valid_from else "",
+        last if each.valid_to else "",
+        f"in {each.unit}" if each.unit != "count" else "",
     ]
-    return " ".join(filter(None, facts)) or "-"
+    return "; ".join(filter(None, facts)) or "-"
 
 
 def _document(each: Listed) -> dict[str, object]:
