@@ -142,7 +142,7 @@ def test_reconnect_runs_again_what_the_old_token_cost(
     write_day(rows, skipped, "skipped", "refresh_needed")
     bury(redis, ingest(date=dead.isoformat()))
     ran = shell.run("integration", "reconnect", "fb-1", stdin="EAAB-fresh")
-    assert "1 days are expected again, 1 dead letters run again" in ran.stderr
+    assert "1 day is expected again, 1 dead letter runs again" in ran.stderr
     assert Queue(redis, "default").where([ingest(date=dead.isoformat()).id]) == ["ready"]
     assert states(rows)[skipped.isoformat()] == "expected"
     assert shell.json("integration", "list")["integrations"][0]["state"] == "active"

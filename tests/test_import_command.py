@@ -22,7 +22,7 @@ from jobs.ledger import Entry
 from jobs.providers.base import Answer, Reading, Status
 from jobs.vault import Vault
 from redisq import Queue
-from tests.program import NOWHERE, Shell
+from tests.program import NOWHERE, PROGRAM, Shell
 from tests.roles import as_services
 
 TODAY = dt.datetime.now(dt.UTC).date()
@@ -288,7 +288,7 @@ def test_a_corrected_file_restates_and_says_what_changed(shell: Shell, db: Db, t
     assert "numbers: 6 restated, 1 unchanged\n" in ran.stdout
     assert f"    {day(1)} page_media_view 2 -> 20\n" in ran.stdout
     assert f"    {day(5)} page_media_view 6 -> 60\n    and 1 more\n" in ran.stdout
-    assert "wrote 0 new and 6 restated numbers; 0 days became done" in ran.stderr
+    assert "wrote 6 restated numbers\n" in ran.stderr
     assert "the sums of 6 days follow" in ran.stderr
     history = db.execute("SELECT day, revision, old_value::int, new_value::int, source FROM page_metric_history")
     [(new_source,)] = db.execute("SELECT sha256 FROM import_file WHERE name = 'b.csv'").fetchall()
@@ -388,9 +388,9 @@ def test_a_recent_day_stays_to_the_provider(shell: Shell, db: Db, tmp_path: Path
     here = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=2)  # of Los Angeles it is 1 or 2 days ago
     ran = do(shell, views(tmp_path, 5, first=here), page="fb-1")
     assert "1 day is left to the daily run" in ran.stdout
-    assert ran.stderr == "wrote 1 new and 0 restated numbers; 0 days became done\n"
+    assert ran.stderr == "wrote 1 new number\n"
     corrected = do(shell, views(tmp_path, 4, first=here), page="fb-1")
-    assert corrected.stderr == "wrote 0 new and 1 restated numbers; 0 days became done\n"
+    assert corrected.stderr == "wrote 1 restated number\n"
     do(shell, views(tmp_path, 5, first=here), page="fb-1")
     assert (numbers(db, "fb-1"), states(db, "fb-1")) == ({(VIEWS, here): 5}, {})
     assert db.execute("SELECT count(*) FROM aggregate_dirty").fetchall() == [(0,)]
@@ -542,7 +542,41 @@ def test_a_person_is_asked(shell: Shell, db: Db, tmp_path: Path, answer: str, wr
     os.close(theirs)
     assert "numbers: 1 new" in out.decode()
     assert "Write this? [y/N]" in said.decode()
+    assert ("redisq: nothing is written\n" in said.decode()) == (not wrote)
     assert (process.returncode, bool(numbers(db))) == ((0, True) if wrote else (1, False))
+
+
+def test_a_directory_is_refused_with_what_to_do_instead(shell: Shell, db: Db, tmp_path: Path) -> None:
+    """`.` has no name of its own, so the message must find one."""
+    ran = shell.run("import", ".", "--integration", PAGE)
+    assert ran.returncode == 2
+    assert f"{Path.cwd()}: a directory. Name the files in it, like *.csv" in ran.stderr
+    ran = shell.run("import", str(tmp_path), "--integration", PAGE)
+    assert f"{tmp_path.name}: a directory. Name the files in it, like {tmp_path}/*.csv" in ran.stderr
+    assert numbers(db) == {}
+
+
+@pytest.mark.usefixtures("db")
+def test_an_unknown_page_is_shown_as_it_was_typed(shell: Shell, tmp_path: Path) -> None:
+    """The blank at its end may be the mistake."""
+    ran = shell.run("import", views(tmp_path, 5), "--integration", f"{PAGE} ")
+    assert (ran.returncode, f"no integration '{PAGE} ':" in ran.stderr) == (5, True), ran.stderr
+
+
+@pytest.mark.usefixtures("db")
+def test_a_long_refusal_wraps_between_words_on_a_terminal(shell: Shell, tmp_path: Path) -> None:
+    """A person must be able to copy an option that the refusal names."""
+    file = written(tmp_path / "a.csv", suite("No such title as this one, which is long", {day(0): 1}))
+    ours, theirs = pty.openpty()
+    command = ["import", file, "--integration", PAGE, "--yes"]
+    ran = subprocess.run([PROGRAM, *command], env=shell.all(), stdout=subprocess.PIPE, stderr=theirs, timeout=60)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode().splitlines()
+    os.close(ours)
+    assert ran.returncode == 2
+    assert len(shown) > 1
+    assert max(map(len, shown)) <= 80
+    assert shell.run(*command).stderr == " ".join(shown) + "\n"
 
 
 def test_a_page_that_goes_away_meanwhile_gets_nothing(

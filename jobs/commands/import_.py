@@ -28,7 +28,7 @@ from jobs.importing.files import read_file
 from jobs.importing.numbers import DecimalMark
 from jobs.importing.reader import read, titles_in
 from jobs.importing.titles import key
-from redisq import BadSettings, RedisqError
+from redisq import BadSettings, RedisqError, redact
 from redisq.cli import JSON_OPTION, Exit, Failed, clean, say, show_document
 
 _AT_ONCE = 500  # jobs that one script enqueues; more would make other clients of Redis wait too long
@@ -134,7 +134,7 @@ def _understood(
 
 
 def _unknown(integration_id: str) -> Failed:
-    return Failed(f"no integration {clean(integration_id)!r}: see `redisq integration list`", Exit.NOT_FOUND)
+    return Failed(f"no integration {redact(integration_id)!r}: see `redisq integration list`", Exit.NOT_FOUND)
 
 
 def _read_all(paths: Sequence[Path], answers: Answers, catalog: Mapping[str, str], today: dt.date) -> list[Export]:
@@ -199,7 +199,13 @@ def _refuse_what_is_open(known: Understood, *, known_only: bool) -> None:
 def _ask() -> None:
     if sys.stdin is None or not sys.stdin.isatty():
         raise Failed("nobody can answer here: add --yes to write this, or --dry-run", Exit.USAGE)
-    click.confirm("Write this?", abort=True, err=True)
+    try:
+        is_wanted = click.confirm("Write this?", err=True)
+    except click.Abort:
+        is_wanted = False
+        click.echo(err=True)  # the question's line has not ended
+    if not is_wanted:
+        raise Failed("nothing is written")
 
 
 def _write(connection: Connection[Any], known: Understood, *, over_provider: bool) -> store.Written:

@@ -59,9 +59,11 @@ def told(written: Written, *, are_enqueued: bool) -> str:
     days = _days(sum(map(len, written.sums.values())))
     if not (written.new or written.restated or written.sums):
         return "nothing has changed"
-    done = (
-        f"wrote {written.new:,} new and {written.restated:,} restated numbers; {_days(written.days_done)} became done"
-    )
+    counts = [f"{count:,} {word}" for count, word in ((written.new, "new"), (written.restated, "restated")) if count]
+    noun = "number" if written.new + written.restated == 1 else "numbers"
+    done = f"wrote {' and '.join(counts) or 'no'} {noun}"
+    if written.days_done:
+        done += f"; {_days(written.days_done)} became done"
     if not written.sums:
         return done
     if are_enqueued:

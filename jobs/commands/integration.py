@@ -218,7 +218,9 @@ def reconnect(integration_id: str, token_file: TextIO) -> None:
     requeued = 0
     for day, queue in found.dead:
         requeued += application.queue(queue).requeue([f"ingest:{integration_id}:{day}"]).count(1)
-    say(f"reconnected {integration_id}: {found.reopened} days are expected again, {requeued} dead letters run again")
+    expected = f"{_days(found.reopened)} {'is' if found.reopened == 1 else 'are'} expected again"
+    letters = "1 dead letter runs again" if requeued == 1 else f"{requeued} dead letters run again"
+    say(f"reconnected {integration_id}: {expected}, {letters}")
 
 
 @integration.command("rotate-tokens", epilog="Example: redisq integration rotate-tokens")
@@ -228,7 +230,7 @@ def rotate_tokens() -> None:
     vault = application.vault
     with connected(application.job_settings) as connection:
         count = integrations.rotate_tokens(connection, vault)
-    say(f"encrypted {count} tokens anew")
+    say(f"encrypted {count} {'token' if count == 1 else 'tokens'} anew")
 
 
 @integration.command("new-key", epilog="Example: redisq integration new-key > token-key")
@@ -349,7 +351,10 @@ def _lines(found: Integration, facts: Facts) -> Iterator[tuple[str, object]]:
     for day, metric in _refused(found):
         yield "refused", f"{metric}, the last time on {day}"
     if load := _load(found):
-        yield "a call asks for", f"at most {_days(load.days)} and {load.metrics} metrics"
+        yield (
+            "a call asks for",
+            f"at most {_days(load.days)} and {load.metrics} {'metric' if load.metrics == 1 else 'metrics'}",
+        )
 
 
 def _refused(found: Integration) -> list[tuple[dt.date, str]]:

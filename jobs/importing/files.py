@@ -21,6 +21,9 @@ def read_file(path: Path) -> bytes:
                 raise Unreadable(path.name, None, "not a regular file. Give the file itself, not a pipe or a device")
             # Reads one byte more than allowed, because the file may have grown since its size was looked at.
             content = file.read(MAX_BYTES + 1)
+    except IsADirectoryError:
+        name = path.name or str(path.resolve())  # "." has no name
+        raise Unreadable(name, None, f"a directory. Name the files in it, like {path / '*.csv'}") from None
     except OSError as error:
         raise Unreadable(path.name, None, f"{error.strerror or error}. Look at its name and permissions") from None
     if len(content) > MAX_BYTES:
