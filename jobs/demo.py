@@ -30,7 +30,10 @@ PAGES = 20
 DAYS = 14
 ORGANIZATIONS = ("acme", "birch", "cobalt", "dune")
 METRIC = "page_media_view"
+EXPIRED, EXPIRED_ID = 9, "birch-3"  # the number and the id of the page whose token expires
 PATIENCE = 60.0  # seconds for all of it, on a slow machine
+
+_PASSED_ON = ("REDISQ_CSV_DIRECTORY",)  # settings of the person that hold in the demo, too
 
 talk = Console(stderr=True)
 screen = Console(soft_wrap=True)
@@ -60,8 +63,10 @@ def run(*, keep: bool) -> int:
         _plan(application, connection, days[: RECENT_DAYS + 1])  # so that one day tells of the token
         _plan(application, connection, days)
         _until(lambda: _is_summed_up(application, connection), "the sums of the last day")
-        _show(connection, environ, days)
+        token_file = folder / f"{EXPIRED_ID}-token" if keep else Path("TOKEN")
+        _show(connection, environ, days, token_file)
         if keep:
+            _renew(simulator, token_file)
             _stay(folder, environ)
     return 0
 
@@ -96,7 +101,7 @@ def _servers(stack: ExitStack, folder: Path, simulator: Simulator) -> dict[str, 
                 name=page.name,
             )
     return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("REDISQ_")},
+        **{name: value for name, value in os.environ.items() if not name.startswith("REDISQ_") or name in _PASSED_ON},
         "REDISQ_REDIS_URL": redis.url,
         "REDISQ_DATABASE_URL": postgres.dsn,
         "REDISQ_TOKEN_KEY_FILE": str(key_file),
@@ -107,10 +112,18 @@ def _servers(stack: ExitStack, folder: Path, simulator: Simulator) -> dict[str, 
 
 def _spoil(simulator: Simulator) -> None:
     """Let some things go wrong: a server error that passes, a token that has expired, a rate limit."""
-    hiccup, expired, limited = (simulator.pages[number].page_id for number in (4, 9, 14))
+    hiccup, expired, limited = (simulator.pages[number].page_id for number in (4, EXPIRED, 14))
     simulator.script(hiccup, "fail-1-then-ok")
     simulator.script(expired, then="token-463")
     simulator.script(limited, "limit-page")
+
+
+def _renew(simulator: Simulator, token_file: Path) -> None:
+    """Write a token with which the page can be read again, as its owner would send it."""
+    page = simulator.pages[EXPIRED]
+    simulator.script(page.page_id, then="ok")
+    token_file.touch(mode=0o600)
+    token_file.write_text(page.token + "\n")
 
 
 @contextmanager
@@ -182,7 +195,7 @@ def _one(connection: Connection, query: str) -> Any:
 # -- showing -----------------------------------------------------------------------------------------------------------
 
 
-def _show(connection: Connection, environ: Mapping[str, str], days: list[dt.date]) -> None:
+def _show(connection: Connection, environ: Mapping[str, str], days: list[dt.date], token_file: Path) -> None:
     first, last = days[-1].isoformat(), days[0].isoformat()
     letter = _one(
         connection,
@@ -198,8 +211,8 @@ def _show(connection: Connection, environ: Mapping[str, str], days: list[dt.date
     screen.print("\n[bold]What you could type next[/] (with make demo DEMO=--keep)\n")
     for line in (
         f"redisq dlq show {letter}",
-        "redisq integration reconnect birch-3 --token-file TOKEN",
-        f"redisq dlq requeue {letter}",
+        f"redisq integration reconnect {EXPIRED_ID} --token-file {token_file}",
+        f"redisq coverage --org birch --from {first} --to {last}",
         f"redisq backfill --org acme --from {days[-1] - dt.timedelta(days=7)} --to {days[-1] - dt.timedelta(days=1)}",
         f"redisq numbers --org birch --metric {METRIC} --by page",
         "redisq schedule next daily",
