@@ -385,7 +385,7 @@ def test_a_day_is_done_only_when_nobody_will_ask_the_provider(
 
 def test_a_recent_day_stays_to_the_provider(shell: Shell, db: Db, tmp_path: Path) -> None:
     """The daily run will still plan it. If it were done now, the API would not be asked for the other metrics."""
-    here = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=2)  # of Los Angeles it is 1 or 2 days ago
+    here = dt.datetime.now(dt.UTC).date() - dt.timedelta(days=1)  # today or yesterday in Los Angeles
     ran = do(shell, views(tmp_path, 5, first=here), page="fb-1")
     assert "1 day is left to the daily run" in ran.stdout
     assert ran.stderr == "wrote 1 new number\n"

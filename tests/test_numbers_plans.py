@@ -97,13 +97,13 @@ HOT = [
     Hot(
         "parts of a ratio",
         lambda db: stored_numbers.parts_of(db, ORGANIZATION, RATE, DAYS),
-        {LEDGER, NUMBERS},
+        {NUMBERS},  # all days that there are of the ledger are asked for: either of its indexes will do
         "Two numbers of each page and day, and no look at the ten others.",
     ),
     Hot(
         "pages",
         lambda db: stored_pages.page_totals(db, ORGANIZATION, METRIC, DAYS),
-        {LEDGER, NUMBERS},
+        {NUMBERS},  # all days that there are of the ledger are asked for: either of its indexes will do
         "One number of each page and day.",
         reads=_NAMES,
     ),

@@ -10,13 +10,21 @@ from jobs import payloads
 
 _AGO = re.compile(r"-([0-9]{1,5})d")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_FIRST = dt.date(2004, 1, 1)  # No page is older, and before the year 1 nothing can be compared with.
 
 
 def spoken_day(text: str, today: dt.date) -> dt.date:
     """Return the day that `text` names: YYYY-MM-DD, `today`, `yesterday` or `-7d`.
 
-    Raise `ValueError` for all else, and for a day that has begun nowhere yet.
+    Raise `ValueError` for all else, for a day that has begun nowhere yet, and for one before there were pages.
     """
+    day = _spoken(text, today)
+    if day < _FIRST:
+        raise ValueError(f"date {text!r} is before {_FIRST:%Y}, when there were no pages")
+    return day
+
+
+def _spoken(text: str, today: dt.date) -> dt.date:
     if _is_date(text):
         return payloads.parse_day(text)
     if text in ("today", "yesterday"):
