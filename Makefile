@@ -73,7 +73,7 @@ chaos: $(VENV)/.with-dev
 	$(VENV)/bin/python -m tests.chaos --seed $(or $(SEED),1 2 3 4 5) --seconds $(or $(SECONDS),12)
 
 fuzz: $(VENV)/.with-dev
-	FUZZ_SECONDS=$(or $(SECONDS),600) $(VENV)/bin/pytest -s --durations=0 tests/test_fuzz.py
+	FUZZ_SECONDS=$(or $(SECONDS),600) $(VENV)/bin/pytest -s --durations=0 tests/test_fuzz.py tests/test_import_reader.py
 
 mutants: $(VENV)/.with-dev
 	$(VENV)/bin/python -m tests.chaos --seed $(or $(SEED),1 2 3 4 5) --seconds $(or $(SECONDS),25) --mutants

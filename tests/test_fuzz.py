@@ -331,10 +331,13 @@ def test_the_command_line(redis: Redis, redis_url: str, monkeypatch: pytest.Monk
     commands = [
         *("", "status", "dlq list", "dlq show", "dlq requeue", "dlq remove --yes", "schedule list", "schedule next"),
         *("completion", "doctor", "enqueue ingest", "enqueue plan", "enqueue aggregate", "enqueue reconcile"),
-        *("coverage", "backfill", "integration add", "integration list", "integration reconnect"),
+        *("coverage", "backfill", "integration add", "integration list", "integration reconnect", "integration show"),
+        *("integration enable", "integration move", "integration rename", "integration remove --yes", "org list"),
+        *("metric list", "metric add", "metric retire", "numbers", "numbers history", "report", "import --dry-run"),
     ]
     options = ["--queue", "--json", "--limit", "--offset", "--all", "--reason", "--class", "--org", "--integration"]
     options += ["--date", "--from", "--to", "--delay", "-n", "--page", "--provider", "--", "-h"]
+    options += ["--metric", "--by", "--csv", "--only", "--zone", "--additivity", "--dates", "--decimal"]
     words = st.one_of(st.sampled_from(options), WORDS)
     words = st.one_of(words, st.sampled_from(["2026-03-18", "default", "acme", "daily", "1", "nan", "1e400", "-1"]))
 
