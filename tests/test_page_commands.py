@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from jobs.commands.coverage import WORD_OF_MARK
 from jobs.vault import Vault
-from tests.program import Shell
+from tests.program import PROGRAM, Shell
 from tests.roles import as_services
 from tests.test_rights import OWNER_PASSWORD, create_owner
 
@@ -697,3 +698,31 @@ def test_the_page_about_providers_knows_every_mark() -> None:
     """A person who sees a mark in the grid looks it up there."""
     told = re.findall(r"^\| `(.)` \| (\w+) \|", PROVIDERS, re.MULTILINE)
     assert dict(told) == WORD_OF_MARK
+
+
+# -- where the output goes
+
+
+OUTPUTS = [
+    ("numbers", "--org", "acme", "--csv"),
+    ("report", "--org", "acme"),
+    ("coverage", "--org", "acme", "--from", "-7d", "--to", "yesterday"),
+    ("org", "list"),
+    ("metric", "list"),
+    ("integration", "list"),
+    ("integration", "show", "fb-1"),
+    ("dlq", "list"),
+    ("doctor",),
+]
+
+
+@pytest.mark.parametrize("line", OUTPUTS, ids=" ".join)
+def test_an_output_that_cannot_be_written_is_one_line(shell: Shell, line: tuple[str, ...]) -> None:
+    """A cron job on a full disk must not mail a traceback, and one that has closed its output wants none."""
+    add(shell)
+    is_empty = line[0] in ("numbers", "report")  # nothing is stored: only a line on stderr
+    for redirected, codes in ((">/dev/full", (0, 1) if is_empty else (1,)), (">&-", (0, 1, 3))):
+        typed = f"exec {PROGRAM} {' '.join(line)} {redirected}"
+        ran = subprocess.run(["sh", "-c", typed], env=shell.all(), stderr=subprocess.PIPE, text=True, timeout=60)
+        assert "Traceback" not in ran.stderr, (redirected, ran.stderr)
+        assert ran.returncode in codes, (redirected, ran.returncode, ran.stderr)

@@ -1,17 +1,22 @@
 """The program: a table of commands, each loaded when it is called."""
 
+import errno
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from redisq.cli.loading import load
-from redisq.cli.outcome import EXIT_CODES, Exit
+from redisq.cli.outcome import EXIT_CODES, Exit, Failed
 from redisq.cli.services import adopt_settings
 
 Commands = Mapping[str, tuple[str, str]]  # name -> (reference of the click command, its line in the help)
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # the disk of a file that the output goes to
 
 CORE: Commands = {
     "enqueue": ("redisq.cli.enqueue:enqueue", "Put one job into its queue."),
@@ -71,6 +76,16 @@ class Program(click.Group):
         names = [CompletionItem(name, help=line) for name, (_, line) in self.table.items()]
         return [item for item in names if item.value.startswith(incomplete)] + options
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program. A stream that its caller has closed swallows what is written to it."""
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # as long as the process lives
+        try:
+            return super().main(*args, **kwargs)
+        finally:
+            _end_output()
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; what a store or the library reports becomes one line, never a traceback."""
         adopt_settings(os.environ)
@@ -80,3 +95,24 @@ class Program(click.Group):
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             raise click.exceptions.Exit(Exit.INTERRUPTED) from None
+        except OSError as error:
+            if error.errno not in _CANNOT_WRITE:
+                raise
+            raise Failed(_unwritten(error)) from None
+
+
+def _end_output() -> None:
+    """Write what is left of the output. When it cannot be written, say so in one line and end with 1."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        message = _unwritten(error)
+        if error.errno in _CANNOT_WRITE:
+            Failed(message).show()
+            raise SystemExit(int(Exit.FAILED)) from None
+
+
+def _unwritten(error: OSError) -> str:
+    """Let go of the output, or the interpreter would try to write it once more at its end; return what happened."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return f"cannot write the output: {error.strerror}"
