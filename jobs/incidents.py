@@ -86,7 +86,7 @@ def judge(
         return "incident"
     if error.fault != "app":
         return judge_again(connection, integration, refusal, now, witness)
-    if _was_alone(connection, integration, error.reason, now):
+    if _was_alone(connection, integration, error.reason, now, asked_at or now):
         # It would stop all others again, and they would be answered again.
         _forget_refusal(connection, integration)
         return "page"
@@ -126,12 +126,17 @@ def _ended_since(connection: Connection[Any], provider: str, asked_at: dt.dateti
 
 
 @fail_points
-def _was_alone(connection: Connection[Any], integration: Integration, reason: str, now: dt.datetime) -> bool:
-    """Tell whether this page opened an incident of this reason lately, which another page's answer closed."""
+def _was_alone(
+    connection: Connection[Any], integration: Integration, reason: str, now: dt.datetime, asked_at: dt.datetime
+) -> bool:
+    """Tell whether this page opened an incident of this reason lately, and another page's answer closed it.
+
+    Only when the page was asked after that: its refusal may else be the incident's.
+    """
     row = connection.execute(
-        "SELECT FROM provider_incident WHERE provider = %s AND reason = %s AND closed_at >= %s"
+        "SELECT FROM provider_incident WHERE provider = %s AND reason = %s AND closed_at BETWEEN %s AND %s"
         " AND opened_by = %s AND closed_by <> opened_by LIMIT 1",
-        [integration.provider, reason, now - ACQUITTED, integration.id],
+        [integration.provider, reason, now - ACQUITTED, asked_at, integration.id],
     ).fetchone()
     return row is not None
 

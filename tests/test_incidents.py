@@ -443,6 +443,28 @@ def test_a_page_that_was_asked_before_the_end_is_asked_again(refused: World) -> 
     assert run(refused, PAGES[0]) == "done"
 
 
+def test_a_page_that_slept_through_an_incident_is_not_given_up_for_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker was frozen with the refusal in its hand, and wakes when the app is mended."""
+    answers(world, PAGES[0], error=refusal("app"))
+    run(world, PAGES[0])
+    later(world, PROBE)
+
+    def frozen(*_: object) -> bool:
+        monkeypatch.undo()
+        answers(world, PAGES[1])
+        later(world, PROBE)
+        assert run(world, PAGES[1]) == "done"
+        return False
+
+    monkeypatch.setattr(incidents, "is_open", frozen)
+    assert run(world, PAGES[0]) == "defer app_refused"
+    answers(world, *PAGES)
+    later(world, PROBE)
+    assert run(world, PAGES[0]) == "done"
+
+
 def test_a_second_wave_is_a_second_incident(refused: World) -> None:
     """The first is history, and is kept as such."""
     answers(refused, PAGES[0])
