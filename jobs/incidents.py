@@ -166,6 +166,7 @@ def judge_outage(
     integration: Integration,
     error: ProviderError,
     now: dt.datetime,
+    witness: Witness = _nobody,
     *,
     is_last_attempt: bool,
 ) -> Judgement:
@@ -173,7 +174,8 @@ def judge_outage(
 
     Only failures in a row count, which means that no page was answered between them. Several pages in a row make an
     incident. Two silent failures in a row also make one if the page has no attempt left or the provider has few pages:
-    no other page was answered in between, so nothing says that this page is the cause.
+    no other page was answered in between, so nothing says that this page is the cause. But first a page that did not
+    fail is asked: the last pages of a day may each fail for a reason of their own.
     """
     _note(connection, integration, error, now)
     if is_open(connection, integration.provider):
@@ -184,10 +186,13 @@ def judge_outage(
         and silences >= SILENCES
         and (is_last_attempt or _count_pages(connection, integration.provider) < WAVE)
     )
-    if pages >= WAVE or is_silent:
-        _open_incident(connection, integration, error, now)
-        return "incident"
-    return "page"
+    if pages < WAVE and not is_silent:
+        return "page"
+    if witness():
+        _note_others(connection, integration.provider, now)
+        return "page"
+    _open_incident(connection, integration, error, now)
+    return "incident"
 
 
 @fail_points

@@ -559,8 +559,9 @@ class Ingest:
             return answered(entry, outcome, now, published_by)
         known = told_by(outcome, entry)
         is_last = delivery.is_last_attempt
+        witness = partial(self._is_another_answered, connection, integration, entry.day, now, delivery)
         if outcome.is_outage:
-            judgement = incidents.judge_outage(connection, integration, outcome, now, is_last_attempt=is_last)
+            judgement = incidents.judge_outage(connection, integration, outcome, now, witness, is_last_attempt=is_last)
             if judgement == "incident":
                 return replace(held_back(known, AWAY, outcome.detail, now), gates=outcome.gates)
             return refused(entry, outcome, now, is_last_attempt=is_last)
@@ -570,7 +571,6 @@ class Ingest:
         if integration.watched or integration.incident == "outage":
             incidents.note_reached(connection, integration, now, asked_at)
         if outcome.error_class == "permanent" and outcome.fault != "page":
-            witness = partial(self._is_another_answered, connection, integration, entry.day, now, delivery)
             match incidents.judge(connection, integration, outcome, now, witness, asked_at=asked_at):
                 case "incident":
                     return replace(held_back(known, REFUSED, outcome.detail, now), gates=outcome.gates)

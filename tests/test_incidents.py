@@ -263,11 +263,29 @@ def test_a_provider_that_is_away_is_one_incident(
     assert set(ended[WAVE - 1 :]) == {"defer provider_away"}
     ended = [run(world, page, attempt=3, is_last_attempt=True) for page in PAGES]
     assert set(ended) == {"defer provider_away"}
-    assert len(world.provider.asked) == WAVE
+    assert len(world.provider.asked) == WAVE + 1, "and the witness"
     assert {state for state, _ in world.states().values()} == {"expected"}
     assert [record.getMessage() for record in caplog.records] == [
         "the provider is away: an incident, and no page's fault"
     ]
+
+
+def test_the_last_pages_of_a_day_that_fail_each_for_itself_are_no_outage(world: World) -> None:
+    """All others were answered before them, so nobody would end an incident. A page that did not fail is asked."""
+    answers(world, *PAGES)
+    for page, error in zip(PAGES[-WAVE:], (BROKEN, PORTAL, CUT), strict=True):
+        answers(world, page, error=error)
+    for page in PAGES:
+        run(world, page)
+    for attempt in (2, 3):
+        for page in PAGES[-WAVE:]:
+            run(world, page, attempt=attempt, is_last_attempt=attempt == 3)
+    assert [world.states()[page] for page in PAGES[-WAVE:]] == [
+        ("dead", "server"),
+        ("dead", "malformed"),
+        ("dead", "network"),
+    ]
+    assert world.fetch(INCIDENTS) == []
 
 
 def test_all_go_on_within_a_minute_of_its_return(world: World) -> None:
@@ -310,7 +328,7 @@ def test_where_there_are_few_pages_two_silences_are_an_outage(world: World, erro
 
 def test_the_last_attempt_in_silence_is_no_pages_fault(world: World) -> None:
     """Perhaps only one page is read at that hour. If no page was answered, nothing says that this page is the cause."""
-    answers(world, PAGES[0], error=SILENT)
+    answers(world, *PAGES, error=SILENT)
     ended = [run(world, PAGES[0], attempt=n, is_last_attempt=n == 3) for n in (1, 2, 3)]
     assert ended == ["retry network", "retry network", "defer provider_away"]
 
