@@ -5,7 +5,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_DOWN, Context, Decimal, localcontext
+from decimal import ROUND_DOWN, Decimal, localcontext
 from typing import Any, Literal
 
 import orjson
@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 
 from jobs import ledger, payloads
 from jobs.database import Pool
+from jobs.numbers import EXACT, MIXED, one_zone
 from jobs.providers.base import Additivity, Status
 from redisq import Delivery, Enqueued, Kind, Queue, fail_point, fail_points
 
@@ -26,10 +27,7 @@ Queues = Callable[[str], Queue]
 Clock = Callable[[], dt.datetime]
 Outcome = Literal["value", "no_data", "pending", "failed", "unsupported", "refused", "unreadable"]
 
-# PostgreSQL stores 131,072 digits before the point and 16,383 behind it. Python's default context keeps only 28.
-_EXACT = Context(prec=150_000)
 _ALIVE_DAYS = 7  # in which a page was given a metric that others may lack
-_MIXED = "mixed"  # the zone of a sum when the zones of its pages differ
 
 # A large organization has 60,000 of each a day. They are plain tuples because the garbage collector stops tracking
 # those soon. With objects it would take as long as all the rest.
@@ -194,7 +192,7 @@ def _ratio(policy: Policy, cells: Mapping[str, Sequence[Cell]], pages: Mapping[s
 
 
 def _exact_sum(values: Iterable[Decimal]) -> Decimal:
-    with localcontext(_EXACT):
+    with localcontext(EXACT):
         return sum(values, Decimal(0))
 
 
@@ -208,8 +206,7 @@ def _count(
 ) -> Summary:
     outcomes = Counter([outcome for _, outcome, _, _ in cells])
     inputs = [(id, outcome, str(value), reason) for id, outcome, value, reason in cells]
-    zones = {pages[id].zone for id, _, _, _ in cells}
-    zone = zones.pop() if len(zones) == 1 else _MIXED
+    zone = one_zone(pages[id].zone for id, _, _, _ in cells) or MIXED
     with_number = [id for id, outcome, _, _ in cells if outcome == "value"]
     return Summary(
         metric=metric,

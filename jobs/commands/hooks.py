@@ -7,6 +7,7 @@ from typing import Any
 from psycopg import Connection
 
 from jobs import integrations, ledger, payloads
+from jobs.catalog import NEVER_ASKED
 from jobs.commands.days import check_age
 from jobs.commands.store import connected
 from jobs.settings import JobSettings
@@ -41,7 +42,7 @@ def _complaint(connection: Connection[Any], job: Job) -> str | None:
             return f"no integration {job.payload['integrationId']!r} is connected: see `redisq integration list`"
         if page.organization_id != organization:
             return f"integration {page.id!r} belongs to organization {page.organization_id!r}, not to {organization!r}"
-        if page.provider == "import":
+        if page.provider in NEVER_ASKED:
             return f"integration {page.id!r} is not read: its numbers come from `redisq import` alone"
     if job.kind == "aggregate" and not integrations.has_page(connection, job.payload["organizationId"]):
         return f"organization {organization!r} has no page: see `redisq integration list`"

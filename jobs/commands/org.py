@@ -4,11 +4,10 @@ import click
 
 from jobs import organizations
 from jobs.commands.store import connected
+from jobs.numbers import MIXED
 from jobs.organizations import Organization
 from jobs.settings import JobSettings
 from redisq.cli import JSON_OPTION, say, show_document, show_table
-
-MIXED = "mixed"  # shown when the pages have several zones, so that one date does not mean the same hours
 
 
 @click.group(epilog="Example: redisq org list")
