@@ -4,8 +4,8 @@ Some refusals name our app: they open an incident at once. Other refusals may be
 page waits, without another call, for the results of other pages. If several pages are refused in a row and none is
 answered in between, an incident opens. If other pages are answered, the refused page is at fault itself.
 If several pages in a row get no answer, or only server errors, the provider is away, and an incident opens, too.
-During an incident no page is called, except one page now and then. This is the probe. The incident ends when a page is
-answered.
+During an incident no page is called, except one page now and then. This is the probe. If it fails, another page is
+called, because the first may have a fault of its own. The incident ends when a page is answered.
 """
 
 import datetime as dt
@@ -34,7 +34,7 @@ FORGET = dt.timedelta(days=1)  # older refusals are ignored
 ACQUITTED = dt.timedelta(hours=1)  # after others were answered, in which a page that names the app is at fault itself
 
 Judgement = Literal["incident", "unclear", "page"]
-Witness = Callable[[], bool]  # asks a page that was not refused, and tells whether it was answered
+Witness = Callable[[], Integration | None]  # asks a page that was not refused, and returns it if it was answered
 
 _log = logging.getLogger(__name__)
 
@@ -62,8 +62,8 @@ class Refusal:
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
-def _nobody() -> bool:
-    return False
+def _nobody() -> None:
+    return None
 
 
 def judge(
@@ -83,7 +83,7 @@ def judge(
         return "unclear"
     refusal = _note(connection, integration, error, now)
     if is_open(connection, integration.provider):
-        return "incident"
+        return "page" if _is_over(connection, integration, now, witness) else "incident"
     if error.fault != "app":
         return judge_again(connection, integration, refusal, now, witness)
     if _was_alone(connection, integration, error.reason, now, asked_at or now):
@@ -179,7 +179,7 @@ def judge_outage(
     """
     _note(connection, integration, error, now)
     if is_open(connection, integration.provider):
-        return "incident"
+        return "page" if _is_over(connection, integration, now, witness) else "incident"
     pages, silences = _count_outages(connection, integration.provider, now)
     is_silent = (
         error.is_silence
@@ -321,6 +321,18 @@ def take_probe(connection: Connection[Any], provider: str, now: dt.datetime) -> 
         [now + OUTAGE_PROBE, now + PROBE, provider, now],
     )
     return taken.rowcount == 1
+
+
+def _is_over(connection: Connection[Any], integration: Integration, now: dt.datetime, witness: Witness) -> bool:
+    """End the incident if the page that probed it failed alone, and tell whether it did.
+
+    The pages that are left may all be at fault themselves, and would then never end it. A page that was called before
+    the incident opened is no probe, and asks nobody.
+    """
+    answered = witness() if integration.incident else None
+    if answered:
+        _close_incident(connection, answered, now, now)
+    return answered is not None
 
 
 def note_answer(

@@ -481,7 +481,7 @@ class Ingest:
         if refusal is None:
             return None
         known = told_by(refusal.error, entry)
-        witness = partial(self._is_another_answered, connection, integration, entry.day, now, delivery)
+        witness = partial(self._another_answered, connection, integration, entry.day, now, delivery)
         match incidents.judge_again(connection, integration, refusal, now, witness):
             case "incident":
                 return held_back(known, REFUSED, refusal.error.detail, now)
@@ -489,24 +489,24 @@ class Ingest:
                 return _undecided(known, refusal.error, now)
         return refused(entry, refusal.error, now, is_last_attempt=True)
 
-    def _is_another_answered(
+    def _another_answered(
         self,
         connection: Connection[Any],
         integration: Integration,
         day: dt.date,
         now: dt.datetime,
         delivery: Delivery,
-    ) -> bool:
-        """Tell whether a page that was not refused is answered now. The call is a rare one, and stores nothing."""
+    ) -> Integration | None:
+        """Ask for a page that was not refused. Return it if it is answered, else None. Store nothing."""
         id = integrations.witness_of(connection, integration.provider)
         page = integrations.find(connection, id) if id else None
         if page is None or page.blocked_for(now):
-            return False
+            return None
         try:
             request = self._request_for(connection, page, now, delivery)
         except Defer:  # its token cannot be opened
-            return False
-        return isinstance(request.read([day]), Answer)
+            return None
+        return page if isinstance(request.read([day]), Answer) else None
 
     def _is_carried(
         self, integration: Integration, entry: Entry, today: dt.date, now: dt.datetime, delivery: Delivery
@@ -559,7 +559,7 @@ class Ingest:
             return answered(entry, outcome, now, published_by)
         known = told_by(outcome, entry)
         is_last = delivery.is_last_attempt
-        witness = partial(self._is_another_answered, connection, integration, entry.day, now, delivery)
+        witness = partial(self._another_answered, connection, integration, entry.day, now, delivery)
         if outcome.is_outage:
             judgement = incidents.judge_outage(connection, integration, outcome, now, witness, is_last_attempt=is_last)
             if judgement == "incident":

@@ -288,12 +288,17 @@ def find(connection: Connection[Any], integration_id: str) -> Integration | None
 
 @fail_points
 def witness_of(connection: Connection[Any], provider: str) -> str | None:
-    """Return a page of the provider that can be read and was not refused lately, any of them; None if there is none."""
+    """Return a page of the provider that can be read and was not refused lately; None if there is none.
+
+    Of some that are drawn, it is the one that was answered last.
+    """
     row = connection.execute(
-        f"SELECT i.id FROM {_SOURCE} WHERE i.provider = %s AND i.deleted_at IS NULL AND o.deleted_at IS NULL"
-        " AND NOT i.disabled AND NOT i.in_between_steps AND NOT i.refresh_needed"
-        " AND NOT EXISTS (SELECT FROM provider_refusal r WHERE r.provider = i.provider AND r.integration_id = i.id)"
-        " ORDER BY random() LIMIT 1",
+        f"WITH drawn AS (SELECT i.id FROM {_SOURCE} WHERE i.provider = %s AND i.deleted_at IS NULL"
+        "  AND o.deleted_at IS NULL AND NOT i.disabled AND NOT i.in_between_steps AND NOT i.refresh_needed"
+        "  AND NOT EXISTS (SELECT FROM provider_refusal r WHERE r.provider = i.provider AND r.integration_id = i.id)"
+        "  ORDER BY random() LIMIT 20)"
+        " SELECT id FROM drawn ORDER BY (SELECT max(s.last_success_at) FROM ingest_day_state s"
+        "  WHERE s.integration_id = drawn.id) DESC NULLS LAST LIMIT 1",
         [provider],
     ).fetchone()
     return row[0] if row else None

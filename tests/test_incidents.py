@@ -288,6 +288,29 @@ def test_the_last_pages_of_a_day_that_fail_each_for_itself_are_no_outage(world: 
     assert world.fetch(INCIDENTS) == []
 
 
+@pytest.mark.parametrize("error", [SILENT, BROKEN, PERMISSION], ids=str)
+def test_an_incident_ends_even_if_only_pages_at_fault_are_left_to_probe_it(world: World, error: ProviderError) -> None:
+    """All other pages are done for the day. No page that is left would ever be answered, so another one is asked."""
+    answers(world, *PAGES, error=error)
+    for page in PAGES[-WAVE:]:
+        run(world, page)
+    assert [is_open for _, is_open in world.fetch(INCIDENTS)] == [True]
+    answers(world, *PAGES[:-WAVE])
+    for attempt in (1, 2, 3):
+        later(world, CONFIRM)
+        for page in PAGES[-WAVE:]:
+            run(world, page, attempt=attempt, is_last_attempt=attempt == 3)
+    assert [is_open for _, is_open in world.fetch(INCIDENTS)] == [False]
+    assert world.states() == dict.fromkeys(PAGES[-WAVE:], ("dead", error.reason))
+
+
+def test_a_page_that_was_answered_is_asked_before_one_that_was_never_called(world: World) -> None:
+    """Of a page that was never called, nobody knows whether it can be answered at all."""
+    answers(world, PAGES[7])
+    run(world, PAGES[7])
+    assert {integrations.witness_of(world.db, "facebook") for _ in range(10)} == {PAGES[7]}
+
+
 def test_all_go_on_within_a_minute_of_its_return(world: World) -> None:
     """The time until a probe and the wait of the other pages add up to less than a minute."""
     answers(world, *PAGES, error=SILENT)
@@ -385,14 +408,17 @@ def test_an_incident_is_so_many_pages_refused_in_a_row(
 
 
 def test_one_page_at_a_time_is_tried_during_an_incident(refused: World) -> None:
-    """A thousand calls a minute that can only be refused would not endear us to the provider."""
+    """A thousand calls a minute that can only be refused would not endear us to the provider.
+
+    With each goes one for another page, in case the first is refused for itself.
+    """
     asked = len(refused.provider.asked)
     assert {run(refused, page) for page in PAGES} == {"defer app_refused"}
     assert len(refused.provider.asked) == asked, "it was probed a moment ago"
     for n in range(1, 4):
         later(refused, PROBE)
         assert {run(refused, page) for page in PAGES} == {"defer app_refused"}
-        assert len(refused.provider.asked) == asked + n
+        assert len(refused.provider.asked) == asked + 2 * n
     assert refused.fetch(INCIDENTS) == [("app", True)]
 
 
