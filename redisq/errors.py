@@ -5,6 +5,8 @@ redis-py's own errors pass through unchanged: a caller that cannot reach Redis s
 
 import math
 
+LONGEST_DELAY = 366 * 86400.0  # seconds; a longer wait is a mistake
+
 
 class Ask(Exception):
     """What a handler raises to say how its job goes on. Anything else it raises counts as `Retry`.

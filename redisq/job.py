@@ -1,6 +1,7 @@
 """What a job is, which kinds of it there are, and what its handler is handed."""
 
 import dataclasses
+import inspect
 import logging
 import math
 import re
@@ -14,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import orjson
 
 from redisq.backoff import Backoff
-from redisq.errors import BadJob, BadPayload, NewerEnvelope, UnknownKind
+from redisq.errors import LONGEST_DELAY, BadJob, BadPayload, NewerEnvelope, UnknownKind
 from redisq.keys import check_name
 
 ENVELOPE_VERSION = 1
@@ -201,6 +202,14 @@ def _fields(payload: type) -> KeysView[str]:
     return dict.fromkeys(field.name for field in dataclasses.fields(payload)).keys()
 
 
+@cache
+def _needed(payload: type) -> frozenset[str]:
+    """Return the fields that have no default."""
+    none = dataclasses.MISSING
+    fields = dataclasses.fields(payload)
+    return frozenset(field.name for field in fields if field.default is none and field.default_factory is none)
+
+
 def _random_key(_payload: object) -> str:
     return uuid.uuid4().hex
 
@@ -211,8 +220,10 @@ class Kind(Generic[P]):
 
     `payload` is a dataclass of fields that JSON can carry, whose `__post_init__` raises `ValueError` for values that
     cannot be right.
-    `key(payload)` makes the job's id, `<name>:<key>`; without it every job is new. `handler` must be
-    idempotent: it runs at least once.
+    `key(payload)` makes the job's id, `<name>:<key>`; without it every job is new. `handler` is a plain function of a
+    payload and a `Delivery`. It must be idempotent: it runs at least once.
+
+    Raises ValueError for a declaration that cannot work, with a sentence that names the kind.
     """
 
     name: str
@@ -225,6 +236,31 @@ class Kind(Generic[P]):
     backoff: Backoff = dataclasses.field(default_factory=Backoff)
     time_limit: float = 60.0  # seconds
     defer_limit: float = 24 * 3600.0  # seconds
+
+    def __post_init__(self) -> None:
+        try:
+            self._check()
+        except ValueError as error:
+            raise ValueError(f"kind {self.name!r}: {error}") from None
+
+    def _check(self) -> None:
+        check_name(self.name, "kind")
+        check_name(self.queue, "queue")
+        if not (isinstance(self.payload, type) and dataclasses.is_dataclass(self.payload)):
+            raise ValueError("payload must be a class that is a dataclass")
+        _check_payload_class(self.payload)
+        _check_callable(self.handler, "handler", ("payload", "delivery"))
+        _check_callable(self.key, "key", ("payload",))
+        for name, least in (("version", 1), ("attempts", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}: take a whole number, {least} or more")
+        for name in ("time_limit", "defer_limit"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value <= LONGEST_DELAY:
+                raise ValueError(f"{name} is {value!r}: take seconds, more than 0 and at most a year")
+        if not isinstance(self.backoff, Backoff):
+            raise ValueError("backoff must be a Backoff")
 
     def job(self, payload: P, *, queue: str | None = None) -> Job:
         """Return the job that `payload` stands for."""
@@ -245,16 +281,49 @@ class Kind(Generic[P]):
                     f"{self.name} has no field {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}"
                 )
             payload = {name: value for name, value in payload.items() if name in known}
+            if missing := _needed(self.payload) - payload.keys():  # type: ignore[arg-type]  # as in `job`
+                raise BadPayload(f"{self.name} lacks {', '.join(sorted(missing))}")
         try:
             return self.payload(**payload)
-        except (TypeError, ValueError) as error:
+        except TypeError:  # whose text is about Python
+            raise BadPayload(f"{self.name}: a field has a value of the wrong type") from None
+        except ValueError as error:
             raise BadPayload(f"{self.name}: {error}") from None
+
+
+def _check_payload_class(payload: type) -> None:
+    fields = dataclasses.fields(payload)
+    if given := [field.name for field in fields if not field.init]:
+        raise ValueError(f"payload field {given[0]} is not an argument of its class, so no job could be read back")
+    wanted = inspect.signature(payload).parameters.values()
+    names = {field.name for field in fields}
+    if more := [each.name for each in wanted if each.name not in names and each.default is each.empty]:
+        raise ValueError(f"payload {payload.__name__} takes {more[0]}, which is no field, so no job could be read back")
+
+
+def _check_callable(function: object, what: str, arguments: tuple[str, ...]) -> None:
+    """Refuse a function that does not run when it is called so, or that cannot be called so."""
+    if not callable(function):
+        raise ValueError(f"{what} must be a function")
+    inside = getattr(function, "func", None), type(function).__call__  # of a partial, of an object
+    for each in (function, *inside):
+        if inspect.iscoroutinefunction(each) or inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each):
+            raise ValueError(f"{what} must be a plain function: one with async or yield would not run")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some built-in functions do not tell
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise ValueError(f"{what} must take {' and '.join(arguments)}, and nothing else") from None
 
 
 class Registry(Mapping[str, Kind[Any]]):
     """The kinds of an application by name, and the payload fields that its log lines carry.
 
-    Raise `ValueError` for a log field that a log record has of its own, such as `name` or `message`.
+    Raise `ValueError` for two kinds of one name, for a name that no queue can have, and for a log field that a log
+    record has of its own, such as `name` or `message`.
     """
 
     def __init__(
@@ -262,8 +331,13 @@ class Registry(Mapping[str, Kind[Any]]):
     ) -> None:
         if taken := _OF_A_RECORD & set(log_fields):
             raise ValueError(f"log_fields has {', '.join(sorted(taken))}, which a log record has of its own")
-        self._kinds = {kind.name: kind for kind in kinds}
+        self._kinds: dict[str, Kind[Any]] = {}
+        for kind in kinds:
+            if self._kinds.setdefault(kind.name, kind) is not kind:
+                raise ValueError(f"two kinds have the name {kind.name!r}")
         self.queues = tuple(dict.fromkeys([*(kind.queue for kind in self._kinds.values()), *queues]))
+        for queue in self.queues:
+            check_name(queue, "queue")
         self.log_fields = log_fields
 
     def __getitem__(self, name: str) -> Kind[Any]:

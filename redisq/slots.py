@@ -1,6 +1,7 @@
 """The threads that read jobs and run their handlers, turn the claim loop in between, and what became of each run."""
 
 import ctypes
+import inspect
 import threading
 import time
 import traceback
@@ -82,6 +83,16 @@ def outcome_of(error: BaseException) -> Outcome:
     # Not str(error): that is the handler's code too, and may raise.
     detail = "".join(traceback.format_exception_only(error)).strip()
     return Failed(Failure("transient", type(error).__name__, detail, lines))
+
+
+def _outcome_of_returned(returned: object) -> Outcome:
+    """Return the outcome of a handler that returned something. A coroutine or a generator means that nothing ran."""
+    if not (inspect.isawaitable(returned) or inspect.isgenerator(returned) or inspect.isasyncgen(returned)):
+        return Done()
+    if inspect.iscoroutine(returned):
+        returned.close()  # else Python warns of it, wherever it is collected
+    detail = f"the handler returned a {type(returned).__name__}, and so did nothing: it must be a plain function"
+    return Doomed(Failure("permanent", "handler_did_not_run", detail))
 
 
 def _unforeseen(error: BaseException, run: "Run") -> Outcome:
@@ -189,6 +200,7 @@ class Slots:
     def _outcome(self, run: Run) -> Outcome:
         kind, job, claimed = run.kind, run.job, run.claimed
         assert kind is not None and job is not None  # noqa: PT018  # one fact
+        handler: Callable[[Any, Delivery], object] = kind.handler  # an application without types may return anything
         attempt = claimed.attempts + 1
         delivery = Delivery(
             job,
@@ -203,7 +215,7 @@ class Slots:
             try:
                 run.started = time.monotonic()
                 run.thread = threading.get_ident()  # last: from now on it can be interrupted
-                kind.handler(kind.read(job), delivery)
+                returned = handler(kind.read(job), delivery)
             finally:
                 self._end(run)
         except TimeLimitExceeded:
@@ -211,7 +223,7 @@ class Slots:
             return outcome_of(TimeLimitExceeded(f"ran longer than {kind.time_limit:g} s"))
         except BaseException as error:  # noqa: BLE001  # whatever a handler raises, even SystemExit, is its job's outcome
             return outcome_of(error)
-        return Done()
+        return Done() if returned is None else _outcome_of_returned(returned)
 
     def _end(self, run: Run) -> None:
         with self.lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -385,6 +386,38 @@ def test_an_unknown_field_of_the_same_version_is_refused(redis_url: str, queue: 
         letter = dead(queue, "paint:1")
     assert (letter.error_class, letter.reason) == ("permanent", "bad_payload")
     assert "dat" in letter.detail
+
+
+async def _asynchronous() -> None:
+    raise AssertionError("must not run")
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [_asynchronous, asyncio.Future[None], lambda: (n for n in range(3))],
+    ids=["coroutine", "future", "generator"],
+)
+def test_a_handler_that_returns_something_to_be_run_has_not_run(
+    redis_url: str, queue: Queue, returned: Callable[[], Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    """Its jobs used to be acknowledged as done, though nothing had happened."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    result = returned()
+    with at_work(kinds(page=lambda _task, _delivery: result), redis_url):
+        queue.enqueue(job("page", 1))
+        letter = dead(queue, "page:1")
+    loop.close()
+    assert (letter.error_class, letter.reason) == ("permanent", "handler_did_not_run")
+    assert "must be a plain function" in letter.detail
+    assert not [str(warning.message) for warning in recwarn if "never awaited" in str(warning.message)]
+
+
+def test_a_handler_may_return_a_value(redis_url: str, queue: Queue) -> None:
+    """Nobody reads it."""
+    with at_work(kinds(page=lambda _task, _delivery: 3), redis_url):
+        queue.enqueue(job("page", 1))
+        eventually(lambda: queue.counts().get("total_done") == 1, within=10)
 
 
 def test_a_job_that_cannot_be_read_for_want_of_memory_is_parked_and_its_slot_lives_on(
