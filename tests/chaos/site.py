@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-import shutil
 import signal
-import struct
 import subprocess
 import sys
 import uuid
@@ -18,44 +15,16 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from jobs.servers import PostgresServer, RedisServer, private_redis, redis_program
+from jobs.servers import PostgresServer, RedisServer, private_redis
 from tests.chaos import mutants
 from tests.chaos.auditor import NAME
 from tests.chaos.ledger import SCHEMA
+from tests.clocks import Clock
 from tests.proxy import Proxy
 
 PROJECT = Path(__file__).resolve().parents[2]
 LEASE = 3.0  # the shortest that the settings allow
 CREW = {"worker": 2, "scheduler": 2, "producer": 2}
-
-
-class Clock:
-    """The wall clock of a Redis, apart from the machine's: a library that is preloaded reads an offset from a file."""
-
-    def __init__(self, directory: Path) -> None:
-        self._offset_ms = 0
-        self._page: mmap.mmap | None = None
-        compiler = shutil.which("cc")
-        self.program: str | None = None
-        if compiler is None:
-            return
-        library, offset, program = (directory / name for name in ("clock.so", "clock.offset", "redis-server"))
-        source = str(Path(__file__).with_name("clock.c"))
-        subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", str(library), source], check=True)
-        offset.write_bytes(bytes(8))
-        program.write_text(f'#!/bin/sh\nLD_PRELOAD="{library}" CHAOS_CLOCK="{offset}" exec "{redis_program()}" "$@"\n')
-        program.chmod(0o755)
-        self.program = str(program)
-        with offset.open("r+b") as file:
-            self._page = mmap.mmap(file.fileno(), 8)
-
-    def step(self, seconds: float) -> bool:
-        """Move the clock; False when there is no compiler to make the library with."""
-        if self._page is None:
-            return False
-        self._offset_ms += round(seconds * 1000)
-        self._page[:8] = struct.pack("=q", self._offset_ms)
-        return True
 
 
 class Member:

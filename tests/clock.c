@@ -1,4 +1,4 @@
-/* Preloaded into Redis: its wall clock is off by the milliseconds in the file $CHAOS_CLOCK; its monotonic clock is not.
+/* Preloaded into a process: its wall clock is off by the milliseconds in the file $TEST_CLOCK; its monotonic clock is not.
    Raw system calls: looking up the real functions would allocate, before Redis has its allocator. */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -14,7 +14,7 @@ static volatile int64_t *offset_ms;
 
 __attribute__((constructor)) static void map_offset(void)
 {
-    const char *path = getenv("CHAOS_CLOCK");
+    const char *path = getenv("TEST_CLOCK");
     int file = path ? open(path, O_RDONLY) : -1;
     void *page = file < 0 ? MAP_FAILED : mmap(NULL, sizeof(int64_t), PROT_READ, MAP_SHARED, file, 0);
     offset_ms = page == MAP_FAILED ? NULL : page;
