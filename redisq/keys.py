@@ -1,6 +1,8 @@
 """The Redis keys of one queue, all under one hash tag so that one script may touch any of them."""
 
+import os
 import re
+import socket
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -20,12 +22,18 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def new_run() -> str:
+    """Return the id of one run of a worker or a scheduler: host, process and eight random digits."""
+    return f"{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}"
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """ready LIST(id) · delayed ZSET(id, due ms) · dead HASH(id, verdict) · dead_index ZSET(id, ms) ·
     jobs HASH(id, envelope) · runs HASH(id, run record) · errors HASH(id, history) ·
-    workers HASH(worker, "beat info") · slots HASH(schedule, slot ms) · totals HASH(word, count) ·
-    bell CHANNEL(ms until a job is due)
+    workers HASH(worker, "beat info") · schedulers HASH(scheduler, "beat info"), beside the first queue only ·
+    slots HASH(schedule, ms of the slot that was looked at last) · fired HASH(schedule, ms of the last that fired) ·
+    totals HASH(word, count) · bell CHANNEL(ms until a job is due)
     """
 
     queue: str
@@ -38,7 +46,9 @@ class Keys:
     runs: str = field(init=False)
     errors: str = field(init=False)
     workers: str = field(init=False)
+    schedulers: str = field(init=False)
     slots: str = field(init=False)
+    fired: str = field(init=False)
     totals: str = field(init=False)
     bell: str = field(init=False)
 

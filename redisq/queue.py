@@ -124,8 +124,8 @@ class Explained:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerEntry:
-    """What a worker run says of itself, and the beat that shows it is alive."""
+class RunEntry:
+    """What the run of a worker or a scheduler says of itself, and the beat that shows it is alive."""
 
     id: str
     beat: str
@@ -228,7 +228,7 @@ class Queue:
         """
         k = self.keys
         args = (schedule, slot_ms, self._own(job).id if job else "", job.encode() if job else b"")
-        keys = (k.slots, k.jobs, k.dead, k.ready, k.runs, k.delayed)
+        keys = (k.slots, k.jobs, k.dead, k.ready, k.runs, k.delayed, k.fired)
         answer = _text(scripts.fire(self._redis, keys, args))
         return None if answer == "taken" else answer
 
@@ -340,7 +340,7 @@ class Queue:
         self._redis.hdel(self.keys.workers, "")
 
     @fail_points
-    def workers(self) -> list[WorkerEntry]:
+    def workers(self) -> list[RunEntry]:
         """Return every worker run that has an entry."""
         return [_entry(id, value) for id, value in self._redis.hgetall(self.keys.workers).items()]
 
@@ -354,8 +354,21 @@ class Queue:
 
     @fail_points
     def last_slots(self) -> dict[str, int]:
-        """Return the last slot of each schedule, in ms."""
+        """Return the slot of each schedule that was looked at last, in ms; first that is the time of its beginning."""
         return _numbers(self._redis.hgetall(self.keys.slots))
+
+    def scheduler_heartbeat(self, scheduler: str, info: Mapping[str, Argument]) -> None:
+        """Show that a scheduler lives, in the first of its queues."""
+        scripts.heartbeat(self._redis, (self.keys.schedulers,), (scheduler, orjson.dumps(dict(info))))
+
+    @fail_points
+    def schedulers(self) -> list[RunEntry]:
+        """Return every scheduler run that has an entry with this queue."""
+        return [_entry(id, value) for id, value in self._redis.hgetall(self.keys.schedulers).items()]
+
+    def retire_scheduler(self, scheduler: str) -> None:
+        """Take the scheduler off the books. One that lives after all comes back with its next heartbeat."""
+        scripts.retire(self._redis, (self.keys.schedulers, self.keys.processing(scheduler)), (scheduler,))
 
     @fail_points
     def now(self) -> float:
@@ -364,6 +377,10 @@ class Queue:
         return seconds + micros / 1e6
 
     # -- for people ------------------------------------------------------------------------------------------------
+
+    def fired_slots(self) -> dict[str, int]:
+        """Return the last slot of each schedule that fired, in ms."""
+        return _numbers(self._redis.hgetall(self.keys.fired))
 
     def where(self, ids: Sequence[str]) -> list[str | None]:
         """Return the state of each id, None where there is no such job."""
@@ -542,11 +559,11 @@ def _line(tag: str, failure: Failure, claimed: Claimed, worker: str) -> bytes:
     return tag.encode() + failure.record(attempt=claimed.attempts + 1, worker=worker)
 
 
-def _entry(id: Any, value: Any) -> WorkerEntry:
+def _entry(id: Any, value: Any) -> RunEntry:
     # What cannot be read hides no worker: its jobs must come back too. The beat is what the scripts take for it.
     text = _text(value)
     beat = text[: len(text) - len(text.lstrip("0123456789"))]
-    return WorkerEntry(_text(id), beat, _object(value.partition(b" ")[2]))
+    return RunEntry(_text(id), beat, _object(value.partition(b" ")[2]))
 
 
 def _object(text: bytes) -> JSON:

@@ -4,9 +4,11 @@ No leader: every move is atomic and may be tried by any number of schedulers, an
 """
 
 import logging
+import os
+import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from redisq.bell import Bell
 from redisq.cron import Schedule
 from redisq.errors import BadJob
 from redisq.job import Registry
+from redisq.keys import new_run
 from redisq.outage import Outage
 from redisq.queue import REAP, Queue
 
@@ -193,16 +196,54 @@ class Clockwork:
                     log.info("slot fired", extra=extra | {"state": state})
 
 
+class Presence:
+    """Shows in Redis that a scheduler lives, as a worker's heartbeat does; no job hangs on it.
+
+    The entry lies beside the first of its queues. Any scheduler takes out the entries of those that are gone.
+    """
+
+    def __init__(self, queues: Sequence[Queue], lease: float) -> None:
+        self.id = new_run()
+        self._queue, self._lease = queues[0], lease
+        self._info: dict[str, str | int | float] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "lease": lease,
+            "queues": " ".join(queue.name for queue in queues),
+            "started": round(time.time(), 3),
+        }
+        self._watch = Watch(lease)
+
+    def beat(self) -> float:
+        """Show that it lives; return the seconds until the next time. Raise `redis.RedisError`."""
+        self._queue.scheduler_heartbeat(self.id, self._info)
+        found = self._queue.schedulers()
+        beats = {each.id: each.beat for each in found}
+        for gone in self._watch.look(beats, time.monotonic(), {each.id: each.lease for each in found}):
+            self._queue.retire_scheduler(gone)
+        return self._lease / 3
+
+    def end(self) -> None:
+        """Show that it has left. Raise `redis.RedisError`."""
+        self._queue.retire_scheduler(self.id)
+
+
 class Scheduler:
     """The loop: does each chore in its time until stopped, and outlives every outage of Redis."""
 
     def __init__(
-        self, keepers: Sequence[Keeper], clockwork: Clockwork | None = None, outage: Outage | None = None
+        self,
+        keepers: Sequence[Keeper],
+        clockwork: Clockwork | None = None,
+        outage: Outage | None = None,
+        *,
+        others: Iterable[Callable[[], float]] = (),
     ) -> None:
         self._promote = {keeper.queue.name: keeper.promote for keeper in keepers}
         chores = [*self._promote.values(), *(keeper.watch for keeper in keepers)]
         if clockwork:
             chores.append(clockwork.tick)
+        chores += others
         self._due = dict.fromkeys(chores, 0.0)  # when each is to be done; it returns the seconds until the next time
         self._outage = outage or Outage()  # a keeper beside a worker shares the worker's
         self._stop = threading.Event()

@@ -24,7 +24,7 @@ from redisq.keys import check_name
 from redisq.logs import TurnHandler, log_json
 from redisq.queue import Queue
 from redisq.redaction import redact
-from redisq.scheduler import Clockwork, Keeper, Scheduler, check_schedules
+from redisq.scheduler import Clockwork, Keeper, Presence, Scheduler, check_schedules
 from redisq.server import connect, describe, require_fit
 from redisq.worker import Worker
 
@@ -218,11 +218,21 @@ def scheduler_main(registry: Registry, schedules: Sequence[Schedule], argv: Sequ
     log_json(settings.log_level)
     notifier = Notifier()
     queues = [Queue(client, name, settings.prefix) for name in registry.queues]
-    scheduler = Scheduler([Keeper(queue, settings.lease) for queue in queues], Clockwork(queues, schedules, registry))
+    presence = Presence(queues, settings.lease)
+    scheduler = Scheduler(
+        [Keeper(queue, settings.lease) for queue in queues],
+        Clockwork(queues, schedules, registry),
+        others=[presence.beat],
+    )
     stopping = threading.Event()
     scheduling = threading.Thread(target=scheduler.run, name="scheduler", daemon=True)
     _on_signals(stopping.set)
-    if not _wait_for_redis(lambda: _require_all_fit(queues), notifier, settings, stopping):
+
+    def prepare() -> None:
+        _require_all_fit(queues)
+        presence.beat()
+
+    if not _wait_for_redis(prepare, notifier, settings, stopping):
         return 0
     log.info("scheduler started", extra={"queues": list(registry.queues), "schedules": len(schedules)})
     scheduling.start()
@@ -234,5 +244,12 @@ def scheduler_main(registry: Registry, schedules: Sequence[Schedule], argv: Sequ
     notifier.stopping()
     scheduler.stop()
     scheduling.join(timeout=10)
-    log.info("scheduler stopped")
-    return 0 if stopping.is_set() else 1
+    if not stopping.is_set():
+        return 1
+    try:
+        presence.end()
+    except RedisError as error:
+        log.warning("scheduler left without signing off", extra={"cause": describe(error)})
+    else:
+        log.info("scheduler stopped")
+    return 0

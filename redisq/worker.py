@@ -21,6 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from redisq.config import Settings
 from redisq.job import Registry, context
+from redisq.keys import new_run
 from redisq.lease import Pulse
 from redisq.logs import quick_record
 from redisq.outage import Outage, Patience
@@ -143,7 +144,7 @@ class Worker:
         connect: Callable[[float], Redis],
         observer: Observer,
     ) -> None:
-        self.id = f"{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}"
+        self.id = new_run()
         self._registry, self._settings, self._observer = registry, settings, observer
         clients = [connect(COMMAND_TIMEOUT), connect(WAIT + 2.0), connect(COMMAND_TIMEOUT)]
         command, blocking, beating = (Queue(client, queue_name, settings.prefix) for client in clients)

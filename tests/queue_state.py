@@ -42,6 +42,7 @@ class State:
     jobs: frozenset[str] = frozenset()
     workers: dict[str, int] = field(default_factory=dict)  # beat
     slots: dict[str, int] = field(default_factory=dict)
+    fired: dict[str, int] = field(default_factory=dict)  # by schedule, as `slots`
     totals: dict[str, int] = field(default_factory=dict)
 
     def but(self, **changes: Any) -> "State":
@@ -83,7 +84,7 @@ def put(redis: Redis, state: State) -> None:
         redis.hset(KEYS.jobs, id, job(id).encode())
     for worker, beat in state.workers.items():
         redis.hset(KEYS.workers, worker, f"{beat} {{}}")
-    for key, numbers in ((KEYS.slots, state.slots), (KEYS.totals, state.totals)):
+    for key, numbers in ((KEYS.slots, state.slots), (KEYS.fired, state.fired), (KEYS.totals, state.totals)):
         for name, number in numbers.items():
             redis.hset(key, name, number)
 
@@ -100,13 +101,13 @@ def read(redis: Redis) -> State:
         pipe.lrange(KEYS.ready, 0, -1)
         pipe.zrange(KEYS.delayed, 0, -1, withscores=True)
         pipe.zrange(KEYS.dead_index, 0, -1)
-        hashes = (KEYS.dead, KEYS.runs, KEYS.errors, KEYS.jobs, KEYS.workers, KEYS.slots, KEYS.totals)
+        hashes = (KEYS.dead, KEYS.runs, KEYS.errors, KEYS.jobs, KEYS.workers, KEYS.slots, KEYS.fired, KEYS.totals)
         for key in hashes:
             pipe.hgetall(key)
         for key in lists:
             pipe.lrange(key, 0, -1)
         time, keys, ready, delayed, index, *rest = pipe.execute()
-    dead, runs, errors, jobs, workers, slots, totals = map(_texts, rest[: len(hashes)])
+    dead, runs, errors, jobs, workers, slots, fired, totals = map(_texts, rest[: len(hashes)])
     now = time[0] * 1000 + time[1] // 1000
     unknown = {key.decode() for key in keys} - {KEYS.ready, KEYS.delayed, KEYS.dead_index, *hashes, *lists}
     assert not unknown, f"keys that no queue has: {unknown}"
@@ -124,6 +125,7 @@ def read(redis: Redis) -> State:
         jobs=frozenset(jobs),
         workers={worker: int(entry.partition(" ")[0]) for worker, entry in workers.items()},
         slots={name: int(slot) for name, slot in slots.items()},
+        fired={name: int(slot) for name, slot in fired.items()},
         totals={word: int(n) for word, n in totals.items()},
     )
 

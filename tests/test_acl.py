@@ -50,6 +50,9 @@ LOOK: Mapping[str, Step] = {
     "explain": lambda queue, _: [queue.explain(id) for id in ("ready", "held", "delayed", "dead")],
     "dead_letters": lambda queue, _: queue.dead_letters(),
     "last_slots": lambda queue, _: queue.last_slots(),
+    "fired_slots": lambda queue, _: queue.fired_slots(),
+    "schedulers": lambda queue, _: queue.schedulers(),
+    "now": lambda queue, _: queue.now(),
 }
 ENQUEUE: Mapping[str, Step] = {
     "enqueue": lambda queue, _: queue.enqueue_many([_job(id) for id in ("new", "ready", "held", "delayed", "dead")]),
@@ -89,6 +92,9 @@ STEPS: Mapping[str, Mapping[str, Step]] = {
         **KEEP,
         "now": lambda queue, _: queue.now(),
         "last_slots": lambda queue, _: queue.last_slots(),
+        "heartbeat": lambda queue, _: queue.scheduler_heartbeat("s", {}),
+        "schedulers": lambda queue, _: queue.schedulers(),
+        "retire": lambda queue, _: queue.retire_scheduler("s"),
         "fire": lambda queue, _: [queue.fire(id, 1, _job(id)) for id in ("new", "ready", "held", "delayed", "dead")],
     },
     "operator": {

@@ -15,7 +15,7 @@ from redis import Redis
 
 import redisq.scripts
 from redisq import Keeper, Queue, Schedule, Scheduler, Settings, connect
-from redisq.scheduler import Clockwork
+from redisq.scheduler import Clockwork, Presence
 from tests.harness import PROJECT, at_work, job, nothings
 from tests.proxy import load
 from tests.waiting import eventually
@@ -150,7 +150,10 @@ def scheduling(url: str, *queues: str, schedules: tuple[Schedule, ...] = ()) -> 
     """Have the keepers of `queues`, and the schedules of the first one, in one loop, as a process has them."""
     client = connect(Settings(redis_url=url))
     kept = [Queue(client, name) for name in queues]
-    scheduler = Scheduler([Keeper(queue, 15.0) for queue in kept], Clockwork(kept, schedules, nothings()))
+    others = [Presence(kept, 15.0).beat] if schedules else []
+    scheduler = Scheduler(
+        [Keeper(queue, 15.0) for queue in kept], Clockwork(kept, schedules, nothings()), others=others
+    )
     thread = threading.Thread(target=scheduler.run)
     thread.start()
     try:
@@ -161,10 +164,13 @@ def scheduling(url: str, *queues: str, schedules: tuple[Schedule, ...] = ()) -> 
 
 
 @pytest.mark.slow
-def test_an_idle_worker_and_an_idle_scheduler_send_fewer_than_five_commands_a_second(
+def test_an_idle_worker_and_an_idle_scheduler_send_fewer_than_six_commands_a_second(
     redis: Redis, redis_url: str, queue: Queue
 ) -> None:
-    """With two queues and two schedules, and all commands inside of scripts counted. Nobody polls."""
+    """With two queues and two schedules, and all commands inside of scripts counted. Nobody polls.
+
+    That a scheduler shows it lives is one command a second of them.
+    """
     hour = (time.gmtime(queue.now()).tm_hour + 12) % 24
     nightly = tuple(Schedule(name=name, cron=f"0 {hour} * * *", kind="nothing") for name in ("one", "two"))
     with (
@@ -178,4 +184,4 @@ def test_an_idle_worker_and_an_idle_scheduler_send_fewer_than_five_commands_a_se
         began = time.monotonic()
         time.sleep(ROUND)
         counted, seconds = commands(redis), time.monotonic() - began
-    assert sum(counted.values()) / seconds < 5, counted
+    assert sum(counted.values()) / seconds < 6, counted

@@ -608,7 +608,7 @@ def test_retire_leaves_a_worker_that_holds_jobs(redis: Redis, queue: Queue) -> N
 def test_fire_stores_the_slot_with_its_job(redis: Redis, queue: Queue) -> None:
     """One script: a crash can neither lose the job of a slot nor fire it twice."""
     assert queue.fire("nightly", 1000, job("a"))
-    after = State(ready=("a",), jobs=frozenset("a"), slots={"nightly": 1000})
+    after = State(ready=("a",), jobs=frozenset("a"), slots={"nightly": 1000}, fired={"nightly": 1000})
     assert read(redis) == after
     assert not queue.fire("nightly", 1000, job("b"))
     assert not queue.fire("nightly", 999, job("b"))
@@ -624,11 +624,17 @@ def test_fire_without_a_job_stores_the_slot_alone(redis: Redis, queue: Queue) ->
 
 
 def test_fire_of_a_job_that_exists_takes_the_slot_only(redis: Redis, queue: Queue) -> None:
-    """Yesterday's run may be at it still, or be dead: the slot is over, the job stays where it is."""
+    """Yesterday's run may be at it still, or be dead: the slot is over, the job stays where it is.
+
+    A slot whose job lies dead has not fired: nothing will run because of it.
+    """
     for id in WHERE:
         put(redis, EVERYWHERE)
-        assert queue.fire("nightly", 1000, job(id))
-        assert read(redis) == EVERYWHERE.but(slots={"nightly": 1000})
+        state = queue.fire("nightly", 1000, job(id))
+        assert state
+        fired = {} if state == "dead" else {"nightly": 1000}
+        assert read(redis) == EVERYWHERE.but(slots={"nightly": 1000}, fired=fired)
+        assert queue.fired_slots() == fired
 
 
 # -- dead letters ----------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ class Model:
     jobs: set[str] = field(default_factory=set)
     workers: set[str] = field(default_factory=set)
     slots: dict[str, int] = field(default_factory=dict)
+    fired: dict[str, int] = field(default_factory=dict)
 
     def state_of(self, id: str) -> str | None:
         if id not in self.jobs:
@@ -132,7 +133,8 @@ class Machine(RuleBasedStateMachine):
         assert not (twice and self.queue.fire("nightly", slot, job(id)))
         if fresh:
             self.model.slots["nightly"] = slot
-            self._enqueue(id, later=False)
+            if self._enqueue(id, later=False) != "dead":
+                self.model.fired["nightly"] = slot
 
     # -- claims --------------------------------------------------------------------------------------------------
 
@@ -349,6 +351,7 @@ class Machine(RuleBasedStateMachine):
         assert state.jobs == model.jobs
         assert set(state.workers) == model.workers
         assert state.slots == model.slots
+        assert state.fired == model.fired
         assert {id: _timeless(run) for id, run in state.runs.items()} == {
             id: _timeless(run) for id, run in model.runs.items()
         }

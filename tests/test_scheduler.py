@@ -24,7 +24,7 @@ from redisq import (
     connect,
 )
 from redisq.queue import REAP
-from redisq.scheduler import CRASHES, GATHER, LOOK, RETRY, WATCH, Clockwork, Watch, check_schedules
+from redisq.scheduler import CRASHES, GATHER, LOOK, RETRY, WATCH, Clockwork, Presence, Watch, check_schedules
 from tests.queue_state import KEYS, Run, State, job, put, read
 from tests.redis_users import as_user, private_redis
 from tests.waiting import eventually
@@ -321,6 +321,24 @@ def _missed(redis: Redis, queue: Queue, hours: int) -> None:
 
 def _clockwork(queue: Queue, schedule: Schedule) -> Clockwork:
     return Clockwork([queue], [schedule], REGISTRY)
+
+
+def test_a_scheduler_that_is_gone_is_taken_out_by_one_that_lives(redis: Redis, queue: Queue) -> None:
+    """Else each kill would leave an entry behind for good; one that was only slow is back with its next heartbeat."""
+    gone, alive = Presence([queue], 0.3), Presence([queue], 0.3)
+    gone.beat()
+
+    def survivors() -> list[str]:
+        alive.beat()
+        return [entry.id for entry in queue.schedulers()]
+
+    assert sorted(survivors()) == sorted([gone.id, alive.id])
+    eventually(lambda: survivors() == [alive.id], within=20)
+    gone.beat()
+    assert gone.id in survivors()
+    alive.end()
+    assert [entry.id for entry in queue.schedulers()] == [gone.id]
+    assert redis.keys("*processing*") == []
 
 
 def test_a_schedule_seen_for_the_first_time_fires_nothing(redis: Redis, queue: Queue) -> None:

@@ -338,6 +338,19 @@ def test_an_address_with_a_bad_option_ends_the_start_in_one_line(role: str, stag
     assert process.text() == f"{role}: REDISQ_REDIS_URL has an option that is not known or has no such value\n"
 
 
+def test_a_scheduler_shows_that_it_lives_from_its_start_to_its_stop(redis_url: str, queue: Queue, stage: Stage) -> None:
+    """Before systemd calls it ready, so that whoever looks after a start finds it; and a stopped one is absent."""
+    with Systemd(stage.directory / "notify") as systemd, Crew(stage, redis_url) as crew:
+        scheduler = crew.scheduler(NOTIFY_SOCKET=systemd.address)
+        eventually(lambda: "READY=1" in systemd.told(), within=30)
+        [entry] = queue.schedulers()
+        assert (entry.info["pid"], entry.info["queues"]) == (scheduler.pid, "default")
+        eventually(lambda: queue.schedulers()[0].beat != entry.beat, within=30)
+        scheduler.signal(signal.SIGTERM)
+        assert scheduler.wait(30) == 0
+        assert queue.schedulers() == []
+
+
 def test_a_systemd_that_does_not_read_holds_up_no_job(server: RedisServer, stage: Stage) -> None:
     """Its manager may be stuck itself; the claim loop must not wait for it, and says it once."""
     with Systemd(stage.directory / "notify") as systemd, Crew(stage, server.url, slots=1) as crew:

@@ -7,7 +7,7 @@ import click
 from redisq.cli.outcome import Exit, Failed
 from redisq.cli.output import JSON_OPTION, age, clean, compact, moment, say, show_document, show_fields, show_table
 from redisq.cli.session import QUEUE_OPTION, Session
-from redisq.queue import Explained, Queue, WorkerEntry
+from redisq.queue import Explained, Queue, RunEntry
 
 Row = dict[str, Any]
 
@@ -58,7 +58,7 @@ def _workers(queue: Queue, lease: float) -> list[Row]:
     return [_worker(queue, entry, now, lease) for entry in queue.workers()]
 
 
-def _worker(queue: Queue, entry: WorkerEntry, now: float, lease: float) -> Row:
+def _worker(queue: Queue, entry: RunEntry, now: float, lease: float) -> Row:
     silent = max(0.0, now - float(entry.beat or 0) / 1000)
     return {
         "queue": queue.name,

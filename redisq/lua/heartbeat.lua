@@ -1,6 +1,6 @@
--- heartbeat: registers a worker run, or renews its lease
--- KEYS  1 workers
--- ARGV  1 worker  2 what it says of itself (JSON, not read here)
+-- heartbeat: registers the run of a worker, or renews its lease; a scheduler, which has none, shows that it lives
+-- KEYS  1 workers or schedulers
+-- ARGV  1 worker or scheduler  2 what it says of itself (JSON, not read here)
 -- Returns 1 when the entry was there, 0 when it is new: at the start, or because the lease had been taken away.
 -- The entry is "beat info". The beat is the time in ms, and moves on even when the clock was set back: a reaper watches
 -- whether it moves, and only people read it as a time. Freed first, so that a full Redis does not end leases.

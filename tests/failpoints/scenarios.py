@@ -664,7 +664,7 @@ STORIES: dict[str, type[Story]] = {
     **dict.fromkeys(("require_fit", "processing"), Start),
     **dict.fromkeys(("release", "retire"), Drain),
     **dict.fromkeys(("reap", "try_write"), Bereaved),
-    **dict.fromkeys(("fire", "last_slots", "now"), Slots),
+    **dict.fromkeys(("fire", "last_slots", "now", "schedulers"), Slots),
     "enqueue": Produce,
     **dict.fromkeys((*Operator.commands, "where"), Operator),
     **dict.fromkeys(
