@@ -3,6 +3,7 @@
 import datetime as dt
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, LiteralString
 
@@ -351,6 +352,7 @@ SELECT id, day FROM unnest(%s::text[], %s::date[]) AS listed (id, day) CROSS JOI
 """
 
 
+@contextmanager
 def open_rows(
     connection: Connection[Any],
     first: dt.date,
@@ -359,8 +361,8 @@ def open_rows(
     chunk: int,
     organization_id: str | None = None,
     integration_id: str | None = None,
-) -> Iterator[list[Open]]:
-    """Yield the rows from `first` to `last` that are expected, dead or wanted again, in chunks.
+) -> Iterator[Iterator[list[Open]]]:
+    """Give the rows from `first` to `last` that are expected, dead or wanted again, in chunks, within a `with` block.
 
     The newest day comes first, and within a day the organizations take turns. The list stays on the server. A row that
     ended while earlier chunks were enqueued is left out, because its job would call the provider for nothing.
@@ -370,10 +372,14 @@ def open_rows(
         fail_point("open_rows.before")
         cursor.execute(_OPEN, span)
         fail_point("open_rows.after")
-        while rows := cursor.fetchmany(chunk):
-            listed = [[row.integration_id for row in rows], [row.day for row in rows]]
-            still_open = set(connection.execute(_STILL_OPEN, listed))
-            yield [row for row in rows if (row.integration_id, row.day) in still_open]
+        # A block, and not a generator alone: one that its caller leaves early would keep the cursor open.
+        yield (_still_open(connection, rows) for rows in iter(lambda: cursor.fetchmany(chunk), []))
+
+
+def _still_open(connection: Connection[Any], rows: Sequence[Open]) -> list[Open]:
+    listed = [[row.integration_id for row in rows], [row.day for row in rows]]
+    still_open = set(connection.execute(_STILL_OPEN, listed))
+    return [row for row in rows if (row.integration_id, row.day) in still_open]
 
 
 @fail_points
@@ -751,16 +757,19 @@ ORDER BY d.day DESC, d.organization_id
 """
 
 
+@contextmanager
 def due_everywhere(
     connection: Connection[Any], planned_before: dt.datetime, *, chunk: int
-) -> Iterator[list[tuple[str, dt.date, str]]]:
-    """Yield chunks of (organization, day, queue) that changed and wait for no page, or were planned too long ago."""
+) -> Iterator[Iterator[list[tuple[str, dt.date, str]]]]:
+    """Give what changed and waits for no page, or was planned too long ago, within a `with` block.
+
+    In chunks of (organization, day, queue).
+    """
     with connection.cursor("due_everywhere", withhold=True) as cursor:
         fail_point("due_everywhere.before")
         cursor.execute(_DUE, [planned_before])
         fail_point("due_everywhere.after")
-        while rows := cursor.fetchmany(chunk):
-            yield rows
+        yield iter(lambda: cursor.fetchmany(chunk), [])
 
 
 @fail_points

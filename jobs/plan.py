@@ -102,15 +102,17 @@ class Plan:
         dead, until the operator requeues it.
         """
         total, began = Planned(), time.time()
-        with self._pool.connection() as connection:
-            chunks = ledger.open_rows(
+        with (
+            self._pool.connection() as connection,
+            ledger.open_rows(
                 connection,
                 first,
                 last or first,
                 chunk=CHUNK,
                 organization_id=organization_id,
                 integration_id=integration_id,
-            )
+            ) as chunks,
+        ):
             for rows in chunks:
                 # A queue keeps the order within it; rows of one day are rarely on two.
                 for queue, group in groupby(sorted(rows, key=_queue_of), key=_queue_of):
@@ -196,8 +198,11 @@ class Reconcile:
 
     def _enqueue_sums(self, now: dt.datetime) -> int:
         created = 0
-        with self._pool.connection() as connection:
-            for chunk in ledger.due_everywhere(connection, now - self._deadline, chunk=CHUNK):
+        with (
+            self._pool.connection() as connection,
+            ledger.due_everywhere(connection, now - self._deadline, chunk=CHUNK) as chunks,
+        ):
+            for chunk in chunks:
                 for queue, group in groupby(sorted(chunk, key=lambda due: due[2]), key=lambda due: due[2]):
                     answers = self._fan_in.enqueue([(id, day) for id, day, _ in group], queue=queue)
                     created += sum(answer.created for answer in answers)

@@ -10,14 +10,18 @@ from types import SimpleNamespace
 
 import psycopg
 import pytest
-from redis import Redis
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry as Repeat
 
 from jobs import integrations, ledger, payloads
 from jobs.app import Application
+from jobs.database import open_pool
 from jobs.plan import Plan, Planned
 from redisq import Enqueued, Failure, Job, Permanent, Retry, TimeLimitExceeded
 from redisq.queue import Queue
 from tests.pages import DAY, NOW, VIEWS, World, a_delivery, a_world
+from tests.roles import as_services
 from tests.test_ingest import EXPIRED
 
 BEFORE = DAY - dt.timedelta(days=1)
@@ -130,10 +134,25 @@ def test_a_page_that_ended_meanwhile_is_not_called_again(world: World) -> None:
     """A long plan reads its list once; workers are at work behind it."""
     world.connect("org", "a", "b", "c")
     ledger.expect(world.db, DAY, queue="default")
-    chunks = ledger.open_rows(world.db, DAY, DAY, chunk=1)
-    assert [row.integration_id for row in next(chunks)] == ["a"]
-    world.ingest("org", "b")
-    assert [[row.integration_id for row in rows] for rows in chunks] == [[], ["c"]]
+    with ledger.open_rows(world.db, DAY, DAY, chunk=1) as chunks:
+        assert [row.integration_id for row in next(chunks)] == ["a"]
+        world.ingest("org", "b")
+        assert [[row.integration_id for row in rows] for rows in chunks] == [[], ["c"]]
+
+
+def test_a_plan_that_breaks_off_leaves_its_connection_as_it_was(world: World, database: str) -> None:
+    """Whoever takes the connection next would find a cursor of its own name there, and be told of a wrong schema."""
+    world.connect("org", "page")
+    ledger.expect(world.db, DAY, queue="default")
+    nowhere = Redis(port=1, retry=Repeat(NoBackoff(), 0))
+    with open_pool(as_services(database), size=1) as pool:
+        plan = Plan(pool, lambda name: Queue(nowhere, name), world.kinds, world.fan_in)
+        # Whoever tells of an error keeps its frames, and a generator that was left early lives in them.
+        with pytest.raises(RedisError) as first:
+            plan.enqueue_open(DAY)
+        with pytest.raises(RedisError):
+            plan.enqueue_open(DAY)
+        assert first.tb is not None
 
 
 def test_a_backfill_has_a_queue_of_its_own(world: World) -> None:
