@@ -30,8 +30,15 @@ _CONNECT_TIMEOUT = 5  # seconds
 
 # By the class of the SQLSTATE, or the whole of it (PostgreSQL's appendix A). Python's classes do not tell: a standby
 # that refuses a write is an InternalError, and a lost connection has no state at all.
-# Stopping, starting, out of room, unreachable, a standby, the password or the database is another.
-_AWAY = ("57P", "53", "08", "25006", "28", "3D")
+# Stopping, starting, out of room, its disk fails, unreachable, a standby, the password or the database is another.
+_AWAY = ("57P", "53", "58", "08", "25006", "28", "3D")
+# What others do to the database at this moment. It is no fault of the job, and other jobs may run meanwhile.
+_HELD_UP = {
+    "55P03": "database_lock_timeout",
+    "57014": "database_statement_timeout",
+    "40P01": "database_conflict",  # a deadlock
+    "40001": "database_conflict",  # two transactions that cannot be put in an order
+}
 _BAD_DATA = ("22", "23")
 _NOT_DEPLOYED = ("42",)  # a table or a right is missing
 # A slot has a connection for a few milliseconds of a page, so that a dozen serve any number of slots. Each connection
@@ -40,6 +47,24 @@ CONNECTIONS = 12
 AWAY_WAIT = 5.0  # seconds until one job is tried again, which then waits for the pool's `POOL_WAIT`
 POOL_WAIT = 10.0
 DEPLOY_WAIT = 60.0
+HELD_UP_WAIT = 10.0
+
+
+def is_read_only(error: psycopg.Error) -> bool:
+    """Tell whether PostgreSQL takes no writes: it is a standby, or was told so."""
+    return error.sqlstate == "25006"
+
+
+def is_away(error: psycopg.Error) -> bool:
+    """Tell whether PostgreSQL cannot be reached, or answers nobody for now."""
+    if error.sqlstate is None:
+        return isinstance(error, psycopg.OperationalError)
+    return error.sqlstate.startswith(_AWAY)
+
+
+def is_held_up(error: psycopg.Error) -> bool:
+    """Tell whether others stood in the way: a lock that they hold, a deadlock, or a server that is too slow."""
+    return error.sqlstate in _HELD_UP
 
 
 # It tells of each attempt to connect, ten a minute: the worker says it once, with the cause.
@@ -119,8 +144,8 @@ def _check(connection: Connection[Any]) -> None:
 def database_errors() -> Iterator[None]:
     """Turn what PostgreSQL raises inside a handler into what the handler's job should do.
 
-    A database that is away, or has not the schema of this release yet, is not the job's failure: it costs no attempt.
-    While it is away no other job can run either, and the worker pauses.
+    A database that is away, is held up by others, or has not the schema of this release yet, is not the job's failure:
+    it costs no attempt. While it is away no other job can run either, and the worker pauses.
     """
     try:
         yield
@@ -133,6 +158,8 @@ def database_errors() -> Iterator[None]:
         match state or "":
             case known if known.startswith(_AWAY):
                 raise Pause(AWAY_WAIT, "database_away", f"{state} {said}") from error
+            case known if known in _HELD_UP:
+                raise Defer(HELD_UP_WAIT, _HELD_UP[known], f"{state} {said}") from error
             case known if known.startswith(_NOT_DEPLOYED):
                 raise Defer(DEPLOY_WAIT, "database_schema", f"{state} {said}: run `redisq db upgrade`") from error
             case known if known.startswith(_BAD_DATA) or isinstance(error, psycopg.DataError):

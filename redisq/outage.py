@@ -2,15 +2,33 @@
 
 import logging
 import random
+import re
 import threading
 import time
 from dataclasses import dataclass
 
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
 from redisq.server import describe
 
 log = logging.getLogger("redisq.outage")
+
+# The first words of answers by which Redis takes nothing for now, whatever it is asked. Each is mended at the server.
+REFUSALS = (
+    *("OOM", "MISCONF", "NOREPLICAS", "READONLY", "MASTERDOWN", "LOADING", "BUSY"),
+    *("TRYAGAIN", "ASK", "MOVED", "CLUSTERDOWN", "NOPERM"),
+)
+
+
+def refusal(error: RedisError) -> str | None:
+    """Return which of `REFUSALS` the error is, None when it is none of them."""
+    # Redis 6.2 quotes the first word in the middle of its sentence when it was a script that was refused.
+    return next((word for word in re.findall(r"[A-Z]{3,}", describe(error)) if word in REFUSALS), None)
+
+
+def is_outage(error: RedisError) -> bool:
+    """Tell whether Redis cannot be reached or takes nothing for now, so that nothing is wrong with what was asked."""
+    return isinstance(error, ConnectionError | TimeoutError) or refusal(error) is not None
 
 
 class Outage:

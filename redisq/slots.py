@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from redisq.errors import (
     BadJob,
     BadPayload,
@@ -22,9 +24,12 @@ from redisq.errors import (
     UnknownKind,
 )
 from redisq.job import Delivery, Job, Kind, Registry, make_logs
+from redisq.outage import is_outage
 from redisq.queue import Claimed, Failure
+from redisq.server import describe
 
 FRAMES = 12  # of a traceback that are kept, the innermost
+REDIS_WAIT = 5.0  # seconds until a job that Redis would take nothing from runs again
 PARK = 60.0  # seconds between looks at a job that this release does not know, or that could not be read
 
 
@@ -65,7 +70,10 @@ Outcome = Done | Failed | Deferred | Doomed
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """Return what an exception out of a handler asks for; all that is not an `Ask` counts as transient."""
+    """Return what an exception out of a handler asks for.
+
+    A Redis that is away or takes nothing costs no attempt. All else that is not an `Ask` counts as transient.
+    """
     match error:
         case Permanent():
             return Doomed(Failure("permanent", error.reason, error.detail))
@@ -75,6 +83,10 @@ def outcome_of(error: BaseException) -> Outcome:
             return Deferred(Failure("defer", error.reason, error.detail), error.after)
         case Retry():
             return Failed(Failure("transient", error.reason, error.detail), error.after)
+        case RedisError() if is_outage(error):
+            # A handler that enqueues. Other jobs go on: a full Redis is emptied by those that enqueue nothing, and one
+            # that is away stops the claim loop by itself.
+            return Deferred(Failure("defer", "redis_away", describe(error)), REDIS_WAIT)
         case BadPayload():
             return Doomed(Failure("permanent", "bad_payload", str(error)))
         case TimeLimitExceeded():

@@ -407,3 +407,43 @@ def test_a_csv_page_needs_no_token(shell: Shell, rows: psycopg.Connection[Any]) 
     ran = shell.run("integration", "add", "--org", "acme", "--integration", "f-1", "--page", "11", "--provider", "csv")
     assert ran.returncode == 0, ran.stderr
     assert rows.execute("SELECT provider FROM integration").fetchall() == [("csv",)]
+
+
+def set_for_all(rows: psycopg.Connection[Any], setting: str) -> None:
+    """Change a setting of the database for whoever connects from now on."""
+    [name] = rows.execute("SELECT current_database()").fetchone() or [""]
+    rows.execute(f"ALTER DATABASE {name} SET {setting}".encode())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "backfill --org acme --from 2026-03-07 --to 2026-03-08",
+        "integration disable fb-1",
+        "integration rename fb-1 name",
+        "integration remove fb-1 --yes",
+        "dlq remove ingest:fb-1:2026-03-08",
+    ],
+)
+def test_a_read_only_database_ends_a_command_with_69(
+    line: str, shell: Shell, rows: psycopg.Connection[Any], redis: Redis
+) -> None:
+    """After a failover it is a standby: nothing is wrong with the command, and a script may repeat it."""
+    add(shell)
+    bury(redis, ingest())
+    set_for_all(rows, "default_transaction_read_only = on")
+    ran = shell.run(*line.split())
+    assert (ran.returncode, ran.stdout) == (69, "")
+    assert "takes no writes" in ran.stderr
+    assert "point REDISQ_DATABASE_URL at the primary" in ran.stderr
+    assert Queue(redis, "default").counts()["dead"] == 1
+
+
+@pytest.mark.slow
+def test_a_lock_that_others_hold_ends_a_command_with_69(shell: Shell, rows: psycopg.Connection[Any]) -> None:
+    """The database can be reached, and whoever reads that it cannot looks in the wrong place."""
+    add(shell)
+    with rows.transaction():
+        rows.execute("LOCK TABLE integration")
+        ran = shell.run("integration", "disable", "fb-1")
+    assert (ran.returncode, "is held up by others" in ran.stderr) == (69, True)

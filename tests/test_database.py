@@ -141,11 +141,13 @@ REFUSALS: list[tuple[str, type[Ask], str]] = [
     ("25006", Pause, "database_away"),  # a standby, after a failover
     ("28P01", Pause, "database_away"),  # the password is another
     ("3D000", Pause, "database_away"),  # there is no such database
+    ("58030", Pause, "database_away"),  # its disk fails
+    # Others stand in the way: no attempt, and other jobs run meanwhile.
+    ("40001", Defer, "database_conflict"),  # serialization failure
+    ("40P01", Defer, "database_conflict"),  # deadlock
+    ("55P03", Defer, "database_lock_timeout"),
+    ("57014", Defer, "database_statement_timeout"),
     # This time only: an attempt, so that one that is always refused ends.
-    ("40001", Retry, "database"),  # serialization failure
-    ("40P01", Retry, "database"),  # deadlock
-    ("55P03", Retry, "database"),  # lock timeout
-    ("57014", Retry, "database"),  # statement timeout
     ("25P03", Retry, "database"),  # idle in a transaction for too long
     ("XX000", Retry, "database"),  # an internal error
     # The data cannot be stored, however often it is tried.
@@ -174,7 +176,7 @@ def test_a_refusal_is_classified_by_its_sqlstate(dsn: str, state: str, asked: ty
 @pytest.mark.parametrize(
     ("statement", "state", "asked"),
     [
-        ("SET statement_timeout = 1; SELECT pg_sleep(1)", "57014", Retry),
+        ("SET statement_timeout = 1; SELECT pg_sleep(1)", "57014", Defer),
         ("SELECT pg_terminate_backend(pg_backend_pid())", "57P01", Pause),
         ("SET transaction_read_only = on; CREATE TABLE t ()", "25006", Pause),
         ("SELECT * FROM nowhere", "42P01", Defer),

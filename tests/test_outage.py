@@ -7,10 +7,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from redis import Redis
 
-from jobs import payloads
+from jobs import ledger, payloads
 from jobs.database import upgrade
-from jobs.servers import private_postgres
+from jobs.servers import private_postgres, private_redis
 from jobs.simulator import Simulator
 from tests.system import System, system
 from tests.waiting import eventually
@@ -60,3 +61,38 @@ def enqueue_every_page(installed: System) -> None:
             for page in installed.simulator.pages
         ]
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plan", "reconcile"])
+def test_a_full_redis_costs_no_attempt_of_a_job_that_enqueues(kind: str, database: str, tmp_path: Path) -> None:
+    """Its attempts would be spent within seconds, and the day would wait for a person."""
+    with (
+        private_redis(tmp_path / "redis") as server,
+        Simulator(pages=3) as simulator,
+        system(server.url, database, tmp_path, simulator) as installed,
+        Redis.from_url(server.url) as redis,
+    ):
+        installed.connect_pages(lambda _: "acme")
+        payload = payloads.Plan(DAYS[0].isoformat()) if kind == "plan" else payloads.Reconcile()
+        if kind == "reconcile":
+            with installed.database() as connection:
+                ledger.expect(connection, DAYS[0], queue="default")
+        job = installed.application.registry[kind].job(payload)
+        installed.queue.enqueue(job)
+        redis.config_set("maxmemory", "1")
+        installed.start("worker")
+        eventually(lambda: has_run(installed, job.id, times=2), within=60)
+        explained = installed.queue.explain(job.id)
+        assert explained
+        assert (explained.attempts, explained.errors[-1]["reason"]) == (0, "redis_away")
+        assert "OOM" in explained.errors[-1]["detail"]
+        redis.config_set("maxmemory", "0")
+        installed.settle()
+        assert installed.rows("SELECT DISTINCT state FROM ingest_day_state") == [("done",)]
+        assert installed.queue.counts()["dead"] == 0
+
+
+def has_run(installed: System, id: str, *, times: int) -> bool:
+    found = installed.queue.explain(id)
+    return bool(found and found.state == "delayed" and found.deliveries >= times)

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from jobs.servers import RedisServer, private_redis
 from redisq import Queue, Settings, connect
 from redisq.durability import inspect_durability
+from redisq.slots import Deferred, outcome_of
 from tests.harness import Crew, Process, Stage, assert_conserved, job
 from tests.proxy import Proxy
 from tests.refusals import FULL, OUTAGES, Refusal, admin, forbidding
@@ -90,6 +91,20 @@ def rates(*proxies: Proxy) -> list[float]:
     before = [proxy.attempts for proxy in proxies]
     threading.Event().wait(SECONDS)
     return [(proxy.attempts - n) / SECONDS for proxy, n in zip(proxies, before, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["oom", *OUTAGES])
+def test_a_handler_from_which_redis_takes_nothing_spends_no_attempt(name: str, tmp_path: Path) -> None:
+    """It enqueues, and Redis refuses: that is no failure of its job, of whatever kind."""
+    refusal = {"oom": FULL, **OUTAGES}[name]
+    with private_redis(tmp_path / "redis", options=refusal.options) as server:
+        queue = queue_of(server)
+        with refusal.strike(server), pytest.raises(RedisError) as refused:
+            queue.enqueue(job("effect", 1))
+    outcome = outcome_of(refused.value)
+    assert isinstance(outcome, Deferred)
+    assert (outcome.failure.reason, refusal.word in outcome.failure.detail) == ("redis_away", name != "loading")
 
 
 @pytest.mark.slow

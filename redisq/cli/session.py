@@ -1,6 +1,5 @@
 """What a command works with: settings, queues, the application's parts."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -17,6 +16,7 @@ from redisq.cli.program import Parts, Program
 from redisq.config import Settings
 from redisq.errors import BadJob, BadSettings, RedisqError, UnknownKind
 from redisq.job import Registry
+from redisq.outage import refusal
 from redisq.queue import Queue
 from redisq.server import connect, describe
 
@@ -88,9 +88,8 @@ class Session:
 
 def _failed(error: RedisError, address: str) -> Failed:
     cause = clean(describe(error))
-    # Redis 6.2 quotes the first word in the middle of its sentence when it was a script that was refused.
-    word = next((word for word in re.findall(r"[A-Z]{3,}", cause) if word in _REMEDIES), None)
-    if word:
+    word = refusal(error)
+    if word in _REMEDIES:
         code = Exit.FAILED if word == "NOPERM" else Exit.UNREACHABLE
         return Failed(f"redis at {address} refuses ({word}): {_REMEDIES[word]}", code)
     if isinstance(error, ConnectionError | TimeoutError):
