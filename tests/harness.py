@@ -41,7 +41,7 @@ from redisq.backoff import Backoff
 from redisq.job import Delivery
 from redisq.service import scheduler_main, worker_main
 from tests.redis_users import as_user
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 
 PROJECT = Path(__file__).resolve().parents[1]
 LEASE = 3.0  # the shortest that the settings allow
@@ -238,10 +238,10 @@ class AtWork:
     thread: threading.Thread
     codes: list[int] = field(default_factory=list)
 
-    def finish(self, within: float = 15.0) -> int:
+    def finish(self) -> int:
         """Return the exit code of the worker, which something has made stop."""
-        self.thread.join(within)
-        assert self.codes, f"the worker still ran after {within:g} s, or was ended by an error"
+        self.thread.join(patience())
+        assert self.codes, "the worker did not stop, or was ended by an error"
         return self.codes[0]
 
 
@@ -270,7 +270,7 @@ def at_work(
         yield AtWork(worker, turns, thread, codes)
     finally:
         worker.stop()
-        thread.join(grace + 10)
+        thread.join(grace + patience())
     assert codes, "the worker did not drain"
 
 
@@ -285,7 +285,7 @@ def kept(url: str, lease: float = LEASE) -> Iterator[None]:
         yield
     finally:
         scheduler.stop()
-        thread.join(10)
+        thread.join(patience())
 
 
 # -- real processes ---------------------------------------------------------------------------------------------------
@@ -320,9 +320,9 @@ class Process:
         self._process.kill()
         self._process.wait()
 
-    def wait(self, within: float) -> int:
+    def wait(self) -> int:
         """Return the exit code; the process has been told to stop, or is about to die."""
-        return self._process.wait(within)
+        return self._process.wait(patience())
 
     def lives(self) -> bool:
         return self._process.poll() is None
@@ -356,7 +356,7 @@ class Crew:
         """Start `count` workers and wait until all are at work."""
         crew = [self.worker(queue) for _ in range(count)]
         for worker in crew:
-            eventually(lambda worker=worker: "worker started" in worker.text(), within=20)  # type: ignore[misc]
+            eventually(lambda worker=worker: "worker started" in worker.text())  # type: ignore[misc]
         return crew
 
     def scheduler(self, **environment: str) -> Process:

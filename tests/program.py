@@ -18,10 +18,10 @@ from redis import Redis
 import jobs.program
 from redisq import Failure, Job, Queue
 from tests.redis_users import as_user
+from tests.waiting import patience
 
 PROGRAM = Path(sys.executable).with_name("redisq")
 NOWHERE = "127.0.0.1:1"  # a port that nobody serves
-PATIENCE = 60.0  # seconds for one command on a busy machine
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,13 @@ class Shell:
     def run(self, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run `redisq ARGS` with its output into pipes."""
         return subprocess.run(
-            [PROGRAM, *args], env=self.all(), input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False
+            [PROGRAM, *args],
+            env=self.all(),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=patience(),
+            check=False,
         )
 
     def run_here(self, *args: str) -> Result:
@@ -54,7 +60,7 @@ class Shell:
         with self.start(*args, stdout=theirs, stdin=theirs) as process:
             os.close(theirs)
             shown = b"".join(iter(lambda: _read(ours), b""))
-            process.communicate(timeout=PATIENCE)
+            process.communicate(timeout=patience())
         os.close(ours)
         return shown.decode()
 

@@ -17,6 +17,26 @@ from redisq.keys import Keys
 KEYS = Keys("q")
 NOBODY = "-"
 
+_put_at = 0  # ms of Redis's clock when the last state was put
+
+
+@dataclass(frozen=True, eq=False)
+class Seconds:
+    """How far a time in Redis was from the move that wrote it: the move came after `put` and before `read`.
+
+    Equal to every number that may be the true one, so that a machine that stands still in between proves nothing wrong.
+    """
+
+    least: float
+    most: float
+
+    __hash__ = None  # type: ignore[assignment]  # whatever is equal to several numbers has no hash
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Seconds):
+            return self.least <= other.most and other.least <= self.most
+        return isinstance(other, int | float) and self.least <= other <= self.most
+
 
 @dataclass(frozen=True)
 class Run:
@@ -26,16 +46,16 @@ class Run:
     deliveries: int = 0
     attempts: int = 0
     crashes: int = 0
-    deferred: int | None = None  # seconds since the first deferral in a row
+    deferred: int | Seconds | None = None  # seconds since the first deferral in a row
 
 
 @dataclass(frozen=True)
 class State:
-    """Where everything is. Times are whole seconds from now: tests use times that are far apart."""
+    """Where everything is. Times are seconds from the move that wrote them."""
 
     ready: tuple[str, ...] = ()  # next to be claimed first
     processing: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by worker, oldest claim first
-    delayed: dict[str, int] = field(default_factory=dict)  # due in so many seconds
+    delayed: dict[str, int | Seconds] = field(default_factory=dict)  # due in so many seconds
     dead: dict[str, str] = field(default_factory=dict)  # the reason
     runs: dict[str, Run] = field(default_factory=dict)
     errors: dict[str, tuple[str, ...]] = field(default_factory=dict)  # "A reason" or "D reason", oldest first
@@ -62,7 +82,8 @@ def job(id: str) -> Job:
 
 def put(redis: Redis, state: State) -> None:
     """Make `state` the state of the queue."""
-    now = _now_ms(redis)
+    global _put_at
+    now = _put_at = _now_ms(redis)
     redis.flushall()
     for id in state.ready:
         redis.lpush(KEYS.ready, id)
@@ -118,7 +139,7 @@ def read(redis: Redis) -> State:
             key.removeprefix(KEYS.processing("")): _ids(ids)
             for key, ids in zip(lists, rest[len(hashes) :], strict=True)
         },
-        delayed={id.decode(): round((due - now) / 1000) for id, due in delayed},
+        delayed={id.decode(): Seconds((due - now) / 1000, (due - _put_at) / 1000) for id, due in delayed},
         dead={id: orjson.loads(verdict)["reason"] for id, verdict in dead.items()},
         runs={id: _run(record, now) for id, record in runs.items()},
         errors={id: tuple(map(_line, history.split("\n"))) for id, history in errors.items()},
@@ -152,7 +173,7 @@ def _run(record: str, now: int) -> Run:
     assert found, f"a run record that cannot be read: {record!r}"
     token, since = found[1], int(found[5])
     counts = (int(number) for number in found.groups()[1:4])
-    return Run(token, *counts, round((now - since) / 1000) if since else None)
+    return Run(token, *counts, Seconds((_put_at - since) / 1000, (now - since) / 1000) if since else None)
 
 
 def _line(line: str) -> str:

@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError, RedisError, ResponseError
 from redis.retry import Retry
 
 from jobs.servers import RedisServer
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 
 _JUNK = 18_000  # commands in an AOF that is to be loaded: Redis looks at its clients once in 1024 of them
 _SLOWLY = "1000"  # microseconds of each
@@ -58,7 +58,7 @@ def without_snapshot(server: RedisServer) -> Iterator[None]:
 
 def _save(server: RedisServer, status: str) -> None:
     admin(server).execute_command("BGSAVE")
-    eventually(lambda: admin(server).info("persistence")["rdb_last_bgsave_status"] == status, within=30)
+    eventually(lambda: admin(server).info("persistence")["rdb_last_bgsave_status"] == status)
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def busy(server: RedisServer) -> Iterator[None]:
 
     thread = threading.Thread(target=run)
     thread.start()
-    eventually(lambda: _complaint(server).startswith("BUSY"), within=30)
+    eventually(lambda: _complaint(server).startswith("BUSY"))
     try:
         yield
     finally:
@@ -119,13 +119,13 @@ def loading(server: RedisServer) -> Iterator[None]:
         threading.Event().wait()  # the server ends with the thread that started it
 
     threading.Thread(target=start, daemon=True).start()
-    eventually(lambda: "loading" in _complaint(server), within=30)
+    eventually(lambda: "loading" in _complaint(server))
     try:
         yield
     finally:
         with suppress(ResponseError):  # Redis 6.2 lets nobody hurry it
             admin(server).config_set("key-load-delay", "0")
-        assert started.wait(30)
+        assert started.wait(patience())
 
 
 @contextmanager

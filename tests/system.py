@@ -21,7 +21,7 @@ from jobs.simulator import Simulator
 from jobs.vault import Vault
 from redisq import Queue
 from tests.redis_users import as_user
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 
 PROGRAMS = Path(__file__).resolve().parents[1] / "bin"
 REDISQ = Path(sys.executable).with_name("redisq")
@@ -94,7 +94,7 @@ class System:
     def reconcile(self) -> None:
         self.queue.enqueue(self.application.registry["reconcile"].job(payloads.Reconcile()))
 
-    def settle(self, within: float = 90, queue: str = "default") -> None:
+    def settle(self, queue: str = "default") -> None:
         """Wait until the queue is empty but for dead letters, and no aggregate is due."""
         of_it = self.application.queue(queue)
 
@@ -103,7 +103,7 @@ class System:
             busy = counts["ready"] + counts["processing"] + counts["delayed"]
             return not busy and self.rows("SELECT count(*) FROM aggregate_dirty")[0][0] == 0
 
-        eventually(is_settled, within=within, every=0.05)
+        eventually(is_settled, every=0.05)
 
     def redisq(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run the command line as a user would."""
@@ -113,7 +113,7 @@ class System:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patience(),
         )
 
     def stop(self) -> None:
@@ -122,7 +122,7 @@ class System:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         for process in self.processes:
-            process.wait(timeout=20)
+            process.wait(timeout=patience())
         self.processes.clear()
 
 

@@ -17,6 +17,7 @@ from redisq import Failure, Job, Queue, Settings, connect
 from redisq.queue import Claimed
 from redisq.server import inspect_server, require_fit
 from tests.redis_users import ACL, USERS, acl_with_passwords, as_user, guarded_redis, password_of
+from tests.waiting import patience
 
 Step = Callable[[Queue, Redis], object]
 
@@ -35,9 +36,9 @@ def _listen(queue: Queue, _client: Redis) -> None:
     line = queue.subscription()
     try:
         line.subscribe(queue.keys.bell)
-        line.get_message(timeout=5.0)
+        line.get_message(timeout=patience())
         line.ping()
-        line.get_message(timeout=5.0)
+        line.get_message(timeout=patience())
     finally:
         line.close()
 

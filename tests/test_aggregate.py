@@ -21,7 +21,7 @@ from jobs.providers.base import Status
 from redisq import Permanent
 from tests.pages import DAY, FOLLOWS, NOW, REACH, VIEWS, Told, World, a_world
 from tests.test_ingest import EXPIRED
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 
 SUM, LEVEL, NONE = (
     Policy("facebook", "views", "sum"),
@@ -333,18 +333,18 @@ def test_a_mark_that_comes_during_the_run_is_not_lost(world: World) -> None:
         with world.pool.connection() as connection, connection.transaction():
             connection.execute("LOCK TABLE org_metric_daily IN EXCLUSIVE MODE")
             locked.set()
-            release.wait(10)
+            release.wait(patience())
 
     with ThreadPoolExecutor(2) as threads:
         holder = threads.submit(hold)
-        locked.wait(10)
+        locked.wait(patience())
         run = threads.submit(world.aggregate, "org")
         waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'org_metric_daily'::regclass"
-        eventually(lambda: world.fetch(waits), 10)
+        eventually(lambda: world.fetch(waits))
         world.ingest("org", "b")
         release.set()
-        holder.result(10)
-        run.result(10)
+        holder.result(patience())
+        run.result(patience())
     assert stored(world)[:3] == (15, 2, 2)
     assert world.fetch("SELECT * FROM aggregate_dirty") == []
 
@@ -357,8 +357,8 @@ def test_two_aggregates_of_one_day_take_turns(world: World) -> None:
         with connection.transaction():
             aggregate(connection, "org", DAY, now=NOW)
             second = threads.submit(world.aggregate, "org")
-            eventually(lambda: world.fetch("SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"), 10)
-        second.result(10)
+            eventually(lambda: world.fetch("SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"))
+        second.result(patience())
     assert stored(world) == (10, 1, 1, 1, True, 1)
 
 

@@ -25,6 +25,7 @@ from tests.roles import as_services
 from tests.system import system
 from tests.test_commands import TODAY, add, key, rows, shell, write_day
 from tests.test_ingest import EXPIRED
+from tests.waiting import patience
 
 __all__ = ["key", "rows", "shell"]  # fixtures
 
@@ -217,7 +218,7 @@ def test_a_short_backfill_shows_no_progress(shell: Shell) -> None:
     add(shell)
     ours, theirs = pty.openpty()
     line = ("backfill", "--org", "acme", "--from", "-9d", "--to", "-3d")
-    ran = subprocess.run([PROGRAM, *line], env=shell.all(), stdout=subprocess.PIPE, stderr=theirs, timeout=60)
+    ran = subprocess.run([PROGRAM, *line], env=shell.all(), stdout=subprocess.PIPE, stderr=theirs, timeout=patience())
     os.close(theirs)
     shown = os.read(ours, 65536).decode()
     os.close(ours)
@@ -267,7 +268,7 @@ def test_sixty_done_days_are_read_once_more_in_one_call(redis_url: str, database
         line = ("backfill", "--org", "acme", "--from", first.isoformat(), "--to", last.isoformat())
         installed.start("worker", "--queue", "backfill")
         assert installed.redisq(*line).returncode == 0
-        installed.settle(within=120, queue="backfill")
+        installed.settle(queue="backfill")
         before = len(simulator.log())
         with psycopg.connect(database, autocommit=True) as connection:
             connection.execute(
@@ -275,7 +276,7 @@ def test_sixty_done_days_are_read_once_more_in_one_call(redis_url: str, database
                 " VALUES ('facebook', 'page_total_actions', 'sum')"
             )
         assert installed.redisq(*line, "--only", "all").returncode == 0
-        installed.settle(within=120, queue="backfill")
+        installed.settle(queue="backfill")
         assert len(simulator.log()) - before == 1
         values = "SELECT count(*) FROM page_metric_daily WHERE metric = 'page_total_actions' AND status = 'value'"
         assert installed.rows(values) == [(60,)]

@@ -15,6 +15,7 @@ from jobs.servers import PostgresServer, private_postgres
 from tests.chaos import mutants
 from tests.chaos.faults import FIRST, SHAPES, plan
 from tests.chaos.run import run
+from tests.waiting import patience
 
 SECONDS = 16.0  # of faults; a run takes twice as long, on a busy machine three times
 
@@ -64,7 +65,7 @@ def test_the_auditor_shares_no_code_with_the_queue(module: str) -> None:
 def test_a_mutant_fits_the_queue_of_today(name: str) -> None:
     """One that cannot be applied any more ends its processes, which the auditor sees, too, and proves nothing."""
     weaken = f"from tests.chaos import mutants; mutants.apply({name!r})"
-    subprocess.run([sys.executable, "-c", weaken], cwd=Path(__file__).parents[1], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", weaken], cwd=Path(__file__).parents[1], check=True, timeout=patience())
 
 
 def test_every_weakened_queue_has_its_day_of_the_week() -> None:

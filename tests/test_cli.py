@@ -19,7 +19,7 @@ from redisq.cli import EXIT_CODES
 from redisq.cli.services import adopt_settings
 from tests.program import NOWHERE, Shell, bury, ingest
 from tests.redis_users import private_redis
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 
 NO_DATABASE = f"postgresql://redisq:canary@{NOWHERE}/redisq"
 
@@ -50,7 +50,7 @@ def test_command_loads_no_client_that_it_does_not_use(lost: Shell, line: str, ne
         "except SystemExit: print(*{'redis', 'psycopg', 'rich', 'urllib3', 'cryptography.fernet'} & sys.modules.keys())"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", code], env=lost.environ, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], env=lost.environ, capture_output=True, text=True, check=True, timeout=patience()
     )
     assert set(ran.stdout.splitlines()[-1].split()) == needed
 
@@ -102,7 +102,7 @@ def test_reader_that_goes_away_is_no_error_message(redis: Redis, shell: Shell) -
     process = shell.start("dlq", "list", stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=patience())
     assert b"Error" not in stderr
     assert b"Traceback" not in stderr
 
@@ -117,9 +117,9 @@ def test_ctrl_c_ends_quietly(shell: Shell, tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = told.start("integration", "reconnect", "fb-1", "--token-file", str(fifo), stdout=subprocess.PIPE)
     signal.signal(signal.SIGINT, before)
-    writer = eventually(lambda: _open_writer(fifo), within=30)  # there is one as soon as the command reads
+    writer = eventually(lambda: _open_writer(fifo))  # there is one as soon as the command reads
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=patience())
     os.close(writer)
     assert (process.returncode, stdout, stderr) == (130, b"", b"")
 
@@ -324,7 +324,7 @@ def test_all_are_those_that_were_dead_at_the_start(redis: Redis, shell: Shell, m
 
     def told(_jobs: object) -> None:
         asked = queue.now()
-        eventually(lambda: queue.now() >= asked + 0.001, within=5)  # a letter has its time in milliseconds
+        eventually(lambda: queue.now() >= asked + 0.001)  # a letter has its time in milliseconds
         bury(redis, ingest("late"))
 
     monkeypatch.setattr(hooks, "abandon", told)

@@ -22,7 +22,7 @@ from redisq import Job, Queue
 from tests.many_pages import many_pages
 from tests.program import NOWHERE, Shell, bury, ingest
 from tests.roles import as_services
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 
 TOKEN = "EAAB-canary-token"
 TODAY = dt.datetime.now(dt.UTC).date()
@@ -289,12 +289,12 @@ def test_removing_dead_letters_and_a_run_that_heals_their_days_take_turns(
     with ThreadPoolExecutor(2) as threads, psycopg.connect(database) as holder:
         holder.execute("SELECT FROM ingest_day_state WHERE day = %s FOR UPDATE", [second])
         removed = threads.submit(shell.run, "dlq", "remove", "--all", "--yes")
-        eventually(lambda: waiting(1), within=30)
+        eventually(lambda: waiting(1))
         healed = threads.submit(read_later_day)
-        eventually(lambda: waiting(2), within=30)
+        eventually(lambda: waiting(2))
         holder.rollback()
-        healed.result(30)
-        assert removed.result(30).returncode == 0
+        healed.result(patience())
+        assert removed.result(patience()).returncode == 0
     assert states(rows) == {first.isoformat(): "abandoned", second.isoformat(): "abandoned", last.isoformat(): "done"}
 
 

@@ -18,7 +18,7 @@ from redisq import Keeper, Queue, Schedule, Scheduler, Settings, connect
 from redisq.scheduler import Clockwork, Presence
 from tests.harness import PROJECT, at_work, job, nothings
 from tests.proxy import load
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 
 JOBS = 1000
 ROUND = 15.0  # seconds after which every clock of an idle system has gone round
@@ -58,7 +58,7 @@ def trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def drain(queue: Queue, url: str, slots: int) -> None:
     with at_work(nothings(), url, slots=slots, lease=15.0):
-        eventually(lambda: queue.counts().get("total_done") == JOBS, within=30, every=0.2)
+        eventually(lambda: queue.counts().get("total_done") == JOBS, every=0.2)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_one_slot_calls_few_functions_for_each_job(redis_url: str, queue: Queue)
     """Python is most of what such a worker takes. One job took 104 calls with redis-py 8.1 and Python 3.11."""
     queue.enqueue_many([job("nothing", n) for n in range(JOBS)])
     program = [sys.executable, "-m", "tests.calls_of_a_worker", redis_url, str(JOBS)]
-    done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, timeout=patience())
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 125
 
@@ -160,7 +160,7 @@ def scheduling(url: str, *queues: str, schedules: tuple[Schedule, ...] = ()) -> 
         yield
     finally:
         scheduler.stop()
-        thread.join(10)
+        thread.join(patience())
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_an_idle_worker_and_an_idle_scheduler_send_fewer_than_six_commands_a_sec
         scheduling(redis_url, "default"),  # as each worker's process does
         scheduling(redis_url, "default", "backfill", schedules=nightly),
     ):
-        eventually(lambda: redis.pubsub_numsub(queue.keys.bell)[0][1] == 2, within=30)
+        eventually(lambda: redis.pubsub_numsub(queue.keys.bell)[0][1] == 2)
         time.sleep(1.0)  # what a beginning costs is over
         reset(redis)
         began = time.monotonic()

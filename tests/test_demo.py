@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.system import REDISQ
+from tests.waiting import patience
 
 
 @pytest.mark.slow
@@ -21,7 +22,7 @@ def test_the_demo_shows_what_went_well_and_what_went_wrong_and_leaves_nothing(tm
         env=environ | {"TMPDIR": str(tmp_path), "DEMO_MARK": mark, "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=patience(),
     )
     assert ran.returncode == 0, ran.stderr
     shown = ran.stdout + ran.stderr

@@ -71,7 +71,7 @@ def test_promise_1_a_crash_of_redis_loses_nothing_that_was_acknowledged(appendfs
     with disk.start_redis(appendfsync) as server:
         for seed in range(6):
             producers = Producers(server, seed)
-            eventually(lambda producers=producers: len(producers.acknowledged) > 200, within=60)
+            eventually(lambda producers=producers: len(producers.acknowledged) > 200)
             threading.Event().wait(random.Random(seed).uniform(0.2, 1.2))
             syncs = disk.syncs()
             threading.Event().wait(0.05)  # after a sync Redis writes what has waited for it
@@ -92,7 +92,7 @@ def test_a_crash_while_a_slow_disk_syncs_loses_two_seconds_at_most(tmp_path: Pat
     disk = Disk(tmp_path, slow_ms=1500)
     with disk.start_redis("everysec") as server:
         producers = Producers(server)
-        eventually(lambda: len(producers.acknowledged) > 200 and disk.syncing(), within=60)
+        eventually(lambda: len(producers.acknowledged) > 200 and disk.syncing())
         threading.Event().wait(1.0)
         server.kill()
         server.start()
@@ -109,7 +109,7 @@ def test_a_power_cut_loses_what_was_not_synced(appendfsync: str, tmp_path: Path)
     with disk.start_redis(appendfsync) as server:
         for seed in range(4):
             producers = Producers(server, seed)
-            eventually(lambda producers=producers: len(producers.acknowledged) > 200, within=60)
+            eventually(lambda producers=producers: len(producers.acknowledged) > 200)
             threading.Event().wait(random.Random(seed).uniform(0.5, 2.0))
             dropped = disk.cut_power(server)
             server.start()
@@ -131,15 +131,15 @@ def test_promise_7_what_a_power_cut_took_is_done_once_after_one_reconcile(databa
     ):
         installed.connect_pages(lambda number: f"org{number % 4}")
         worker = installed.start("worker")
-        eventually(lambda: admin(server).hlen(installed.queue.keys.workers), within=60)
+        eventually(lambda: admin(server).hlen(installed.queue.keys.workers))
         lost = 0
         for day in days:
             installed.plan([day])
             # Whoever is not ready any more was enqueued, too.
-            eventually(lambda day=day: _rows(installed, day) == 20 and admin(server).hlen(_jobs(installed)), within=60)
+            eventually(lambda day=day: _rows(installed, day) == 20 and admin(server).hlen(_jobs(installed)))
             disk.cut_power(server)
             server.start()
-            eventually(lambda: _is_empty(installed), within=120, every=0.1)
+            eventually(lambda: _is_empty(installed), every=0.1)
             done = _rows(installed, day, "done")
             print(f"power cut, everysec: {20 - done} of 20 page-days of {day} lost")  # noqa: T201  # a measurement
             lost += 20 - done

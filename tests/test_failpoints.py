@@ -21,6 +21,7 @@ from tests.failpoints.pages import Pages
 from tests.failpoints.points import PROJECT, is_decorated, points, script_names
 from tests.failpoints.process import MODES
 from tests.failpoints.scenarios import STORIES, Case
+from tests.waiting import patience
 
 AT_ONCE = 32  # cases that run at the same time: most of a case is waiting
 # Mode by mode, so that cases of every kind run side by side.
@@ -166,7 +167,9 @@ def test_no_program_can_be_armed_from_outside() -> None:
     assert source.count("hook = ") == 0
     assert source.count(_DECLARED) == 1
     programs = "import jobs.app, jobs.program, redisq.service; from redisq import failpoints; print(failpoints.hook)"
-    ran = subprocess.run([sys.executable, "-c", programs], capture_output=True, text=True, timeout=60, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", programs], capture_output=True, text=True, timeout=patience(), check=True
+    )
     assert ran.stdout == "None\n"
 
 

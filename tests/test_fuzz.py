@@ -65,7 +65,7 @@ T = TypeVar("T")
 TARGETS = 15
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0")) / TARGETS
 SECRET = "canary-s3cr3t"
-SLOW = 20.0  # seconds for one input, on a busy machine
+SLOW = 20.0  # seconds of processor time for one input
 CODES = {0, 1, 2, 3, 4, 5, 6, 69}
 NOWHERE = "127.0.0.1:1"
 NOW = datetime(2026, 3, 20, 20, tzinfo=UTC)
@@ -81,9 +81,9 @@ def survive(inputs: st.SearchStrategy[T], check: Callable[[T], object], examples
     def each(drawn: T) -> None:
         nonlocal count
         count += 1
-        before = time.monotonic()
+        before = time.process_time()
         check(drawn)
-        assert time.monotonic() - before < SLOW
+        assert time.process_time() - before < SLOW
 
     run = settings(
         max_examples=examples,
@@ -246,7 +246,7 @@ def test_a_worker_with_foreign_jobs(redis: Redis, redis_url: str, monkeypatch: p
             counts = queue.counts()
             return counts["ready"] + counts["processing"] == 0
 
-        eventually(settled, within=SLOW)
+        eventually(settled)
         assert redis.hkeys(KEYS.workers)
         assert all(isinstance(json.loads(line), dict) for line in lines)
         lines.clear()

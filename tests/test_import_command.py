@@ -24,6 +24,7 @@ from jobs.vault import Vault
 from redisq import Queue
 from tests.program import NOWHERE, PROGRAM, Shell
 from tests.roles import as_services
+from tests.waiting import patience
 
 TODAY = dt.datetime.now(dt.UTC).date()
 FIRST = TODAY - dt.timedelta(days=60)
@@ -537,7 +538,7 @@ def test_a_person_is_asked(shell: Shell, db: Db, tmp_path: Path, answer: str, wr
     command = ["import", views(tmp_path, 5), "--integration", PAGE]
     with shell.start(*command, stdout=subprocess.PIPE, stdin=theirs) as process:
         os.write(ours, f"{answer}\n".encode())
-        out, said = process.communicate(timeout=60)
+        out, said = process.communicate(timeout=patience())
     os.close(ours)
     os.close(theirs)
     assert "numbers: 1 new" in out.decode()
@@ -569,7 +570,9 @@ def test_a_long_refusal_wraps_between_words_on_a_terminal(shell: Shell, tmp_path
     file = written(tmp_path / "a.csv", suite("No such title as this one, which is long", {day(0): 1}))
     ours, theirs = pty.openpty()
     command = ["import", file, "--integration", PAGE, "--yes"]
-    ran = subprocess.run([PROGRAM, *command], env=shell.all(), stdout=subprocess.PIPE, stderr=theirs, timeout=60)
+    ran = subprocess.run(
+        [PROGRAM, *command], env=shell.all(), stdout=subprocess.PIPE, stderr=theirs, timeout=patience()
+    )
     os.close(theirs)
     shown = os.read(ours, 65536).decode().splitlines()
     os.close(ours)

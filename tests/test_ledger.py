@@ -20,7 +20,7 @@ from jobs.integrations import Integration
 from jobs.ledger import Entry
 from jobs.providers.base import Answer, Gate, Reading
 from tests.pages import DAY, FOLLOWS, NOW, VIEWS, World, a_world
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 
 WRITTEN = ("page_metric_daily", "page_metric_history", "page_metric_anomaly", "ingest_day_state", "aggregate_dirty")
 DONE = Entry(
@@ -230,7 +230,7 @@ def test_two_runs_whose_windows_overlap_take_turns(world: World, database: str) 
             ledger.record(connection, entry, "facebook", answer(*readings))
 
     def waiting(runs: int) -> None:
-        eventually(lambda: world.fetch("SELECT count(*) FROM pg_locks WHERE NOT granted") == [runs], within=10)
+        eventually(lambda: world.fetch("SELECT count(*) FROM pg_locks WHERE NOT granted") == [runs])
 
     with ThreadPoolExecutor(2) as threads, psycopg.connect(database) as holder:
         holder.execute("SELECT FROM page_metric_daily FOR UPDATE")
@@ -239,8 +239,8 @@ def test_two_runs_whose_windows_overlap_take_turns(world: World, database: str) 
         own = threads.submit(run, earlier, value(VIEWS, 2, before))
         waiting(2)
         holder.rollback()
-        later.result(30)
-        own.result(30)
+        later.result(patience())
+        own.result(patience())
     assert world.fetch("SELECT value FROM page_metric_daily ORDER BY day") == [2, 3]
 
 

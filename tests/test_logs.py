@@ -22,7 +22,7 @@ from redisq import Delivery, Kind, Registry, TimeLimitExceeded, redaction
 from redisq.logs import TurnHandler, log_json, quick_record
 from redisq.queue import Claimed
 from redisq.slots import Done, Failed, Run, Slots
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def test_a_turn_with_nothing_to_tell_waits_for_nobody(handler: TurnHandler) -> N
     with handler._writing:
         turn = threading.Thread(target=handler.flush, daemon=True)
         turn.start()
-        turn.join(5)
+        turn.join(patience())
         assert not turn.is_alive()
 
 
@@ -166,9 +166,9 @@ def test_a_time_limit_that_strikes_in_the_middle_of_a_line_leaves_the_log_to_oth
             for run in runs:
                 slots.add(run)
             for run in runs:
-                eventually(lambda run=run: run.thread, within=5, every=0)
+                eventually(lambda run=run: run.thread, every=0)
                 assert slots.interrupt(run, time.monotonic())
-            assert {ended.get(timeout=5).outcome.__class__ for _ in runs} == {Failed}
+            assert {ended.get(timeout=patience()).outcome.__class__ for _ in runs} == {Failed}
         handler.setStream(sys.stderr)
 
 
@@ -185,7 +185,7 @@ def test_a_handler_that_logs_needs_no_lock_of_all_loggers() -> None:
     slots = Slots(1, Registry([kind]), "default", "worker", lambda _run: True, ended.put, lambda: None)
     with logging._lock:  # type: ignore[attr-defined]  # has no public name
         slots.add(Run(Claimed("x:1", "token", kind.job(Nothing()).encode(), 0, 0), 0.0, 1))
-        assert isinstance(ended.get(timeout=5).outcome, Done)
+        assert isinstance(ended.get(timeout=patience()).outcome, Done)
 
 
 def test_a_line_has_what_the_library_would_write(handler: TurnHandler) -> None:

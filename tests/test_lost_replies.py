@@ -66,9 +66,9 @@ def test_a_reply_lost_at_any_step_loses_and_doubles_nothing(
         lost = proxy.lose(request_, reply=reply, how=how, times=times)
         for n in range(JOBS):  # one by one, so that some come while the worker waits in BLMOVE
             queue.enqueue(job(kind, n))
-            eventually(lambda n=n: f"{kind}:{n}" in stage.runs(), within=10)
-        eventually(lambda: not set(queue.where(sorted(ids))) - {None, "dead"}, within=20)
-        eventually(lambda: lost.fired == times, within=10)
+            eventually(lambda n=n: f"{kind}:{n}" in stage.runs())
+        eventually(lambda: not set(queue.where(sorted(ids))) - {None, "dead"})
+        eventually(lambda: lost.fired == times)
     counts, found = queue.counts(), census(redis)
     assert not [found[state] for state in ("ready", "processing", "delayed", "workers") if found[state]]
     # `totals` counts what Redis accepted: no job was ended twice, whatever the worker sent twice.
@@ -91,8 +91,8 @@ def test_a_reply_lost_at_enqueue_is_told_and_repeating_it_makes_no_second_job(pr
     assert [answer.state for answer in producer.enqueue_many(jobs)] == ["ready"] * JOBS
     assert lost.fired == 1
     with at_work(application(stage), proxy.url):
-        eventually(lambda: len(stage.effects()) == JOBS, within=10)
-        eventually(lambda: not any(producer.where([item.id for item in jobs])), within=5)
+        eventually(lambda: len(stage.effects()) == JOBS)
+        eventually(lambda: not any(producer.where([item.id for item in jobs])))
     assert sorted(stage.runs()) == sorted(item.id for item in jobs)
 
 
@@ -102,11 +102,11 @@ def test_a_reply_lost_at_release_costs_the_job_nothing(redis: Redis, proxy: Prox
     lost = proxy.lose(scripts.release, times=1)
     with at_work(application(stage), proxy.url, grace=0.0):
         queue.enqueue(job("wait", 1))
-        eventually(lambda: stage.runs() == ["wait:1"], within=5)
+        eventually(lambda: stage.runs() == ["wait:1"])
     assert lost.fired == 1
     assert queue.where(["wait:1"]) == ["ready"]
     with at_work(application(stage), proxy.url):
-        eventually(lambda: stage.runs() == ["wait:1", "wait:1"], within=5)  # else the first run alone makes the effect
+        eventually(lambda: stage.runs() == ["wait:1", "wait:1"])  # else the first run alone makes the effect
         stage.open_gate("1")
-        eventually(lambda: stage.effects() == {"wait:1"}, within=5)
+        eventually(lambda: stage.effects() == {"wait:1"})
     assert not census(redis)["jobs"]

@@ -17,6 +17,7 @@ from jobs.vault import Vault
 from tests.program import PROGRAM, Shell
 from tests.roles import as_services
 from tests.test_rights import OWNER_PASSWORD, create_owner
+from tests.waiting import patience
 
 TODAY = dt.datetime.now(dt.UTC).date()
 
@@ -723,6 +724,8 @@ def test_an_output_that_cannot_be_written_is_one_line(shell: Shell, line: tuple[
     is_empty = line[0] in ("numbers", "report")  # nothing is stored: only a line on stderr
     for redirected, codes in ((">/dev/full", (0, 1) if is_empty else (1,)), (">&-", (0, 1, 3))):
         typed = f"exec {PROGRAM} {' '.join(line)} {redirected}"
-        ran = subprocess.run(["sh", "-c", typed], env=shell.all(), stderr=subprocess.PIPE, text=True, timeout=60)
+        ran = subprocess.run(
+            ["sh", "-c", typed], env=shell.all(), stderr=subprocess.PIPE, text=True, timeout=patience()
+        )
         assert "Traceback" not in ran.stderr, (redirected, ran.stderr)
         assert ran.returncode in codes, (redirected, ran.returncode, ran.stderr)

@@ -73,10 +73,10 @@ def test_every_daily_command_does_what_the_readme_says(acme: System) -> None:
     # The coverage of fourteen days, thirteen of which nobody planned, is the condition that a monitor asks for.
     assert [code for line, code in codes.items() if "coverage" in line] == [3]
     state = "SELECT state FROM ingest_day_state WHERE integration_id = 'acme-page-1' AND day = '2026-11-14'"
-    eventually(lambda: acme.rows(state) == [("done",)], within=30)
+    eventually(lambda: acme.rows(state) == [("done",)])
     views = [line for line in DAILY if line.startswith("redisq numbers") and "--metric page_media_view" in line]
     assert len(views) == 1
-    eventually(lambda: "1 of 1" in acme.redisq(*views[0].split()[1:]).stdout, within=30)
+    eventually(lambda: "1 of 1" in acme.redisq(*views[0].split()[1:]).stdout)
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

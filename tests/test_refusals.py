@@ -67,14 +67,14 @@ def test_a_refusal_is_survived_with_one_line_and_without_spinning(name: str, tmp
     ):
         queue = queue_of(server)
         [worker], scheduler = workers.workers(1), schedulers.scheduler()
-        eventually(lambda: scheduler.said("scheduler started"), within=60)
+        eventually(lambda: scheduler.said("scheduler started"))
         queue.enqueue_many([job("effect", n, seconds=0.02) for n in range(400)])
-        eventually(lambda: len(stage.effects()) > 20, within=60)
+        eventually(lambda: len(stage.effects()) > 20)
         with refusal.strike(server):
-            eventually(lambda: worker.said(AWAY) and scheduler.said(AWAY), within=60)
+            eventually(lambda: worker.said(AWAY) and scheduler.said(AWAY))
             per_second = rates(before_worker, before_scheduler)
-        eventually(lambda: all_ended(queue, ids), within=60)
-        eventually(lambda: worker.said(BACK) and scheduler.said(BACK), within=60)
+        eventually(lambda: all_ended(queue, ids))
+        eventually(lambda: worker.said(BACK) and scheduler.said(BACK))
         assert worker.lives()
         assert scheduler.lives()
         assert_conserved(admin(server))
@@ -120,12 +120,12 @@ def test_a_redis_that_refuses_only_to_wait_is_asked_instead(refusal: Refusal, tm
         queue.enqueue_many([job("effect", n) for n in range(200)])
         with refusal.strike(server):
             [worker] = crew.workers(1)
-            eventually(lambda: len(stage.effects()) == 200, within=60)
-            eventually(lambda: worker.said(ASKS), within=60)
+            eventually(lambda: len(stage.effects()) == 200)
+            eventually(lambda: worker.said(ASKS))
             [per_second] = rates(proxy)
-        eventually(lambda: worker.said(WAITS), within=60)
+        eventually(lambda: worker.said(WAITS))
         queue.enqueue(job("effect", "last"))
-        eventually(lambda: all_ended(queue, ["effect:last"]), within=60)
+        eventually(lambda: all_ended(queue, ["effect:last"]))
     assert trouble(worker) == [ASKS, WAITS]
     print(f"{refusal.word}: worker {per_second:.1f}/s")  # noqa: T201  # a measurement
     assert per_second < MOST
@@ -140,11 +140,11 @@ def test_one_forbidden_command_is_one_line(command: str, tmp_path: Path, stage: 
         queue = queue_of(server)
         [worker] = crew.workers(1)
         with forbidding(command).strike(server):
-            eventually(lambda: worker.said(AWAY), within=60)
+            eventually(lambda: worker.said(AWAY))
             queue.enqueue_many([job("effect", n) for n in range(20)])
-            eventually(lambda: len(stage.effects()) == 20, within=60)  # it costs time only
+            eventually(lambda: len(stage.effects()) == 20)  # it costs time only
             threading.Event().wait(SECONDS)
-        eventually(lambda: worker.said(BACK), within=60)
+        eventually(lambda: worker.said(BACK))
     assert trouble(worker) == [AWAY, BACK]
 
 
@@ -191,15 +191,15 @@ def test_a_full_disk_under_everysec_is_survived_and_heals_itself(
         Crew(stage, proxy.url, slots=4, lease=LEASE) as crew,
     ):
         [worker], scheduler = crew.workers(1), crew.scheduler()
-        eventually(lambda: scheduler.said("scheduler started"), within=60)
+        eventually(lambda: scheduler.said("scheduler started"))
         ids = fill(queue_of(server))
-        eventually(lambda: worker.said(AWAY) and scheduler.said(AWAY), within=60)
+        eventually(lambda: worker.said(AWAY) and scheduler.said(AWAY))
         [found] = [each for each in inspect_durability(admin(server), "") if each.subject == "a crash of redis"]
         assert found.text.startswith("loses what came since its disk took the last write")
         [per_second] = rates(proxy)
         enlarge(small_disk)
-        eventually(lambda: all_ended(queue_of(server), ids), within=60)
-        eventually(lambda: worker.said(BACK) and scheduler.said(BACK), within=60)
+        eventually(lambda: all_ended(queue_of(server), ids))
+        eventually(lambda: worker.said(BACK) and scheduler.said(BACK))
         assert worker.lives()
         assert scheduler.lives()
     assert stage.effects() >= set(ids)
@@ -219,14 +219,14 @@ def test_a_full_disk_under_always_ends_redis_and_loses_nothing(small_disk: Path,
         Crew(stage, proxy.url, slots=4, lease=LEASE) as crew,
     ):
         [worker], scheduler = crew.workers(1), crew.scheduler()
-        eventually(lambda: scheduler.said("scheduler started"), within=60)
+        eventually(lambda: scheduler.said("scheduler started"))
         ids = fill(queue_of(server))
-        eventually(lambda: worker.said(AWAY) and scheduler.said(AWAY), within=60)
+        eventually(lambda: worker.said(AWAY) and scheduler.said(AWAY))
         server.kill()  # it has ended by itself; this takes note of it
         [per_second] = rates(proxy)
         enlarge(small_disk)
         server.start()
-        eventually(lambda: all_ended(queue_of(server), ids), within=60)
+        eventually(lambda: all_ended(queue_of(server), ids))
         assert worker.lives()
         assert scheduler.lives()
     assert stage.effects() >= set(ids)

@@ -30,7 +30,7 @@ def test_one_refused_page_costs_no_other_page_a_number(redis_url: str, database:
             installed.start("worker", "--queue", "backfill")
         line = ("backfill", "--org", "acme", "--from", first.isoformat(), "--to", last.isoformat())
         assert installed.redisq(*line).returncode == 0
-        installed.settle(within=120, queue="backfill")
+        installed.settle(queue="backfill")
         sums = installed.rows(
             "SELECT d.value = (SELECT sum(value) FROM page_metric_daily p WHERE p.day = d.day AND p.metric = d.metric),"
             " n_value, n_expected, completeness::text, value_coverage::text, is_final, missing, zone, count(*)"

@@ -27,15 +27,15 @@ from redisq.queue import REAP
 from redisq.scheduler import CRASHES, GATHER, LOOK, RETRY, WATCH, Clockwork, Presence, Watch, check_schedules
 from tests.queue_state import KEYS, Run, State, job, put, read
 from tests.redis_users import as_user, private_redis
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 
 LEASE = 0.3  # seconds: of these tests; in service it is fifteen
-SOON = 20.0
 
 
 @pytest.fixture
 def queue(redis: Redis) -> Queue:
     """A queue in an empty Redis."""
+    put(redis, State())
     return Queue(redis, "q")
 
 
@@ -188,7 +188,7 @@ def _keep(keeper: Keeper, redis: Redis, until: str) -> State:
         state = read(redis)
         return state if set(until) <= set(state.ready) else None
 
-    found = eventually(back, within=SOON)
+    found = eventually(back)
     assert found is not None
     return found
 
@@ -256,12 +256,12 @@ def test_promise_5_a_job_that_kills_its_worker_is_buried_after_three_crashes(red
     queue.enqueue_many([job("poison"), job("bystander")])
     keeper = Keeper(queue, LEASE)
     for worker in ("w1", "w2", "w3"):
-        eventually(lambda: keeper.promote() <= LOOK and queue.where(["poison"]) == ["ready"], within=SOON)
+        eventually(lambda: keeper.promote() <= LOOK and queue.where(["poison"]) == ["ready"])
         queue.heartbeat(worker, {})
         for claimed in queue.send([queue.claim(worker, 2)])[0]:
             if claimed.id == "bystander" and worker != "w1":
                 queue.send([queue.ack(worker, [(claimed.id, claimed.token)])])
-        eventually(lambda: keeper.watch() and not queue.workers(), within=SOON)
+        eventually(lambda: keeper.watch() and not queue.workers())
     state = read(redis)
     assert state.dead == {"poison": "crash_limit"}
     assert state.runs["poison"] == Run(deliveries=CRASHES, crashes=CRASHES)
@@ -276,7 +276,7 @@ def test_more_jobs_than_one_script_moves_all_come_back(redis: Redis, queue: Queu
     ids = tuple(f"j{n}" for n in range(2 * REAP + 1))
     put(redis, State(processing={"w": ids}, jobs=frozenset(ids), workers={"w": 7}))
     keeper = Keeper(queue, LEASE)
-    eventually(lambda: keeper.watch() and len(read(redis).ready) == len(ids), within=SOON)
+    eventually(lambda: keeper.watch() and len(read(redis).ready) == len(ids))
     assert read(redis).workers == {}
 
 
@@ -284,7 +284,7 @@ def test_two_keepers_bring_a_job_back_once(redis: Redis, queue: Queue) -> None:
     """No leader: any number of them is harmless."""
     put(redis, RUNNING)
     first, second = Keeper(queue, LEASE), Keeper(Queue(redis, "q"), LEASE)
-    eventually(lambda: first.watch() and second.watch() and len(read(redis).ready) == 2, within=SOON)
+    eventually(lambda: first.watch() and second.watch() and len(read(redis).ready) == 2)
     _watch_for(first, LEASE)
     _watch_for(second, LEASE)
     assert read(redis).but(ready=()) == BACK
@@ -333,7 +333,7 @@ def test_a_scheduler_that_is_gone_is_taken_out_by_one_that_lives(redis: Redis, q
         return [entry.id for entry in queue.schedulers()]
 
     assert sorted(survivors()) == sorted([gone.id, alive.id])
-    eventually(lambda: survivors() == [alive.id], within=20)
+    eventually(lambda: survivors() == [alive.id])
     gone.beat()
     assert gone.id in survivors()
     alive.end()
@@ -418,7 +418,7 @@ def test_promise_3_two_schedulers_fire_each_slot_once(redis: Redis, redis_url: s
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(SOON)
+        thread.join(patience())
     state = read(redis)
     assert len(state.ready) == len(set(state.ready)) == 100
     assert state.slots == {"night": newest}
@@ -537,13 +537,14 @@ def test_a_keeper_takes_nobody_for_gone_whom_redis_did_not_let_write(redis: Redi
 def _look_on(keeper: Keeper, *, until: float) -> list[str]:
     """Have `keeper` look at the leases all the time; return what Redis refused."""
     refused = []
-    while time.monotonic() < until:
+    while True:
         try:
             keeper.watch()
         except ResponseError as error:
             refused.append(str(error))
+        if time.monotonic() >= until:
+            return refused
         time.sleep(0.1)
-    return refused
 
 
 # -- the loop --------------------------------------------------------------------------------------------------------
@@ -561,18 +562,18 @@ def test_the_loop_outlives_a_redis_that_dies(
         loop.start()
         try:
             queue.enqueue(job("a"), delay=0.01)
-            eventually(lambda: queue.where(["a"]) == ["ready"], within=SOON)
+            eventually(lambda: queue.where(["a"]) == ["ready"])
             server.kill()
-            eventually(lambda: not scheduler.connected, within=SOON)
+            eventually(lambda: not scheduler.connected)
             ticked = scheduler.ticked
-            eventually(lambda: scheduler.ticked > ticked, within=SOON)
+            eventually(lambda: scheduler.ticked > ticked)
             server.start()
-            eventually(lambda: scheduler.connected, within=SOON)
+            eventually(lambda: scheduler.connected)
             queue.enqueue(job("b"), delay=0.01)
-            eventually(lambda: queue.where(["b"]) == ["ready"], within=SOON)
+            eventually(lambda: queue.where(["b"]) == ["ready"])
         finally:
             scheduler.stop()
-            loop.join(SOON)
+            loop.join(patience())
     assert not loop.is_alive()
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("redisq.")]
     assert lines == ["redis is away", "redis is back"]
@@ -600,8 +601,8 @@ def test_slots_that_redis_refuses_do_not_hold_up_retries(redis: Redis, queue: Qu
     redis.config_set("maxmemory", "1")
     try:
         thread.start()
-        eventually(lambda: queue.where(["a"]) == ["ready"], within=SOON)
-        eventually(lambda: not scheduler.connected, within=SOON)
+        eventually(lambda: queue.where(["a"]) == ["ready"])
+        eventually(lambda: not scheduler.connected)
     finally:
         redis.config_set("maxmemory", "0")
         scheduler.stop()

@@ -63,7 +63,7 @@ def spoiled(dsn: str, tmp_path: Path) -> Iterator[System]:
         installed.start("worker")
         installed.start("scheduler")
         installed.plan([DAY])
-        installed.settle(within=180)  # an outage that three pages look like holds the rest for most of a minute
+        installed.settle()  # an outage that three pages look like holds the rest for most of a minute
         yield installed
 
 

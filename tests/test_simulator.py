@@ -24,6 +24,7 @@ from jobs.providers.base import Metric, Page
 from jobs.providers.facebook import FacebookProvider
 from jobs.simulator import Simulator
 from jobs.simulator_pages import SimulatedPage
+from tests.waiting import patience
 
 NOW = datetime(2026, 3, 20, 20, tzinfo=UTC)
 DAY = {"since": "2026-03-18", "until": "2026-03-19"}
@@ -283,7 +284,7 @@ def test_program_serves_until_it_is_told_to_stop(client: PoolManager) -> None:
         accounts = client.request("GET", second.split()[-1]).json()["data"]
         assert [account["name"] for account in accounts] == ["Synthetic page 01", "Synthetic page 02"]
         os.kill(program.pid, signal.SIGTERM)
-        assert program.wait(10) == 0
+        assert program.wait(patience()) == 0
 
 
 # --- real posts ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from testcontainers.core.config import testcontainers_config
 from jobs.servers import redis_program
 from redisq import Delivery, Kind, Permanent, Queue, Registry, Settings, Worker, connect
 from tests.image import engine, redis_server
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 
 IMAGE = "redis:7"
 NO_DOCKER = engine.why_not()
@@ -74,19 +74,19 @@ def test_a_job_is_done_or_dead_and_a_dead_one_can_be_requeued(settings: Settings
     queue = Queue(client, "default", settings.prefix)
     with _running_worker(Registry([kind]), settings):
         assert queue.enqueue(kind.job(Page("known"))).created
-        eventually(lambda: handler.done == ["known"], within=10)
-        eventually(lambda: queue.where(["look:known"]) == [None], within=10)
+        eventually(lambda: handler.done == ["known"])
+        eventually(lambda: queue.where(["look:known"]) == [None])
 
         queue.enqueue(kind.job(Page("unknown")))
-        letter = eventually(lambda: queue.dead_letter("look:unknown"), within=10)
+        letter = eventually(lambda: queue.dead_letter("look:unknown"))
         assert (letter.error_class, letter.reason) == ("permanent", "no_such_page")
         assert letter.detail == "there is no page unknown"
         assert len(letter.errors) == 1, "a permanent failure must not be tried again"
 
         handler.known.add("unknown")
         assert queue.requeue(["look:unknown"]) == [1]
-        eventually(lambda: handler.done == ["known", "unknown"], within=10)
-        eventually(lambda: queue.where(["look:unknown"]) == [None], within=10)
+        eventually(lambda: handler.done == ["known", "unknown"])
+        eventually(lambda: queue.where(["look:unknown"]) == [None])
 
 
 @contextmanager
@@ -100,5 +100,5 @@ def _running_worker(registry: Registry, settings: Settings) -> Iterator[None]:
         yield
     finally:
         worker.stop()
-        thread.join(timeout=30)
+        thread.join(patience())
     assert not thread.is_alive()

@@ -67,7 +67,7 @@ def redis(machine: Machine) -> Iterator[Redis]:
     """The machine's Redis, running and empty."""
     machine.run("systemctl", "start", "redis-server")
     with connect(replace(Settings(), redis_url=f"redis://127.0.0.1:{machine.port(6379)}/0")) as client:
-        eventually(lambda: _answers(client), within=20)
+        eventually(lambda: _answers(client))
         client.flushall()
         yield client
 
@@ -109,7 +109,7 @@ def test_a_job_is_done_in_the_sandbox(machine: Machine, redis: Redis, worker: st
     """Every protection of the shipped unit is on, and the worker can still work."""
     queue.enqueue(HOLD.job(Held("first")))
     _let_end(redis, "first")
-    eventually(lambda: queue.where(["hold:first"]) == [None], within=20)
+    eventually(lambda: queue.where(["hold:first"]) == [None])
     assert redis.llen("ended:first") == 1
     main = machine.show(worker, "MainPID")
     status = dict(line.split(":\t", 1) for line in machine.run("cat", f"/proc/{main}/status").splitlines())
@@ -126,7 +126,7 @@ def test_a_killed_worker_is_restarted_and_its_job_run_again(
     first, second = _began(redis, "orphan", times=2)
     assert first != second, "the same process ran it twice"
     _let_end(redis, "orphan")
-    eventually(lambda: queue.where(["hold:orphan"]) == [None], within=20)
+    eventually(lambda: queue.where(["hold:orphan"]) == [None])
     assert machine.show(worker, "ActiveState") == "active"
 
 
@@ -150,7 +150,7 @@ def test_the_watchdog_ends_a_worker_whose_claim_loop_is_stuck(
     """A handler that keeps the interpreter stops every thread, so that nothing in the process could notice."""
     before = machine.show(worker, "MainPID")
     queue.enqueue(HOG.job(Held("greedy")))
-    eventually(lambda: queue.where(["hog:greedy"]) == [None], within=60)
+    eventually(lambda: queue.where(["hog:greedy"]) == [None])
     assert machine.show(worker, "MainPID") != before
     journal = machine.journal(worker)
     assert "Watchdog timeout" in journal
@@ -162,10 +162,10 @@ def test_a_frozen_worker_is_replaced(machine: Machine, redis: Redis, worker: str
     """A stopped process cannot even take SIGABRT; SIGKILL has to follow soon."""
     before = machine.show(worker, "MainPID")
     machine.run("systemctl", "kill", "--signal=STOP", "--kill-whom=main", worker)
-    eventually(lambda: machine.show(worker, "MainPID") not in (before, "0"), within=40, every=0.2)
+    eventually(lambda: machine.show(worker, "MainPID") not in (before, "0"), every=0.2)
     queue.enqueue(HOLD.job(Held("after")))
     _let_end(redis, "after")
-    eventually(lambda: queue.where(["hold:after"]) == [None], within=20)
+    eventually(lambda: queue.where(["hold:after"]) == [None])
 
 
 def test_a_redis_restart_is_survived_by_the_same_process(
@@ -176,23 +176,23 @@ def test_a_redis_restart_is_survived_by_the_same_process(
     queue.enqueue(HOLD.job(Held("across")))
     _began(redis, "across", times=1)
     machine.run("systemctl", "restart", "redis-server")
-    eventually(lambda: _answers(redis), within=20)
+    eventually(lambda: _answers(redis))
     _let_end(redis, "across")
-    eventually(lambda: queue.where(["hold:across"]) == [None], within=60)
+    eventually(lambda: queue.where(["hold:across"]) == [None])
     queue.enqueue(HOLD.job(Held("next")))
     _let_end(redis, "next")
-    eventually(lambda: queue.where(["hold:next"]) == [None], within=20)
+    eventually(lambda: queue.where(["hold:next"]) == [None])
     assert (machine.show(worker, "MainPID"), machine.show(worker, "NRestarts")) == (main, "0")
 
 
 def _until(machine: Machine, unit: str, name: str, beginning: str) -> None:
     """Wait until a property of a unit begins with a text."""
-    eventually(lambda: machine.show(unit, name).startswith(beginning), within=30, every=0.2)
+    eventually(lambda: machine.show(unit, name).startswith(beginning), every=0.2)
 
 
 def _began(redis: Redis, name: str, *, times: int) -> list[Any]:
     """Wait until a job has begun so many times, and return the process ids."""
-    eventually(lambda: redis.llen(f"began:{name}") == times, within=40)
+    eventually(lambda: redis.llen(f"began:{name}") == times)
     return redis.lrange(f"began:{name}", 0, -1)
 
 

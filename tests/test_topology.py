@@ -15,7 +15,7 @@ from jobs.servers import RedisServer, private_redis
 from redisq import Queue, Settings, connect, topology
 from tests.harness import Stage, application, at_work, job
 from tests.proxy import Proxy
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[RedisServer, RedisServer]]:
         private_redis(tmp_path / "new", options=["--replicaof", "127.0.0.1", str(old.port)]) as new,
         connect(Settings(redis_url=new.url)) as client,
     ):
-        eventually(lambda: client.info("replication")["master_link_status"] == "up", within=30)
+        eventually(lambda: client.info("replication")["master_link_status"] == "up")
         yield old, new
 
 
@@ -51,10 +51,10 @@ def test_a_worker_leaves_a_master_that_was_replaced_by_hand(
         connect(Settings(redis_url=new.url)) as c,
     ):
         Queue(connect(Settings(redis_url=old.url)), "default").enqueue(job("effect", "before"))
-        eventually(lambda: stage.effects() == {"effect:before"}, within=20)
+        eventually(lambda: stage.effects() == {"effect:before"})
         fail_over(old, new, address)
         Queue(c, "default").enqueue(job("effect", "after"))
-        eventually(lambda: stage.effects() == {"effect:before", "effect:after"}, within=20)
+        eventually(lambda: stage.effects() == {"effect:before", "effect:after"})
 
 
 def test_a_producer_is_refused_once_by_a_master_that_was_replaced(pair: tuple[RedisServer, RedisServer]) -> None:
@@ -96,7 +96,7 @@ def test_a_forked_process_speaks_on_connections_of_its_own(redis_url: str) -> No
 
         child = multiprocessing.get_context("fork").Process(target=speak)
         child.start()
-        child.join(20)
+        child.join(patience())
         child.kill()
         assert child.exitcode == 0
         assert client.client_id() == ours
@@ -144,6 +144,6 @@ def test_a_unix_socket_serves_as_well(tmp_path: Path) -> None:
         queue = Queue(client, "default")
         queue.enqueue(job("effect", "before"))
         unused_since = time.monotonic()  # not before: on a busy machine the call itself takes its time
-        eventually(lambda: time.monotonic() - unused_since > topology.UNSEEN, within=5)
+        eventually(lambda: time.monotonic() - unused_since > topology.UNSEEN)
         other.client_kill_filter(_type="normal", skipme=True)
         assert queue.enqueue(job("effect", "after")).created

@@ -23,13 +23,12 @@ from redis.retry import Retry
 from jobs.servers import RedisServer, ServerError, redis_program
 from redisq import Job, Queue, Settings, connect
 from tests.harness import Stage
-from tests.waiting import eventually
+from tests.waiting import eventually, patience
 
 PASSWORD = "data-c4nary"  # of every data node
 SENTINEL_PASSWORD = "sentinel-c4nary"
 SERVICE = "the-queue"
 DOWN_AFTER = 1500  # ms without an answer until a server counts as down
-PATIENCE = 60.0  # seconds for a topology to agree on itself, on a busy machine
 
 
 class Node(RedisServer):
@@ -176,7 +175,7 @@ def watched(directory: Path, *options: str) -> Iterator[Watched]:
             sentinel.start()
             stack.enter_context(_ended(sentinel))
         service = Watched(nodes, sentinels)
-        eventually(service.agree, within=PATIENCE, every=0.05)
+        eventually(service.agree, every=0.05)
         yield service
 
 
@@ -255,10 +254,10 @@ def sharded(directory: Path) -> Iterator[Sharded]:
             node.run("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
         for master, replica in zip(nodes[:3], nodes[3:], strict=True):
             name = master.run("CLUSTER", "MYID")
-            eventually(lambda replica=replica, name=name: name in replica.run("CLUSTER", "NODES"), within=PATIENCE)  # type: ignore[misc]
+            eventually(lambda replica=replica, name=name: name in replica.run("CLUSTER", "NODES"))  # type: ignore[misc]
             replica.run("CLUSTER", "REPLICATE", name)
         cluster = Sharded(nodes)
-        eventually(cluster.agree, within=PATIENCE, every=0.05)
+        eventually(cluster.agree, every=0.05)
         yield cluster
 
 
@@ -293,7 +292,7 @@ class Producer:
     def stop(self) -> None:
         """Enqueue no more."""
         self._stop.set()
-        self._thread.join(PATIENCE)
+        self._thread.join(patience())
 
     def after(self, moment: float) -> set[str]:
         """Return the jobs that were acknowledged after `moment`."""
@@ -324,7 +323,7 @@ def sent_once(url: str, node: Node, queue_name: str = "default") -> None:
         with pytest.raises((ConnectionError, TimeoutError)):
             queue.await_ready("worker-1", 0.1)
         awake.join()
-        taken = eventually(lambda: queue.processing("worker-1"), within=PATIENCE)
+        taken = eventually(lambda: queue.processing("worker-1"))
         assert taken == [("effect:once-0", "-")]
         assert queue.counts()["ready"] == 2
 
@@ -336,7 +335,7 @@ def effect(key: str, queue: str) -> Job:
 
 def promotion(candidates: Sequence[Node]) -> tuple[Node, float]:
     """Wait until one of the replicas has become a master; return it, and when."""
-    new = eventually(lambda: next((each for each in candidates if each.role() == "master"), None), within=PATIENCE)
+    new = eventually(lambda: next((each for each in candidates if each.role() == "master"), None))
     return new, time.time()
 
 
@@ -347,7 +346,7 @@ def next_done(stage: Stage, producer: Producer, since: float) -> float:
         paths = (stage.directory / f"effect-{id}" for id in producer.after(since))
         return [path.stat().st_mtime - since for path in paths if path.exists()]
 
-    return min(eventually(done, within=PATIENCE))
+    return min(eventually(done))
 
 
 def put_back(url: str, stage: Stage, producers: Sequence[Producer]) -> set[str]:
@@ -377,5 +376,5 @@ def drained(url: str, queue: str = "default") -> dict[str, int]:
                 counts.update(Queue(client, queue).counts())
             return bool(counts) and not counts["ready"] + counts["processing"] + counts["delayed"]
 
-        eventually(is_empty, within=PATIENCE, every=0.05)
+        eventually(is_empty, every=0.05)
         return counts

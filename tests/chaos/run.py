@@ -72,7 +72,7 @@ def run(seed: int, seconds: float, postgres: PostgresServer, directory: Path, *,
         auditor = Auditor(site.redis.url, directory / "redis", site.dsn, lease=LEASE, canary=CANARY)
         auditor.start()
         # Faults that meet nobody at work prove nothing.
-        eventually(lambda: auditor.workers() == CREW["worker"], within=60)
+        eventually(lambda: auditor.workers() == CREW["worker"])
         agenda = Agenda()
         hand = Hand(site, agenda.later)
         for fault in plan(seed, seconds):

@@ -80,7 +80,7 @@ class Unit:
     def end(self) -> None:
         """Kill what is left."""
         self.signal(signal.SIGKILL)
-        eventually(lambda: self.exitcode() is not None, within=30, every=0.02)
+        eventually(lambda: self.exitcode() is not None, every=0.02)
         self._notify.close()
 
     def _start(self) -> ForkServerProcess:

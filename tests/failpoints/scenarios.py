@@ -24,8 +24,8 @@ from tests.failpoints.pages import DAY, DEAD, MOVED, READ, REFUSED, Pages
 from tests.failpoints.points import Point
 from tests.failpoints.process import DAILY, PRODUCED, Mode, Role, Strike
 from tests.harness import LEASE, Stage, assert_conserved, job
+from tests.waiting import patience
 
-ENDS_WITHIN = 90.0  # seconds for one case on a busy machine
 LOOK = 0.3  # seconds between two looks at the whole queue
 
 
@@ -113,9 +113,9 @@ class Story:
         units = [self.start("worker") for _ in range(self.workers)]
         self.until(lambda: all(unit.is_ready for unit in units))
 
-    def until(self, predicate: Callable[[], object], within: float = ENDS_WITHIN) -> None:
+    def until(self, predicate: Callable[[], object]) -> None:
         """Wait for a fact. Meanwhile processes are kept, and no job is ever in no place or in two."""
-        deadline = time.monotonic() + within
+        began = time.monotonic()
         while True:
             for unit in self.units:
                 unit.tend()
@@ -125,7 +125,7 @@ class Story:
             assert_conserved(self.redis, self.prefix)
             if predicate():
                 return
-            assert time.monotonic() < deadline, f"{self.case}: waited {within:g} s"
+            assert time.monotonic() - began < patience(), f"{self.case}: it never came"
             _PAUSE.wait(LOOK)
 
     def ended(self, ids: Sequence[str]) -> bool:
@@ -180,7 +180,7 @@ class Story:
         self.dismissed += services
         for unit in services:
             unit.signal(signal.SIGTERM)
-        self.until(lambda: all(unit.exitcode() is not None for unit in services), within=30.0)
+        self.until(lambda: all(unit.exitcode() is not None for unit in services))
         codes = [unit.exitcode() for unit in services]
         assert codes == [0] * len(services), codes
 

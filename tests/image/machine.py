@@ -77,7 +77,7 @@ class Machine:
     def reboot(self) -> None:
         """Shut down, boot, and wait until everything is up."""
         docker("restart", "--time=60", self._container)
-        eventually(self.is_up, within=60, every=0.2)
+        eventually(self.is_up, every=0.2)
 
     def _unpack(self, packed: bytes) -> None:
         subprocess.run(["docker", "cp", "-", f"{self._container}:/"], input=packed, check=True, capture_output=True)
@@ -91,7 +91,7 @@ def booted(image: str, *, wheels: Path, ports: Sequence[int]) -> Iterator[Machin
     container = docker("run", *options, *published, *CAPABILITIES, *UNCONFINED, *MOUNTS, image)
     try:
         machine = Machine(container)
-        eventually(machine.is_up, within=60, every=0.2)
+        eventually(machine.is_up, every=0.2)
         machine.write("/etc/pip.conf", PIP)
         yield machine
     finally:
