@@ -42,6 +42,7 @@ from redisq.topology import home
 BULK = 500  # jobs in one script: about 5 ms of the server's time
 BULK_BYTES = 2**20  # of envelopes, after which a script takes no more: large ones must not hold up the server either
 REAP = 100  # jobs moved by one reap or promote: about 1 ms
+FIRST_LINE = 200  # characters of a detail's first line that a job's history keeps for good
 REPLICATION = 1.0  # seconds that an enqueue waits for replicas: less than a client waits for an answer
 _RUN = re.compile(rb"\S+ (\d+) (\d+) (\d+) \d+")  # the record that `prelude.lua` describes
 _TOKEN = re.compile(rb"\S+")
@@ -82,12 +83,25 @@ class Failure:
     detail: str = ""
     traceback: str = ""
 
-    def record(self, **more: Argument) -> bytes:
-        """Return the failure as the JSON object that is kept with the job."""
-        fields: JSON = {"class": self.error_class, "reason": redact(self.reason, 200), "detail": redact(self.detail)}
-        if self.traceback:
-            fields["traceback"] = redact(self.traceback, 4000)
-        return orjson.dumps({**fields, "at": round(time.time(), 3), **more})
+    def record(self) -> bytes:
+        """Return the failure as the JSON object that is kept as the verdict on a dead job."""
+        return orjson.dumps(self._fields() | self._traceback())
+
+    def line(self, tag: str, **more: Argument) -> bytes:
+        """Return the failure as a line of the job's history, as `prelude.lua` has it, with what is `more` to say."""
+        fields = self._fields()
+        detail = fields["detail"]
+        fields["detail"] = detail.strip().partition("\n")[0][:FIRST_LINE]
+        long = self._traceback() | ({} if detail == fields["detail"] else {"detail": detail})
+        line = tag.encode() + orjson.dumps(fields | more)
+        return line + b"\t" + orjson.dumps(long) if long else line
+
+    def _fields(self) -> JSON:
+        reason, detail = redact(self.reason, 200), redact(self.detail)
+        return {"class": self.error_class, "reason": reason, "detail": detail, "at": round(time.time(), 3)}
+
+    def _traceback(self) -> JSON:
+        return {"traceback": redact(self.traceback, 4000)} if self.traceback else {}
 
 
 CRASH = Failure("crash", "worker_gone", "the worker that ran this job disappeared")
@@ -105,7 +119,7 @@ class DeadLetter:
     at: float  # seconds, Redis TIME
     job: Job | None
     envelope: bytes
-    errors: tuple[JSON, ...]  # of every attempt, oldest first
+    errors: tuple[JSON, ...]  # of every attempt, oldest first; {"omitted": N} stands for N of very many
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +134,7 @@ class Explained:
     deliveries: int
     attempts: int  # failed ones
     crashes: int
-    errors: tuple[JSON, ...]  # of every attempt, oldest first
+    errors: tuple[JSON, ...]  # of every attempt, oldest first; {"omitted": N} stands for N of very many
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +343,7 @@ class Queue:
         """
         k = self.keys
         keys = (k.workers, k.processing(worker), k.ready, k.runs, k.errors, k.dead, k.dead_index, k.totals)
-        line = b"A" + CRASH.record(worker=worker)
+        line = CRASH.line("A", worker=worker)
         args = (worker, beat, crashes, line, CRASHES.record(), REAP)
         answer = scripts.reap(self._redis, keys, args)
         return tuple(answer) if answer else None
@@ -552,11 +566,19 @@ def _numbers(fields: Mapping[Any, Any]) -> dict[str, int]:
 
 
 def _history(lines: bytes | None) -> tuple[JSON, ...]:
-    return tuple(_object(line[1:]) or {"detail": _text(line)} for line in (lines or b"").splitlines())
+    return tuple(map(_past, (lines or b"").splitlines()))
+
+
+def _past(line: bytes) -> JSON:
+    """Return one line of a history: an attempt or a deferral, or how many attempts are left out in this place."""
+    if line.startswith(b"N") and _NUMBER.fullmatch(line[1:]):
+        return {"omitted": int(line[1:])}
+    short, _, long = line[1:].partition(b"\t")
+    return _object(short) | _object(long) or {"detail": _text(line)}
 
 
 def _line(tag: str, failure: Failure, claimed: Claimed, worker: str) -> bytes:
-    return tag.encode() + failure.record(attempt=claimed.attempts + 1, worker=worker)
+    return failure.line(tag, attempt=claimed.attempts + 1, worker=worker)
 
 
 def _entry(id: Any, value: Any) -> RunEntry:

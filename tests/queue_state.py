@@ -177,4 +177,4 @@ def _run(record: str, now: int) -> Run:
 
 
 def _line(line: str) -> str:
-    return f"{line[0]} {orjson.loads(line[1:])['reason']}"
+    return f"{line[0]} {orjson.loads(line[1:].partition(chr(9))[0])['reason']}"

@@ -504,6 +504,22 @@ def test_what_cannot_be_read_hides_nothing_from_the_operator(redis: Redis, shell
             assert (ran.returncode, ran.stderr) == (0, ""), line
 
 
+@pytest.mark.parametrize("command", ["status", "dlq show"])
+def test_attempts_that_are_left_out_of_a_long_history_are_counted(redis: Redis, shell: Shell, command: str) -> None:
+    """The number of an error stays the number of its attempt."""
+    job = ingest()
+    bury(redis, job)
+    line = orjson.dumps({"class": "transient", "reason": "flaky", "detail": "", "at": 1, "worker": "w"})
+    redis.hset("redisq:{default}:errors", job.id, b"\n".join([*[b"A" + line] * 10, b"N37", b"A" + line]))
+    ran = shell.run(*command.split(), job.id)
+    assert ran.returncode == 0
+    said = [" ".join(line.split()) for line in ran.stdout.splitlines()]
+    assert any(line.startswith(("errors 11-47 left out: 37", "errors 11-47: left out: 37")) for line in said)
+    assert any(line.startswith(("error 48 1970", "error 48: 1970")) for line in said)
+    document = shell.json(*command.split(), job.id)
+    assert {"omitted": 37} in (document["errors"] if command == "dlq show" else document["jobs"][0]["errors"])
+
+
 def test_status_of_an_unknown_job_says_where_it_looked(shell: Shell) -> None:
     """A job that is done is gone from Redis, and the answer must not look like an error of the program."""
     ran = shell.run("status", "ingest:fb-1:2026-03-08")

@@ -21,7 +21,7 @@ from redisq.cli.output import (
     show_table,
 )
 from redisq.cli.session import QUEUE_OPTION, Session
-from redisq.cli.status import error_line
+from redisq.cli.status import error_line, numbered
 from redisq.queue import DeadLetter, Queue
 
 PAGE = 500  # letters that are read, or moved, at a time
@@ -269,7 +269,7 @@ def _show(queue: Queue, letter: DeadLetter) -> None:
     errors, envelope = whole.pop("errors"), whole.pop("envelope")
     whole["payload"] = compact(whole["payload"]) if letter.job else f"unreadable: {envelope}"
     show_fields((name, value) for name, value in whole.items() if value is not None)
-    for number, error in enumerate(errors, 1):
-        click.echo(f"\nerror {number}: {clean(error_line(error))}")
+    for name, error in numbered(errors):
+        click.echo(f"\n{name}: {clean(error_line(error))}")
         for line in str(error.get("traceback", "")).splitlines():
             click.echo(f"    {' ' * (len(line) - len(line.lstrip()))}{clean(line)}")

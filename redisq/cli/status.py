@@ -1,5 +1,6 @@
 """`redisq status`: how many jobs are in which state, who works on them, and where one job is."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
@@ -129,18 +130,31 @@ def _why(queue: Queue, found: Explained) -> str:
 
 
 def _fields(row: Row) -> list[tuple[str, object]]:
-    errors: list[tuple[str, object]] = [
-        (f"error {number}", error_line(error)) for number, error in enumerate(row["errors"], 1)
-    ]
+    errors: list[tuple[str, object]] = [(name, error_line(error)) for name, error in numbered(row["errors"])]
     payload = None if row["payload"] is None else compact(row["payload"])
     plain = {**row, "payload": payload, "errors": None}
     return [(name, value) for name, value in plain.items() if value is not None] + errors
 
 
+def numbered(errors: Iterable[Row]) -> Iterator[tuple[str, Row]]:
+    """Yield each of a job's errors with its name; those that are left out count too."""
+    number = 0
+    for error in errors:
+        first, number = number + 1, number + (_left_out(error) or 1)
+        yield (f"error {number}" if first == number else f"errors {first}-{number}"), error
+
+
 def error_line(error: Row) -> str:
     """Return what one attempt ended with in one line."""
+    if left_out := _left_out(error):
+        return f"left out: {left_out} attempts"
     who = f"{moment(error.get('at', 0))} attempt {error.get('attempt', '-')} on {error.get('worker')}"
     return f"{who}: {_ending(error)} {error.get('detail') or ''}"
+
+
+def _left_out(error: Row) -> int:
+    left_out = error.get("omitted", 0)
+    return left_out if isinstance(left_out, int) else 0
 
 
 def _ending(error: Row) -> str:

@@ -43,8 +43,51 @@ local function leave_processing(processing, runs, id, token)
   return run
 end
 
--- The history of a job's errors: lines, each an "A" (attempt) or "D" (deferral) and a JSON object that Lua never reads.
--- A run of deferrals keeps its last line only; no job keeps more than about 16 kB.
+-- The history of a job's errors, a line each: "A" (attempt) or "D" (deferral), then one or two JSON objects with a tab
+-- between, which Lua never reads. The first is short and stays. The second has the texts that may be long: the oldest go
+-- when the history is larger than ROOM. Of very many attempts the FIRST and the LAST are kept, and a line "N" with the
+-- number of those between. Of a run of deferrals the last is kept. Earlier releases wrote one object, which stays whole.
+local ROOM, FIRST, LAST = 16384, 10, 100
+
+local function without_the_middle(history)
+  local lines, attempts, left_out = {}, {}, 0 -- `attempts` has their places among the lines
+  for line in string.gmatch(history, '[^\n]+') do
+    if string.sub(line, 1, 1) == 'N' then
+      left_out = left_out + (tonumber(string.match(line, '^N(%d+)$')) or 0)
+    else
+      lines[#lines + 1] = line
+      attempts[#attempts + 1] = string.sub(line, 1, 1) == 'A' and #lines or nil
+    end
+  end
+  local over = math.max(0, #attempts - FIRST - LAST)
+  local kept = {}
+  for place, line in ipairs(lines) do
+    if over == 0 or place <= attempts[FIRST] or place >= attempts[FIRST + over + 1] then
+      kept[#kept + 1] = line
+    end
+    if place == attempts[FIRST] and left_out + over > 0 then
+      kept[#kept + 1] = string.format('N%.0f', left_out + over)
+    end
+  end
+  return kept
+end
+
+local function within_bounds(history)
+  local lines = without_the_middle(history)
+  local size = #lines
+  for _, line in ipairs(lines) do
+    size = size + #line
+  end
+  for place = 1, #lines - 1 do -- what happened last stays whole
+    if size > ROOM then
+      local short = string.match(lines[place], '^[^\t]*')
+      size = size - #lines[place] + #short
+      lines[place] = short
+    end
+  end
+  return table.concat(lines, '\n')
+end
+
 local function note_error(errors, id, line)
   local history = redis.call('HGET', errors, id)
   if history and string.sub(line, 1, 1) == 'D' then
@@ -54,10 +97,12 @@ local function note_error(errors, id, line)
       history = before and string.sub(before, 1, -2)
     end
   end
-  while history and #history > 16384 do
-    history = string.match(history, '^[^\n]*\n(.*)$')
+  history = history and history .. '\n' .. line or line
+  local _, breaks = string.gsub(history, '\n', '')
+  if #history > ROOM or breaks >= FIRST + LAST then
+    history = within_bounds(history)
   end
-  redis.call('HSET', errors, id, history and history .. '\n' .. line or line)
+  redis.call('HSET', errors, id, history)
 end
 
 -- Rings for the keepers, who sleep until the next job is due: this one, `wait` ms from now, when none is due sooner.
