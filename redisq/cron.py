@@ -1,12 +1,11 @@
 """Schedules: which slots are due, and the job that a slot stands for. Moves nothing."""
 
+import json
 import re
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import islice, takewhile
-from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -27,6 +26,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "missed_count": int,
     "missed_age": (int, float),
 }
+_TYPE_NAMES = {str: "text", dict: "a table", int: "a whole number", (int, float): "a number of seconds"}
 _HORIZON = 50 * 366  # days: an expression that fits none of them has no slot
 
 
@@ -51,24 +51,36 @@ class Schedule:
     def __post_init__(self) -> None:
         try:
             self._check()
-        except (ZoneInfoNotFoundError, CronSimError, ValueError, TypeError, OSError) as error:
+        except ValueError as error:
             raise BadSettings(f"schedule {self.name!r}: {error}") from None
 
     def _check(self) -> None:
         for option, kind in _TYPES.items():
-            if not isinstance(getattr(self, option), kind):
-                raise TypeError(f"{option} is {getattr(self, option)!r}, which is of the wrong type")
+            value = getattr(self, option)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{option} is {shown(value)}: take {_TYPE_NAMES[kind]}")
         check_name(self.name, "schedule")
-        ZoneInfo(self.timezone)
+        try:
+            ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(
+                f"timezone is {shown(self.timezone)}, which is no time zone: take one such as UTC or Europe/Berlin"
+            ) from None
+        cron = f"cron is {shown(self.cron)}"
         if len(self.cron.split()) != 5:
-            raise ValueError(f"cron is {self.cron!r}: take minute, hour, day of month, month and day of week")
-        CronSim(self.cron, datetime(2000, 1, 1, tzinfo=UTC))
+            raise ValueError(f"{cron}: take minute, hour, day of month, month and day of week")
+        try:
+            CronSim(self.cron, datetime(2000, 1, 1, tzinfo=UTC))
+        except (CronSimError, ValueError) as error:
+            raise ValueError(f"{cron}: {str(error).lower()}") from None
         if self.missed not in _POLICIES:
-            raise ValueError(f"missed is {self.missed!r}, take one of {', '.join(_POLICIES)}")
+            raise ValueError(f"missed is {shown(self.missed)}: take one of {', '.join(_POLICIES)}")
         if self.missed_count < 1:
-            raise ValueError(f"missed_count is {self.missed_count}: take 1 or more, or missed = 'skip'")
+            raise ValueError(f'missed_count is {shown(self.missed_count)}: take 1 or more, or missed = "skip"')
         if not 0 < self.missed_age <= _LONGEST_AGE:
-            raise ValueError(f"missed_age is {self.missed_age} s: take up to {_LONGEST_AGE:g}")
+            raise ValueError(
+                f"missed_age is {shown(self.missed_age)}: take seconds, more than 0 and at most {_LONGEST_AGE:.0f}"
+            )
 
     def slots_after(self, moment: datetime) -> Iterator[datetime]:
         """Yield the slot times after `moment`, in UTC, for as long as they are asked for."""
@@ -124,6 +136,15 @@ class Schedule:
         return kind.job(kind.read(job))
 
 
+def shown(value: object) -> str:
+    """Return a value of a schedule as its file has it, in at most 60 characters."""
+    try:
+        text = json.dumps(value, default=str)
+    except ValueError:  # an integer of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _follow_the_clock(wall: datetime) -> Iterator[datetime]:
     """Yield each moment, none to two, at which the clocks of the zone show `wall`."""
     for moment in (wall.replace(fold=fold).astimezone(UTC) for fold in (0, 1)):
@@ -142,21 +163,3 @@ def _fill(value: object, day: date) -> object:
     if not isinstance(value, str):
         return value
     return _SLOT_DATE.sub(lambda found: (day + timedelta(days=int(found["days"] or 0))).isoformat(), value)
-
-
-def load_schedules(path: Path) -> list[Schedule]:
-    """Read the `[schedule.NAME]` tables of a TOML file; raise `BadSettings` with the place of what is wrong."""
-    try:
-        tables = tomllib.loads(path.read_text()).get("schedule", {})
-    except (OSError, ValueError, RecursionError) as error:  # no TOML, no UTF-8, an integer of thousands of digits
-        raise BadSettings(f"{path}: {error}") from None
-    if not isinstance(tables, dict):
-        raise BadSettings(f"{path}: schedule is {tables!r}: take a table for each, [schedule.NAME]")
-    return [_schedule(path, name, table) for name, table in tables.items()]
-
-
-def _schedule(path: Path, name: str, table: Mapping[str, object]) -> Schedule:
-    try:
-        return Schedule(name=name, **table)  # type: ignore[arg-type]  # checked by __post_init__ and by the keywords
-    except TypeError as error:
-        raise BadSettings(f"{path}: schedule {name!r}: {error}") from None

@@ -299,11 +299,5 @@ class Scheduler:
             self._due[promote] = min(self._due[promote], time.monotonic() + max(wait, GATHER))
 
 
-def check_schedules(schedules: Iterable[Schedule], registry: Registry) -> None:
-    """Raise `UnknownKind` or `BadJob` for a schedule that could not make its job."""
-    for schedule in schedules:
-        schedule.job(datetime.now(UTC), registry[schedule.kind]).encode()
-
-
 def _ms(moment: datetime) -> int:
     return round(moment.timestamp() * 1000)

@@ -11,20 +11,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 
 from redis.exceptions import RedisError
 
 from redisq.config import Settings
-from redisq.cron import Schedule, load_schedules
+from redisq.cron import Schedule
 from redisq.errors import RedisqError, UnfitServer
 from redisq.job import Registry
 from redisq.keys import check_name
 from redisq.logs import TurnHandler, log_json
 from redisq.queue import Queue
 from redisq.redaction import redact
-from redisq.scheduler import Clockwork, Keeper, Presence, Scheduler, check_schedules
+from redisq.scheduler import Clockwork, Keeper, Presence, Scheduler
+from redisq.schedules import check_schedules, oddities, schedules_in_force
 from redisq.server import connect, describe, require_fit
 from redisq.worker import Worker
 
@@ -200,17 +200,17 @@ def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def scheduler_main(registry: Registry, schedules: Sequence[Schedule], argv: Sequence[str] | None = None) -> int:
+def scheduler_main(registry: Registry, own: Sequence[Schedule], argv: Sequence[str] | None = None) -> int:
     """Run one scheduler until a signal; return the exit code: 0 stopped, 2 bad settings.
 
-    `schedules` are the application's own; the file that `REDISQ_SCHEDULES` names replaces them.
+    `own` are the application's own schedules; the file that `REDISQ_SCHEDULES` names replaces them.
     """
     argparse.ArgumentParser(description="Run one scheduler. Settings come from the environment.").parse_args(argv)
     try:
         settings = Settings.from_environment()
         client = connect(settings)
-        schedules = load_schedules(Path(settings.schedules)) if settings.schedules else schedules
-        check_schedules(schedules, registry)
+        schedules = schedules_in_force(settings.schedules, own)
+        check_schedules(settings.schedules, schedules, registry)
     except RedisqError as error:
         print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201  # there is no log yet
         return 2
@@ -234,6 +234,8 @@ def scheduler_main(registry: Registry, schedules: Sequence[Schedule], argv: Sequ
 
     if not _wait_for_redis(prepare, notifier, settings, stopping):
         return 0
+    for oddity in oddities(schedules, own):
+        log.warning("odd schedules", extra={"file": settings.schedules, "detail": oddity})
     log.info("scheduler started", extra={"queues": list(registry.queues), "schedules": len(schedules)})
     scheduling.start()
     notifier.ready()

@@ -19,6 +19,7 @@ from redisq.cli import EXIT_CODES
 from redisq.cli.services import adopt_settings
 from tests.program import NOWHERE, Shell, bury, ingest
 from tests.redis_users import private_redis
+from tests.system import PROGRAMS
 from tests.waiting import eventually, patience
 
 NO_DATABASE = f"postgresql://redisq:canary@{NOWHERE}/redisq"
@@ -558,6 +559,33 @@ def test_next_slots_follow_the_file_of_the_operator(shell: Shell, tmp_path: Path
     ran = told.run("schedule", "next", "nightly", "-n", "3")
     assert [line[11:16] for line in ran.stdout.splitlines()] == ["02:30"] * 3
     assert (told.run("schedule", "next", "daily").returncode, told.run("doctor").returncode) == (5, 69)
+
+
+def test_doctor_and_the_scheduler_warn_of_schedules_that_were_hardly_meant(shell: Shell, tmp_path: Path) -> None:
+    """They are valid, and leave the nights of years unhealed."""
+    file = tmp_path / "schedules.toml"
+    file.write_text(
+        '[schedule.nightly]\ncron = "*/120 * * * *"\nkind = "plan"\npayload = { date = "{date-1}" }\n',
+    )
+    told = Shell({**shell.environ, "REDISQ_SCHEDULES": str(file)})
+    warnings = [
+        "schedule 'nightly': */120 steps over all 60 minutes; only the first is left",
+        "no schedule runs reconcile; without a file, it runs at '*/5 * * * *'",
+    ]
+    findings = told.json("doctor")["findings"]
+    assert [
+        each["text"] for each in findings if (each["level"], each["subject"]) == ("warning", "schedules")
+    ] == warnings
+    scheduler = subprocess.Popen(
+        [sys.executable, PROGRAMS / "scheduler"], env=told.all(), stderr=subprocess.PIPE, text=True
+    )
+    with scheduler:
+        assert scheduler.stderr is not None
+        lines = [json.loads(next(scheduler.stderr)) for _ in range(3)]
+        scheduler.terminate()
+        scheduler.communicate(timeout=60)
+    assert [line.get("detail") for line in lines] == [*warnings, None]
+    assert [line["level"] for line in lines] == ["WARNING", "WARNING", "INFO"]
 
 
 def test_doctor_finds_a_redis_that_may_evict(tmp_path: Path) -> None:

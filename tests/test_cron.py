@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from redisq import BadPayload, BadSettings, Delivery, Kind, Schedule
-from redisq.cron import load_schedules
+from redisq import BadPayload, BadSettings, Delivery, Kind, Registry, Schedule
+from redisq.schedules import check_schedules, load_schedules, oddities
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
@@ -281,22 +281,46 @@ def test_a_payload_that_does_not_fit_its_kind_says_so() -> None:
 
 
 BAD_SCHEDULES = {
-    "a minute of 61": ('cron = "61 * * * *"', "Bad minute"),
-    "a field too few": ('cron = "0 3 * *"', "cron is '0 3 \\* \\*': take minute, hour"),
-    "seconds": ('cron = "0 0 3 * * *"', "cron is '0 0 3 \\* \\* \\*': take minute, hour"),
-    "no such day": ('cron = "0 0 30 2 *"', "Bad day-of-month"),
-    "a number for a cron": ("cron = 5", "cron is 5, which is of the wrong type"),
-    "no such zone": ('cron = "0 3 * * *"\ntimezone = "Mars/Olympus"', "Mars/Olympus"),
-    "a region for a zone": ('cron = "0 3 * * *"\ntimezone = "America"', "America"),
-    "a path for a zone": ('cron = "0 3 * * *"\ntimezone = "../zone"', "zone"),
-    "no such policy": ('cron = "0 3 * * *"\nmissed = "most"', "missed is 'most', take one of skip, latest, all"),
+    "a minute of 61": ('cron = "61 * * * *"', 'cron is "61 * * * *": bad minute'),
+    "a field too few": ('cron = "0 3 * *"', 'cron is "0 3 * *": take minute, hour'),
+    "seconds": ('cron = "0 0 3 * * *"', 'cron is "0 0 3 * * *": take minute, hour'),
+    "no such day": ('cron = "0 0 30 2 *"', 'cron is "0 0 30 2 *": bad day-of-month'),
+    "a number for a cron": ("cron = 5", "cron is 5: take text"),
+    "no cron": ('timezone = "UTC"', "cron must be given"),
+    "no such zone": (
+        'cron = "0 3 * * *"\ntimezone = "Mars/Olympus"',
+        '"Mars/Olympus", which is no time zone',
+    ),
+    "a region for a zone": ('cron = "0 3 * * *"\ntimezone = "America"', 'timezone is "America", which is no time zone'),
+    "a path for a zone": ('cron = "0 3 * * *"\ntimezone = "../zone"', 'timezone is "../zone", which is no time zone'),
+    "no such policy": ('cron = "0 3 * * *"\nmissed = "most"', 'missed is "most": take one of skip, latest, all'),
     "a count of none": ('cron = "0 3 * * *"\nmissed_count = 0', "missed_count is 0: take 1 or more"),
-    "an age in words": ('cron = "0 3 * * *"\nmissed_age = "7d"', "missed_age is '7d', which is of the wrong type"),
-    "no age at all": ('cron = "0 3 * * *"\nmissed_age = nan', "missed_age is nan s"),
-    "an age beyond all floats": (f'cron = "0 3 * * *"\nmissed_age = 1{"0" * 400}', "missed_age is 10+ s: take up to"),
-    "text for a payload": ('cron = "0 3 * * *"\npayload = "x"', "payload is 'x', which is of the wrong type"),
-    "an unknown option": ('cron = "0 3 * * *"\nqueue = "x"', "unexpected keyword argument 'queue'"),
+    "yes for a count": ('cron = "0 3 * * *"\nmissed_count = true', "missed_count is true: take a whole number"),
+    "an age in words": ('cron = "0 3 * * *"\nmissed_age = "7d"', 'missed_age is "7d": take a number of seconds'),
+    "no age at all": ('cron = "0 3 * * *"\nmissed_age = nan', "missed_age is NaN: take seconds"),
+    "an age beyond all floats": (f'cron = "0 3 * * *"\nmissed_age = 1{"0" * 400}', "0...: take seconds, more than 0"),
+    "text for a payload": ('cron = "0 3 * * *"\npayload = "x"', 'payload is "x": take a table'),
+    "an unknown field": (
+        'cron = "0 3 * * *"\nqueue = "x"',
+        'queue is "x", but there is no such field; take cron',
+    ),
+    "a name beside its name": ('cron = "0 3 * * *"\nname = "x"', 'name is "x", but there is no such field'),
+    "a cron that fits no day": ('cron = "0 0 */31 2 1#5"', 'cron is "0 0 */31 2 1#5", which fits no day'),
+    "a payload that lacks a field": ('cron = "0 3 * * *"', "payload is {}: daily lacks date"),
+    "a payload with a field too many": (
+        'cron = "0 3 * * *"\npayload = { date = "2025-03-01", dat = 1 }',
+        'payload is {"date": "2025-03-01", "dat": 1}: daily has no field dat; it has date',
+    ),
+    "a payload with a wrong value": (
+        'cron = "0 3 * * *"\npayload = { date = "yesterday" }',
+        "date is 'yesterday', which is no date",
+    ),
+    "a payload with a date of toml": (
+        'cron = "0 3 * * *"\npayload = { date = 2025-03-01 }',
+        'payload is {"date": "2025-03-01"}: ',
+    ),
 }
+VALUES_OF_PYTHON = re.compile(r"__init__|keyword|positional|datetime\.|True|None|Errno|codec|<class|Error\b")
 
 
 @pytest.mark.parametrize(("table", "sentence"), BAD_SCHEDULES.values(), ids=BAD_SCHEDULES)
@@ -304,42 +328,96 @@ def test_a_bad_schedule_is_refused_with_its_name(table: str, sentence: str, tmp_
     """Whoever edits the file must see which table is wrong and why, when the scheduler starts."""
     path = tmp_path / "schedules.toml"
     path.write_text(f'[schedule.nightly]\nkind = "daily"\n{table}\n')
-    with pytest.raises(BadSettings, match=sentence) as caught:
-        load_schedules(path)
-    assert "schedule 'nightly'" in str(caught.value)
+    with pytest.raises(BadSettings, match=re.escape(sentence)) as caught:
+        check_schedules(str(path), load_schedules(path), Registry([DAILY]))
+    assert str(caught.value).startswith(f"{path}: schedule 'nightly': ")
+    assert not VALUES_OF_PYTHON.search(str(caught.value))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("[schedule", "schedule = 3", "[schedule]\nnightly = 3", '[schedule."a b"]\ncron="* * * * *"\nkind="k"'),
-        "schedule = " + "[" * 5000,
-        "schedule = " + "1" * 5000,
-    ],
-    ids=range(6),
-)
-def test_a_file_that_is_no_list_of_schedules_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_schedule_of_no_kind_says_which_there_are(tmp_path: Path) -> None:
+    """A typing error in a kind."""
+    path = tmp_path / "schedules.toml"
+    path.write_text('[schedule.nightly]\nkind = "dialy"\ncron = "0 3 * * *"\n')
+    with pytest.raises(BadSettings, match='kind is "dialy", but there is no such kind; take daily'):
+        check_schedules(str(path), load_schedules(path), Registry([DAILY]))
+
+
+BAD_FILES = {
+    "half a table": (b"[schedule", "it is not TOML: "),
+    "a number": (b"schedule = 3", "schedule is 3: write each schedule as [schedule.NAME]"),
+    "a list of tables": (b'[[schedule]]\ncron = "* * * * *"', "schedule is [{"),
+    "no table": (b"[schedule]\nnightly = 3", "schedule 'nightly' is 3: write it as a table"),
+    "a name with a space": (b'[schedule."a b"]\ncron = "* * * * *"\nkind = "k"', "schedule 'a b': schedule 'a b' is"),
+    "deep brackets": (b"schedule = " + b"[" * 5000, "brackets are too deep"),
+    "a long number": (b"schedule = " + b"1" * 5000, "a number is too long"),
+    "an unknown table": (b'[schedules.nightly]\ncron = "0 3 * * *"\nkind = "daily"', "'schedules' is unknown"),
+    "an unknown key": (b'zone = "UTC"\n[schedule.x]\ncron = "0 3 * * *"\nkind = "daily"', "'zone' is unknown"),
+    "nothing": (b"", "there is no schedule in it"),
+    "comments": (b"# [schedule.nightly]\n", "there is no schedule in it"),
+    "an empty table": (b"[schedule]\n", "there is no schedule in it"),
+    "utf-16": ("[schedule.x]".encode("utf-16"), "it is not UTF-8 text"),
+    "latin-1": ("# für die Nacht".encode("latin-1"), "it is not UTF-8 text"),
+}
+
+
+@pytest.mark.parametrize(("content", "sentence"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_file_that_is_no_list_of_schedules_is_refused(content: bytes, sentence: str, tmp_path: Path) -> None:
     """A scheduler that starts without its schedules looks healthy and does nothing."""
     path = tmp_path / "schedules.toml"
-    path.write_text(text)
-    with pytest.raises(BadSettings):
+    path.write_bytes(content)
+    with pytest.raises(BadSettings, match=re.escape(sentence)) as caught:
         load_schedules(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert not VALUES_OF_PYTHON.search(str(caught.value))
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     """An operator who names a file means it."""
-    with pytest.raises(BadSettings, match="nowhere"):
-        load_schedules(tmp_path / "nowhere.toml")
+    with pytest.raises(BadSettings, match="nowhere: it cannot be read: No such file or directory"):
+        load_schedules(tmp_path / "nowhere")
+    with pytest.raises(BadSettings, match="it cannot be read: Is a directory"):
+        load_schedules(tmp_path)
 
 
 def test_a_file_of_schedules_is_read_in_order(tmp_path: Path) -> None:
-    """What is written is what runs."""
+    """What is written is what runs. Some editors begin a file with a byte order mark."""
     path = tmp_path / "schedules.toml"
     path.write_text(
-        '[schedule.b]\ncron = "0 3 * * *"\nkind = "daily"\n'
+        '\ufeff[schedule.b]\ncron = "0 3 * * *"\nkind = "daily"\n'
         '[schedule.a]\ncron = "5 4 * * 1"\nkind = "daily"\ntimezone = "Asia/Kolkata"\npayload = {date = "{date}"}\n'
     )
     assert load_schedules(path) == [
         Schedule(name="b", cron="0 3 * * *", kind="daily"),
         Schedule(name="a", cron="5 4 * * 1", kind="daily", timezone="Asia/Kolkata", payload={"date": "{date}"}),
     ]
+
+
+def _cron(cron: str) -> Schedule:
+    return Schedule(name="s", cron=cron, kind="daily")
+
+
+@pytest.mark.parametrize(
+    ("cron", "told"),
+    [
+        ("*/120 * * * *", "*/120 steps over all 60 minutes"),
+        ("5,*/60 * * * *", "*/60 steps over all 60 minutes"),
+        ("0 */24 * * *", "*/24 steps over all 24 hours"),
+        ("0 0 */31 * *", "*/31 steps over all 31 days of a month"),
+        ("0 0 1 */12 *", "*/12 steps over all 12 months"),
+        ("0 0 * * */7", "*/7 steps over all 7 days of a week"),
+    ],
+)
+def test_a_step_over_everything_is_odd(cron: str, told: str) -> None:
+    """Who writes */120 means every two hours, and gets every hour."""
+    assert list(oddities([_cron(cron)], [])) == [f"schedule 's': {told}; only the first is left"]
+
+
+def test_schedules_that_mean_what_they_say_are_not_odd() -> None:
+    """A warning that always comes is read by nobody."""
+    assert list(oddities([_cron("*/5,59 */23 */30 */11 */6")], [_hourly()])) == []
+
+
+def test_a_kind_that_the_file_leaves_out_is_odd() -> None:
+    """Without reconcile, whatever Redis loses stays lost."""
+    own = [_hourly(), Schedule(name="heal", cron="*/5 * * * *", kind="reconcile")]
+    assert list(oddities([_hourly()], own)) == ["no schedule runs reconcile; without a file, it runs at '*/5 * * * *'"]

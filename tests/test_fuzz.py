@@ -52,10 +52,10 @@ from redisq import (
     credential,
     redact,
 )
-from redisq.cron import load_schedules
 from redisq.keys import Keys
 from redisq.logs import log_json
-from redisq.scheduler import Clockwork, check_schedules
+from redisq.scheduler import Clockwork
+from redisq.schedules import check_schedules, load_schedules
 from tests.harness import at_work
 from tests.redis_users import as_user
 from tests.waiting import eventually
@@ -470,8 +470,8 @@ def test_the_schedules(tmp_path: Path) -> None:
     def check(drawn: tuple[bytes, dict[str, Any], datetime]) -> None:
         content, options, moment = drawn
         file.write_bytes(content)
-        with says(BadSettings, BadJob, LookupError, secret=""):
-            check_schedules(load_schedules(file), registry)
+        with says(BadSettings, secret=""):
+            check_schedules(str(file), load_schedules(file), registry)
         with says(BadSettings, BadJob, secret=""):
             schedule = Schedule(**{"name": "x", "cron": "0 13 * * *", "kind": "plan", **options})
             schedule.next_slots(moment, 2)

@@ -22,7 +22,7 @@ LAYERS = (
     ("server",),
     ("durability", "outage"),
     ("bell",),
-    ("lease", "slots", "scheduler"),
+    ("lease", "schedules", "slots", "scheduler"),
     ("worker",),
     ("service", "api"),
 )

@@ -13,8 +13,7 @@ import pytest
 
 from jobs.app import Application
 from jobs.simulator import SimulatedPage, Simulator
-from redisq.cron import load_schedules
-from redisq.scheduler import check_schedules
+from redisq.schedules import check_schedules, load_schedules
 from tests.roles import as_services
 from tests.system import System, system
 from tests.waiting import eventually
@@ -92,7 +91,7 @@ def test_the_schedules_of_the_readme_can_be_loaded(tmp_path: Path) -> None:
     assert tomllib.loads(table)["schedule"].keys() == {"daily", "reconcile"}
     file = tmp_path / "schedules.toml"
     file.write_text(table)
-    check_schedules(load_schedules(file), Application({}).registry)
+    check_schedules(str(file), load_schedules(file), Application({}).registry)
 
 
 def test_the_picture_of_the_states_is_the_one_in_the_code() -> None:

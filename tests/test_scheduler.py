@@ -11,7 +11,6 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from redisq import (
-    BadPayload,
     Delivery,
     Keeper,
     Kind,
@@ -20,11 +19,10 @@ from redisq import (
     Schedule,
     Scheduler,
     Settings,
-    UnknownKind,
     connect,
 )
 from redisq.queue import REAP
-from redisq.scheduler import CRASHES, GATHER, LOOK, RETRY, WATCH, Clockwork, Presence, Watch, check_schedules
+from redisq.scheduler import CRASHES, GATHER, LOOK, RETRY, WATCH, Clockwork, Presence, Watch
 from tests.queue_state import KEYS, Run, State, job, put, read
 from tests.redis_users import as_user, private_redis
 from tests.waiting import eventually, patience
@@ -494,25 +492,6 @@ def test_a_slot_whose_job_is_still_there_is_over(redis: Redis, queue: Queue) -> 
     assert state.ready == ("night:always",)
     clockwork.tick()
     assert read(redis) == state
-
-
-@pytest.mark.parametrize(
-    ("schedule", "error"),
-    [
-        (Schedule(name="s", cron="0 3 * * *", kind="knight"), UnknownKind),
-        (Schedule(name="s", cron="0 3 * * *", kind="night", payload={"day": "{date}"}), BadPayload),
-        (
-            Schedule(name="s", cron="0 3 * * *", kind="night", payload={"date": datetime(2025, 1, 1, tzinfo=UTC)}),
-            ValueError,
-        ),
-    ],
-)
-def test_a_schedule_that_could_not_make_its_job_is_refused_at_the_start(
-    schedule: Schedule, error: type[Exception]
-) -> None:
-    """Found when an operator is looking, not at three in the morning."""
-    with pytest.raises(error):
-        check_schedules([schedule], REGISTRY)
 
 
 @pytest.mark.slow

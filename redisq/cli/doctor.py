@@ -13,7 +13,7 @@ from redisq.cli.output import JSON_OPTION, show_document, show_table
 from redisq.cli.schedule import schedules_of
 from redisq.cli.session import Session
 from redisq.durability import inspect_durability
-from redisq.scheduler import check_schedules
+from redisq.schedules import check_schedules, oddities
 from redisq.server import Finding, inspect_server
 
 Check = Callable[[], Iterable[Finding]]
@@ -69,5 +69,7 @@ def _durability(session: Session, redis: Redis) -> list[Finding]:
 
 def _schedules(session: Session) -> list[Finding]:
     schedules = schedules_of(session)
-    check_schedules(schedules, session.registry)
-    return [Finding("ok", "schedules", f"{len(schedules)} are valid")]
+    check_schedules(session.settings.schedules, schedules, session.registry)
+    found = oddities(schedules, load(session.parts.schedules))
+    odd = [Finding("warning", "schedules", oddity) for oddity in found]
+    return [Finding("ok", "schedules", f"{len(schedules)} are valid"), *odd]

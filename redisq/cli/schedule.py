@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import click
 
@@ -10,7 +9,8 @@ from redisq.cli.loading import load
 from redisq.cli.outcome import Exit, Failed
 from redisq.cli.output import JSON_OPTION, clean, moment, show_document, show_table
 from redisq.cli.session import Session
-from redisq.cron import Schedule, load_schedules
+from redisq.cron import Schedule
+from redisq.schedules import schedules_in_force
 
 
 @click.group(epilog="Example: redisq schedule list")
@@ -52,10 +52,7 @@ def next_(session: Session, name: str, count: int, as_json: bool) -> None:
 
 def schedules_of(session: Session) -> Sequence[Schedule]:
     """Return the schedules of the operator's file, or the application's own. Raise `BadSettings`."""
-    if session.settings.schedules:
-        return load_schedules(Path(session.settings.schedules))
-    schedules: Sequence[Schedule] = load(session.parts.schedules)
-    return schedules
+    return schedules_in_force(session.settings.schedules, load(session.parts.schedules))
 
 
 def _entry(schedule: Schedule, last_ms: int | None, now: datetime) -> dict[str, object]:
