@@ -10,14 +10,18 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
+import orjson
 from pythonjsonlogger.core import RESERVED_ATTRS
-from pythonjsonlogger.orjson import OrjsonFormatter
+from pythonjsonlogger.defaults import unknown_default
+from pythonjsonlogger.orjson import OrjsonFormatter, orjson_default
 
-from redisq.redaction import is_harmless, redact
+from redisq.redaction import is_harmless, names_a_secret, redact
 
 _RESERVED = frozenset(RESERVED_ATTRS)  # what every record has; the rest was given as `extra`
 _NOWHERE = "(unknown file)"  # as logging says it
 _TEXTLESS = frozenset([int, float, bool, type(None), datetime])
+_LARGEST = 63  # bits of a number
+_DEEPEST = 20  # levels of what is given as `extra`
 _STANDARD = len(logging.LogRecord("", 0, _NOWHERE, 0, "", (), None).__dict__)  # of those, that a record begins with
 
 
@@ -112,20 +116,41 @@ class _JsonFormatter(OrjsonFormatter):
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         """Redact every text, however deep. One look at all is enough for most lines, which have nothing to hide."""
         try:
-            if is_harmless(" ".join([value for value in log_data.values() if type(value) not in _TEXTLESS])):
+            texts = [value for value in log_data.values() if type(value) not in _TEXTLESS]
+            if is_harmless(" ".join([*log_data, *texts])):
                 return log_data
         except TypeError:
             pass  # one is neither text nor textless
-        redacted: dict[str, Any] = _redacted(log_data)
-        return redacted
+        return _all_redacted(log_data)
+
+    def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
+        """Return the line. A value that JSON cannot hold, such as a very large number, becomes a text."""
+        try:
+            return super().jsonify_log_record(log_data)
+        except TypeError:
+            return super().jsonify_log_record(_all_redacted(log_data))
 
 
-def _redacted(value: Any) -> Any:
+def _all_redacted(fields: dict[str, Any]) -> dict[str, Any]:
+    return {redact(str(name)): _redacted(value, name) for name, value in fields.items()}
+
+
+def _redacted(value: Any, name: Any = "", depth: int = _DEEPEST) -> Any:
+    """Return what JSON makes of `value`, redacted: of an exception, a path or a set its text, of an object its fields.
+
+    `name` is the field that has it. What has too many levels, or contains itself, becomes a text.
+    """
     match value:
         case str():
-            return redact(value)
-        case dict():
-            return {name: _redacted(part) for name, part in value.items()}
-        case list() | tuple():
-            return [_redacted(part) for part in value]
-    return value
+            return "***" if value and isinstance(name, str) and names_a_secret(name) else redact(value)
+        case dict() if depth:
+            return {redact(str(each)): _redacted(part, each, depth - 1) for each, part in value.items()}
+        case list() | tuple() if depth:
+            return [_redacted(part, name, depth - 1) for part in value]
+    if type(value) in _TEXTLESS:
+        return str(value) if type(value) is int and value.bit_length() > _LARGEST else value
+    try:
+        plain = orjson.loads(orjson.dumps(value, default=orjson_default, option=orjson.OPT_NON_STR_KEYS))
+    except (TypeError, ValueError, RecursionError):  # as of half a character, or of a number that JSON cannot hold
+        plain = unknown_default(value)
+    return plain if type(plain) in _TEXTLESS else _redacted(plain, name, depth - 1)

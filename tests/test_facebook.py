@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from jobs.providers import deadline
 from jobs.providers.base import Answer, Gate, Metric, Page, ProviderError, Reading
 from jobs.providers.facebook import FacebookProvider
+from jobs.providers.graph import Graph
 from jobs.providers.insights import Window, end_time
 from jobs.simulator import Simulator
 from jobs.simulator_pages import ALIVE, SimulatedPage
@@ -720,6 +721,23 @@ def test_no_secret_and_no_escape_sequence_leaves_with_an_error(
     for secret in (page.token, proof, "app-secret-1", "\x1b", "\x07", "\u202e"):
         assert secret not in told
     provider.close()
+
+
+@pytest.mark.parametrize("acts", ["\x1b[0m", "\x1b]0;x\x07", "\u200b", "\x07", "\x1b"])
+def test_an_escape_sequence_hides_no_secret_of_the_page(acts: str) -> None:
+    """The text of an answer, or of a header in it, is cleaned first: a terminal would show the token whole."""
+    graph = Graph(
+        base_url="http://127.0.0.1:1",
+        version="v25.0",
+        app_secret="app-secret-1",
+        total_deadline=1,
+        max_body=1,
+        max_connections=1,
+    )
+    for secret in ("EAAtoken-1", "app-secret-1"):
+        text = f"encoded as {secret[:5]}{acts}{secret[5:]}, which was not asked for"
+        assert graph.redact(text, "EAAtoken-1") == "encoded as ***, which was not asked for"
+    graph.close()
 
 
 # --- dead metrics ----------------------------------------------------------------------------------------------

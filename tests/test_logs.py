@@ -10,15 +10,18 @@ import select
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import orjson
 import pytest
 from pythonjsonlogger.orjson import OrjsonFormatter
 
-from redisq import Delivery, Kind, Registry, TimeLimitExceeded, redaction
+from redisq import Delivery, Kind, Registry, TimeLimitExceeded, protect, redaction
 from redisq.logs import TurnHandler, log_json, quick_record
 from redisq.queue import Claimed
 from redisq.slots import Done, Failed, Run, Slots
@@ -217,6 +220,86 @@ def test_a_secret_is_found_however_deep_it_is(handler: TurnHandler, monkeypatch:
     assert line["message"] == "password=***"
     assert line["half"] == "\N{REPLACEMENT CHARACTER}"
     assert line["parts"] == ["a", 1]
+
+
+def _loop() -> list[object]:
+    loop: list[object] = []
+    loop.append({"again": loop})
+    return loop
+
+
+class _Answer:
+    def __str__(self) -> str:
+        return "an answer with hunter2-hunter2"
+
+
+class _Silent:
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+    __repr__ = __str__
+
+
+@dataclass
+class _Call:
+    token: str
+    asked: Path
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ValueError("it is hunter2-hunter2"),
+        Path("/run/hunter2-hunter2"),
+        {"it is hunter2-hunter2"},
+        frozenset({("hunter2-hunter2", 1)}),
+        b"hunter2-hunter2",
+        bytearray(b"hunter2-hunter2"),
+        _Answer(),
+        _Call("a", Path("hunter2-hunter2")),
+        _Call("any text at all", Path("x")),
+        {"hunter2-hunter2": 1},
+        {b"hunter2-hunter2": 1},
+        {Path("hunter2-hunter2"): {"a": [{"b": ValueError("hunter2-hunter2")}]}},
+        {"headers": {"Authorization": "any text at all", "Client-Secret": ["any text at all"]}},
+        {"access_token": "any text at all"},
+        deque(["hunter2-hunter2"]),
+        "hunter2\x1b[0m-hunter2",
+        "hunter2-\u200bhunter2",
+        SimpleNamespace(password="hunter2-hunter2"),
+        [[[[[[[[[[[[[[[[[[[[[[[["hunter2-hunter2"]]]]]]]]]]]]]]]]]]]]]]]],
+    ],
+)
+def test_a_secret_is_found_in_whatever_the_encoder_makes_of_a_field(
+    given: object, handler: TurnHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler logs what it has: an exception, a path, the headers of an answer."""
+    monkeypatch.setattr(redaction, "_secrets", ())
+    protect("hunter2-hunter2")
+    for fields in ({"given": given}, {"given": [given]}, {"given": {"deep": (given,)}}, {"x\x1b": 1, "given": given}):
+        line = handler.format(WORKER.makeRecord("redisq.worker", logging.INFO, "", 0, "a", (), None, None, fields))
+        assert "***" in str(orjson.loads(line)["given"])
+        assert not any(secret in line for secret in ("hunter2", "any text at all", "aHVudGVyMi1odW50ZXIy"))
+
+
+def test_the_name_of_a_field_is_redacted(handler: TurnHandler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names come from what a handler was answered, too."""
+    monkeypatch.setattr(redaction, "_secrets", ())
+    protect("hunter2-hunter2")
+    fields = {"hunter2-hunter2": 1, "app_secret": "any text at all", "secrets": "none"}
+    line = handler.format(WORKER.makeRecord("redisq.worker", logging.INFO, "", 0, "a", (), None, None, fields))
+    assert {name: orjson.loads(line)[name] for name in ("***", "app_secret", "secrets")} == {
+        "***": 1,
+        "app_secret": "***",
+        "secrets": "none",
+    }
+
+
+@pytest.mark.parametrize("given", [2**70, _Silent(), {2**70: {"\ud800": [float("nan")]}}, _loop()])
+def test_a_line_is_written_whatever_is_in_its_fields(given: object, handler: TurnHandler) -> None:
+    """What JSON cannot hold is shown as Python shows it; the line of a failed job must not be missing for it."""
+    record = WORKER.makeRecord("redisq.worker", logging.INFO, "", 0, "a", (), None, None, {"given": given})
+    assert "given" in orjson.loads(handler.format(record))
 
 
 def test_a_quick_record_is_what_the_logger_would_make() -> None:

@@ -209,5 +209,10 @@ class Provider(Protocol):
 
 def printable(text: str) -> str:
     """Return `text` as one line without escape sequences or control characters, at most 2 kB of UTF-8."""
-    line = " ".join(_UNPRINTABLE.sub(" ", _ESCAPE.sub("", text)).split())
+    line = " ".join(_UNPRINTABLE.sub(" ", unescaped(text)).split())
     return line.encode()[:_DETAIL_BYTES].decode(errors="ignore")
+
+
+def unescaped(text: str) -> str:
+    """Return `text` as a terminal would show it: without escape sequences, which may stand within a word."""
+    return _ESCAPE.sub("", text)

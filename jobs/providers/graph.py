@@ -5,22 +5,22 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from urllib3 import BaseHTTPResponse, Retry, Timeout
 from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
 
+from jobs.providers.base import unescaped
 from jobs.providers.classify import UnusableBody
 from jobs.providers.deadline import pool_of
+from redisq import redact
 
 _CONNECT_TIMEOUT = 10.0
 _NEVER_AGAIN = Retry(False)  # that is for the queue to decide
-_NAMED_SECRET = re.compile(r"(access_token|appsecret_proof|input_token)=[^&\s\"'<>]+", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
 
@@ -91,14 +91,9 @@ class Graph:
             response.release_conn()
 
     def redact(self, text: str, token: str) -> str:
-        """Return `text` without the token, its proof and the app secret, as they are or quoted for a URL."""
-        secrets = [token]
-        if self._app_secret is not None:
-            secrets += [self._app_secret, self._proof(token)]
-        for secret in secrets:
-            for form in (secret, quote(secret), quote(secret, safe="")):
-                text = text.replace(form, "***")
-        return _NAMED_SECRET.sub(r"\1=***", text)
+        """Return `text` without escape sequences and secrets: the token, its proof and the app secret among them."""
+        secrets = [token] if self._app_secret is None else [token, self._app_secret, self._proof(token)]
+        return redact(unescaped(text), None, also=secrets)
 
     def close(self) -> None:
         """Close the shared connections."""
