@@ -326,6 +326,6 @@ def test_a_long_text_costs_little(unit: str) -> None:
 def test_a_failure_is_stored_redacted_and_readable() -> None:
     """What is kept with the job is seen by everybody who may look at the queue."""
     protect(SECRET)
-    record = Failure("transient", f"reason {SECRET}", f"detail \udc80 {SECRET}", f"line 1\n{SECRET}").record(worker="w")
+    record = Failure("transient", f"reason {SECRET}", f"detail \udc80 {SECRET}", f"line 1\n{SECRET}").record()
     assert SECRET.encode() not in record
     assert orjson.loads(record)["detail"] == "detail \N{REPLACEMENT CHARACTER} ***"
