@@ -15,9 +15,14 @@ VENV ?= .venv
 PARALLEL ?= --numprocesses=3 --dist=loadfile
 UNITS := redisq-worker@.service redisq-scheduler.service redisq.target
 INSTALLED := $(DESTDIR)$(LIBDIR)
+FRESH := $(INSTALLED).new
+# Exactly what a lock names, by its digest; nothing of another's is built here.
+LOCKED := -m pip install --quiet --require-hashes --only-binary=:all:
+# Of the build backend that is locked too, and so already there.
+OURS := -m pip install --quiet --no-deps --no-build-isolation
 DROPIN := $(DESTDIR)$(UNITDIR)/redisq-worker@.service.d
 
-.PHONY: help demo test test-quick test-chaos lint types units check bench bench-quick failpoints chaos fuzz mutants mutants-today install uninstall clean python
+.PHONY: help demo test test-quick test-chaos lint types units check bench bench-quick failpoints chaos fuzz mutants mutants-today lock install installed uninstall clean python
 
 help:
 	@echo "make demo         twenty synthetic pages, fourteen days, through a private Redis and PostgreSQL"
@@ -29,6 +34,7 @@ help:
 	@echo "make chaos        faults drawn from SEED=\"1 2 3\" for SECONDS each, watched by an auditor"
 	@echo "make fuzz         every place that reads foreign bytes, for SECONDS in all"
 	@echo "make mutants      weakened queues, each of which the auditor must catch; mutants-today: two of them, as CI does"
+	@echo "make lock         the versions that everything here runs with, and sbom.json; the newest with UPGRADE=--upgrade"
 	@echo "make install      into PREFIX=$(PREFIX), units into UNITDIR=$(UNITDIR); DESTDIR is honoured"
 	@echo "make uninstall    takes out what install put in; keeps $(CONFDIR) and all data"
 	@echo "make clean        removes $(VENV) and everything else that was made here"
@@ -87,29 +93,45 @@ python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
 
-# Installed again only when the project's own dependencies or programs change: an editable install copies the programs.
-$(VENV)/.with-%: pyproject.toml bin/worker bin/scheduler | python
+# Installed again only when the locks, the project's own dependencies or its programs change: an editable install copies
+# the programs.
+$(VENV)/.with-%: requirements/%.txt requirements/build.txt pyproject.toml bin/worker bin/scheduler | python
 	@echo "Installing redisq[$*] into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --editable '.[$*]'
+	@$(VENV)/bin/python $(LOCKED) -r requirements/build.txt -r requirements/$*.txt
+	@$(VENV)/bin/python $(OURS) --editable .
 	@touch $@
 
-# A unit must not name a path below DESTDIR, so everything that a virtual environment writes down about its own place is
-# put right after it is made.
+lock: python
+	@$(PYTHON) -m venv build/lock
+	@build/lock/bin/python -m pip install --quiet --upgrade uv
+	@$(PYTHON) requirements/lock.py build/lock/bin/uv $(UPGRADE)
+	@rm -rf build/lock
+
+# Whatever the umask is: the services read all that is installed, and nobody else writes to it.
 install: python
 	@[ -n "$(DESTDIR)" ] || case "$$($(PYTHON) -c 'import os, sys; print(os.path.realpath(sys.executable))')" in /home/*|/root/*) \
 	  echo "$(PYTHON) lies in a home directory, which the units cannot see: make install PYTHON=/usr/bin/python3" >&2; exit 1;; esac
-	@rm -rf build/lib build/bdist.* build/scripts-*
-	@$(PYTHON) -m venv $(INSTALLED)
-	@$(INSTALLED)/bin/python -m pip install --quiet --no-compile --upgrade .
-	@if [ -n "$(DESTDIR)" ]; then \
-	  grep -rlIF '$(INSTALLED)' $(INSTALLED)/bin $(INSTALLED)/pyvenv.cfg | xargs -r sed -i 's|$(INSTALLED)|$(LIBDIR)|g'; fi
-	@$(INSTALLED)/bin/python -m compileall -q -f -j 0 -s '$(DESTDIR)' -p / $(INSTALLED)/lib
-	@install -d $(DESTDIR)$(BINDIR) $(DROPIN) $(DESTDIR)$(SYSUSERSDIR) $(DESTDIR)$(TMPFILESDIR) $(DESTDIR)$(CONFDIR)
+	@umask 022; $(MAKE) --no-print-directory installed
+
+# The programs are made beside those that are there, and take their place when they are whole. A unit must not name a
+# path below DESTDIR either, so everything that a virtual environment writes down about its own place is put right.
+installed:
+	@rm -rf build/lib build/bdist.* build/scripts-* $(FRESH)
+	@$(PYTHON) -m venv $(FRESH)
+	@$(FRESH)/bin/python $(LOCKED) --no-compile -r requirements/build.txt -r requirements/install.txt
+	@$(FRESH)/bin/python $(OURS) --no-compile .
+	@$(FRESH)/bin/python -m pip uninstall --quiet --yes setuptools pip
+	@grep -rlIF '$(FRESH)' $(FRESH)/bin $(FRESH)/pyvenv.cfg | xargs sed -i 's|$(FRESH)|$(LIBDIR)|g'
+	@$(FRESH)/bin/python -m compileall -q -f -j 0 -s '$(FRESH)' -p '$(LIBDIR)' $(FRESH)/lib
+	@install -m 644 systemd/redisq.acl sbom.json $(FRESH)
+	@rm -rf $(INSTALLED).old; [ ! -e $(INSTALLED) ] || mv $(INSTALLED) $(INSTALLED).old; mv $(FRESH) $(INSTALLED)
+	@rm -rf $(INSTALLED).old
+	@install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(UNITDIR) $(DROPIN) $(DESTDIR)$(SYSUSERSDIR) $(DESTDIR)$(TMPFILESDIR) \
+	  $(DESTDIR)$(CONFDIR)
 	@ln -sfn $(LIBDIR)/bin/redisq $(DESTDIR)$(BINDIR)/redisq
 	@for unit in $(UNITS); do \
 	  sed 's|@LIBDIR@|$(LIBDIR)|' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit && chmod 644 $(DESTDIR)$(UNITDIR)/$$unit || exit 1; done
-	@install -m 644 systemd/redisq.acl $(INSTALLED)/redisq.acl
 	@install -m 644 systemd/redisq-worker-network.conf $(DROPIN)/network.conf
 	@install -m 644 systemd/redisq.sysusers $(DESTDIR)$(SYSUSERSDIR)/redisq.conf
 	@install -m 644 systemd/redisq.tmpfiles $(DESTDIR)$(TMPFILESDIR)/redisq.conf
@@ -125,7 +147,7 @@ uninstall:
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
 	  systemctl stop redisq.target redisq-scheduler.service 'redisq-worker@*.service' 2> /dev/null; \
 	  systemctl disable --quiet $(UNITS) 2> /dev/null; true; fi
-	@rm -rf $(INSTALLED) $(DROPIN)
+	@rm -rf $(INSTALLED) $(FRESH) $(INSTALLED).old $(DROPIN)
 	@rm -f $(DESTDIR)$(BINDIR)/redisq $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
 	@rm -f $(DESTDIR)$(SYSUSERSDIR)/redisq.conf $(DESTDIR)$(TMPFILESDIR)/redisq.conf
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +17,6 @@ from pathlib import Path
 from tests.image.engine import has_image, import_image, pack
 
 PROJECT = Path(__file__).resolve().parents[2]
-# pip judges conditions by its own Python; redis-py wants this one for Pythons as old as that of Debian 12.
-FOR_OLDER_PYTHONS = ("async-timeout",)
 # As on a machine, mounts have to reach other name spaces: else a unit finds the directory of its credentials empty.
 BOOT = "mount --make-rshared / && exec /lib/systemd/systemd"
 # Of a bare machine, then those that the README has installed.
@@ -47,16 +45,17 @@ def provide() -> str:
 
 
 def wheels() -> Path:
-    """Return a directory with all that `pip install` of the project needs, for the Python of Debian 12."""
-    pyproject = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-    wanted = sorted([*pyproject["project"]["dependencies"], *pyproject["build-system"]["requires"], *FOR_OLDER_PYTHONS])
-    directory = _cache() / f"wheels-{_digest(wanted)}"
+    """Return a directory with all that `make install` of the project needs, for the Python of Debian 12."""
+    locks = "".join((PROJECT / "requirements" / f"{name}.txt").read_text() for name in ("build", "install"))
+    locks = re.sub(r" ; .*(?= \\\n)", "", locks)  # pip judges conditions by its own Python
+    directory = _cache() / f"wheels-{_digest([locks])}"
     with _one_at_a_time():
         if not directory.exists():
             unfinished = Path(tempfile.mkdtemp(dir=_cache()))
-            target = ["--only-binary=:all:", "--implementation=cp", "--python-version=3.11"]
+            (unfinished / "locks.txt").write_text(locks)
+            target = ["--only-binary=:all:", "--implementation=cp", "--python-version=3.11", "--require-hashes"]
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(unfinished)]
-            subprocess.run([*pip, *target, *wanted], check=True)
+            subprocess.run([*pip, *target, "--requirement", unfinished / "locks.txt"], check=True)
             unfinished.rename(directory)
     return directory
 
