@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.providers.facebook import FacebookProvider
 from jobs.settings import JobSettings
 from redisq import Settings
 
@@ -74,7 +77,7 @@ def test_the_worker_s_drop_in_opens_the_network_and_nothing_else() -> None:
 
 def test_the_scheduler_is_protected_like_the_worker() -> None:
     """The two lists are written out twice, and a protection added to one belongs into the other."""
-    protection = re.compile(r"Protect|Private|Restrict|SystemCall|Capabilit|Memory|NoNew|Lock|Remove|Device|UMask")
+    protection = re.compile(r"Protect|Private|Restrict|SystemCall|Capabilit|MemoryDeny|NoNew|Lock|Remove|Device|UMask")
     worker, scheduler = ([d for d in _directives(service) if protection.match(d[0])] for service in SERVICES)
     assert worker == scheduler
     assert len(worker) > 20
@@ -112,6 +115,37 @@ def test_a_worker_has_time_to_drain() -> None:
     """systemd kills what is left after TimeoutStopSec: a worker must have handed back its jobs before."""
     (timeout,) = (value for name, value in _directives("redisq-worker@.service") if name == "TimeoutStopSec")
     assert float(timeout) >= Settings().grace + 15
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_memory_has_a_limit_far_above_what_was_measured(service: str) -> None:
+    """What grows without end ends alone, and what is in order never meets the limit."""
+    given = dict(_directives(service))
+    limit = int(given["MemoryMax"].removesuffix("M"))
+    figures = json.loads((SOURCE.parent / "docs/benchmark.json").read_text())["figures"]
+    [measured] = figures["resident memory of an idle worker (MiB)"]
+    assert 4 * measured < limit <= 1024
+    assert given["MemorySwapMax"] == "0"
+
+
+def test_a_worker_s_memory_is_enough_for_the_largest_answers_of_all_its_slots() -> None:
+    """Each is read whole; as Python's objects it takes some ten times its bytes."""
+    (limit,) = (int(value.removesuffix("M")) for key, value in _directives(SERVICES[0]) if key == "MemoryMax")
+    largest = inspect.signature(FacebookProvider).parameters["max_body"].default
+    assert 65 + 10 * Settings().slots * largest / 2**20 < limit
+
+
+def test_the_kernel_ends_workers_first_and_the_stores_last() -> None:
+    """Debian's Redis and PostgreSQL are at 0 or below."""
+    worker, scheduler = (int(dict(_directives(service))["OOMScoreAdjust"]) for service in SERVICES)
+    assert worker > scheduler > 0
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_starts_once_the_clock_is_set(service: str) -> None:
+    """A machine without a battery boots in the past, and would fire slots of days that are long over."""
+    unit = (SOURCE / service).read_text().partition("[Service]")[0]
+    assert "time-sync.target" in {word for line in re.findall(r"^After=(.*)$", unit, re.M) for word in line.split()}
 
 
 def _analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
