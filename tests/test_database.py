@@ -270,6 +270,22 @@ def test_a_pool_finds_a_server_that_is_back_within_seconds(tmp_path: Path) -> No
         assert pool.reconnect_timeout == 1.0  # after it the pauses begin anew, so none is longer
 
 
+def test_a_statement_that_nobody_answers_is_given_up_with_its_connection(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine there acknowledges what it gets, but the server on it is frozen, or a pooler has lost its own."""
+    monkeypatch.setattr("jobs.database._ANSWER", 0.2)
+    with (
+        open_pool(database, size=1) as pool,
+        pytest.raises(Pause, match="postgresql did not answer within"),
+        database_errors(),
+        pool.connection() as connection,
+        connection.transaction(),
+    ):
+        connection.execute("SELECT pg_sleep(20)")
+    assert connection.closed
+
+
 def test_a_pools_connection_has_its_limits_and_its_path(database: str) -> None:
     """A statement that waits for something broken ends by itself, and nobody can put another table before ours."""
     with open_pool(database, size=1) as pool, pool.connection() as connection:
