@@ -4,15 +4,18 @@ import hashlib
 import logging
 import re
 import select
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg import Connection
 from psycopg.abc import PQGen
+from psycopg.errors import Diagnostic
 from psycopg.pq import ConnStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
@@ -95,12 +98,13 @@ class Migration:
 
 
 class _Telling(Connection[Any]):
-    """A connection that does not wait for ever, and whose class remembers why the last one could not be made.
+    """A connection that does not wait for ever, and says why it ended.
 
-    The pool keeps that to itself.
+    Its class remembers why the last one could not be made: the pool keeps that to itself.
     """
 
     refusal = ""
+    _last_words: list[psycopg.Error]
 
     @classmethod
     def connect(cls, *args: Any, **kwargs: Any) -> Self:
@@ -111,18 +115,31 @@ class _Telling(Connection[Any]):
             _Telling.refusal = " ".join(str(error).split())[:500]
             raise
         _Telling.refusal = ""
+        words: list[psycopg.Error] = []
+        connection._last_words = words
+        connection.add_notice_handler(partial(_note_last_words, words))
         return connection
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Wait as any other, up to `_ANSWER`. Then close: a late answer would be taken for the next one."""
-        limit = timeout or _ANSWER
+        limit, began = timeout or _ANSWER, time.monotonic()
         try:
             return super().wait(gen, interval, limit)
         except psycopg.OperationalError as error:
-            if error.sqlstate or self.pgconn.status != ConnStatus.OK:
+            if error.sqlstate:
                 raise
-            self.pgconn.finish()
-            raise psycopg.OperationalError(f"postgresql did not answer within {limit:g} s") from error
+            if self._last_words:
+                raise self._last_words[-1] from error
+            if self.pgconn.status == ConnStatus.OK and time.monotonic() - began >= limit:
+                self.pgconn.finish()
+                raise psycopg.OperationalError(f"postgresql did not answer within {limit:g} s") from error
+            raise
+
+
+def _note_last_words(words: list[psycopg.Error], notice: Diagnostic) -> None:
+    """Keep why the server closes the connection. It comes as a notice when it comes with the answer before."""
+    if notice.severity_nonlocalized == "FATAL" and notice.sqlstate:
+        words.append(psycopg.errors.lookup(notice.sqlstate)(notice.message_primary or ""))
 
 
 def _limits(*, connecting: int, silence: int) -> dict[str, int]:
