@@ -379,6 +379,18 @@ class Crew:
         return process
 
 
+def processes_with(mark: str) -> list[str]:
+    """Return the command lines of the processes that inherited the mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text())
+        except OSError:
+            continue  # it ended meanwhile, or is not ours
+    return [command for command in found if "pytest" not in command]
+
+
 class Systemd:
     """The other end of sd_notify: a real datagram socket that keeps what it is told."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import processes_with
 from tests.system import REDISQ
 from tests.waiting import patience
 
@@ -37,16 +38,4 @@ def test_the_demo_shows_what_went_well_and_what_went_wrong_and_leaves_nothing(tm
     assert numbers.index("provisional") < numbers.index("What you could type next"), "that stays last"
     assert "What you could type next" in shown
     assert list(tmp_path.iterdir()) == []
-    assert _processes_with(mark) == []
-
-
-def _processes_with(mark: str) -> list[str]:
-    """Return the command lines of the processes that inherited the mark."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (folder / "environ").read_bytes():
-                found.append((folder / "cmdline").read_text())
-        except OSError:
-            continue  # it ended meanwhile, or is not ours
-    return [command for command in found if "pytest" not in command]
+    assert processes_with(mark) == []

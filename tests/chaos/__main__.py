@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import datetime
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from jobs.servers import PostgresServer, private_postgres
 from tests.chaos import mutants
 from tests.chaos.run import Report, run
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HEAD = "| seed | faults | jobs | steps judged | looks | violations | settled after |\n|---|---|---|---|---|---|---|"
 
 
@@ -43,12 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     directory = Path(tempfile.mkdtemp(prefix="redisq-chaos."))
     directory.chmod(0o755)  # PostgreSQL is another user
-    with private_postgres(directory / "postgres") as postgres:
-        if options.mutants is None:
-            failed = _seeds(options.seed, options.seconds, postgres, directory)
-        else:
-            wanted = options.mutants or mutants.names()
-            failed = _mutants(wanted, options.seed, options.seconds, postgres, directory)
+    try:
+        failed = _run(options, directory)
+    except (KeyboardInterrupt, SystemExit):
+        shutil.rmtree(directory)
+        raise
     if failed:
         _say(f"The logs and the journals of Redis are in {directory}")
     else:
@@ -56,11 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(failed)
 
 
+def _run(options: argparse.Namespace, directory: Path) -> bool:
+    with private_postgres(directory / "postgres") as postgres:
+        if options.mutants is None:
+            return _seeds(options.seed, options.seconds, postgres, directory)
+        wanted = options.mutants or mutants.names()
+        return _mutants(wanted, options.seed, options.seconds, postgres, directory)
+
+
 def _seeds(seeds: Sequence[int], seconds: float, postgres: PostgresServer, directory: Path) -> bool:
     failed = False
     _say(HEAD)
-    for seed in seeds:
-        report = run(seed, seconds, postgres, directory / f"seed-{seed}")
+    for number, seed in enumerate(seeds, 1):
+        report = run(seed, seconds, postgres, directory / f"{number}-seed-{seed}")
         _say(row(report))
         for violation in report.violations[:20]:
             _say(f"    {violation.check}: {violation.what}")
@@ -75,8 +85,8 @@ def _mutants(
     escaped = False
     _say("| mutant | what is weak in it | caught by | seed |\n|---|---|---|---|")
     for name in wanted:
-        for seed in seeds:
-            report = run(seed, seconds, postgres, directory / f"{name}-{seed}", mutant=name)
+        for number, seed in enumerate(seeds, 1):
+            report = run(seed, seconds, postgres, directory / f"{number}-{name}-{seed}", mutant=name)
             if report.violations:
                 break
         checks = ", ".join(sorted({violation.check for violation in report.violations})) or "nobody"
@@ -90,5 +100,14 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
+def _end(number: int, _frame: FrameType | None) -> None:
+    """End in order, once: whoever is impatient and asks again must not break off what ends the servers."""
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    for each in ENDING:
+        signal.signal(each, _end)
     sys.exit(main())

@@ -15,11 +15,12 @@ from jobs.servers import PostgresServer
 from tests.chaos.auditor import Auditor, Findings, Violation
 from tests.chaos.faults import BACK, Hand, plan
 from tests.chaos.load import CANARY, ENOUGH
+from tests.chaos.pace import Pace
 from tests.chaos.site import CREW, LEASE, Site
 from tests.waiting import eventually
 
-# A lease, a keeper's look and 5 s are what it takes; a job that a clock step has put off waits for the clock, and a
-# busy machine starts its processes late. What never settles is what this is for: the time itself is in the table.
+# A lease, a keeper's look and 5 s are what it takes; a job that a clock step has put off waits for it. Seconds in
+# which the crew got no processor do not count. What never settles is what this is for: the time itself is in the table.
 SETTLE = 2 * (LEASE + 5.0 + 5.0 + BACK[1])
 _PATIENCE = 0.05  # seconds between looks at who has died
 
@@ -69,7 +70,8 @@ def run(seed: int, seconds: float, postgres: PostgresServer, directory: Path, *,
     """Run the faults of `seed` for `seconds` and return what the auditor found; a mutant runs until it is found."""
     struck: Counter[str] = Counter()
     with Site(directory, postgres, seed, mutant) as site:
-        auditor = Auditor(site.redis.url, directory / "redis", site.dsn, lease=LEASE, canary=CANARY)
+        pace = Pace(site.processes).seconds
+        auditor = Auditor(site.redis.url, directory / "redis", site.dsn, lease=LEASE, canary=CANARY, pace=pace)
         auditor.start()
         # Faults that meet nobody at work prove nothing.
         eventually(lambda: auditor.workers() == CREW["worker"])
@@ -108,19 +110,18 @@ def _settle(site: Site, auditor: Auditor) -> float | None:
         left = auditor.unsettled(CREW["worker"])
         return not left
 
-    try:
-        eventually(settled, within=SETTLE, every=_PATIENCE)
-    except AssertionError:
-        auditor.findings.add("settled", f"after {SETTLE:g} s there was left: {left}")
-        return None
-    return time.monotonic() - began
+    if Pace(site.processes).holds(settled, SETTLE):
+        return time.monotonic() - began
+    auditor.findings.add("settled", f"after {SETTLE:g} s there was left: {left}")
+    return None
 
 
 def _dismiss(site: Site, findings: Findings) -> None:
     """Stop the crew in order, which it must do by itself."""
     for member in site.members:
         member.dismiss()
+    Pace(site.processes).holds(lambda: all(member.has_ended() for member in site.members), 10)
     for member in site.members:
-        code = member.wait(10)
+        code = member.end()
         if member.role != "producer" and code != 0:
             findings.add("leftovers", f"{member.role} {member.number} ended with {code} when told to stop")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +16,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from jobs.servers import PostgresServer, RedisServer, private_redis
+from jobs.servers import PostgresServer, RedisServer, ServerError, ends_with_us, private_redis
 from tests.chaos import mutants
 from tests.chaos.auditor import NAME
 from tests.chaos.ledger import SCHEMA
@@ -58,25 +59,31 @@ class Member:
         self.dismissed = True
         self.signal(signal.SIGTERM if self.role != "producer" else signal.SIGKILL)
 
-    def wait(self, within: float) -> int | None:
-        """Return the exit code, None when it had to be killed."""
-        try:
-            return self._process.wait(within)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            return None
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def end(self) -> int:
+        """Return the exit code of a process that has ended, or is killed now."""
+        self._process.kill()
+        return self._process.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.load", self.role, str(self.number)],
+                [*ends_with_us("KILL"), sys.executable, "-m", "tests.chaos.load", self.role, str(self.number)],
                 cwd=PROJECT,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+
+def _children(process: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 class Site:
@@ -88,8 +95,9 @@ class Site:
         self._seed, self._mutant = seed, mutant
         self.dsn = self._create_database()
         self.clock = Clock(directory)
-        # Without rewrites the append-only file is a journal of the whole run.
-        options = ["--auto-aof-rewrite-percentage", "0"]
+        # Without rewrites the append-only file is a journal of the whole run. With everysec Redis answers before it
+        # writes while a sync is slow, and a kill loses what was answered; with `no` only a power cut does.
+        options = ["--auto-aof-rewrite-percentage", "0", "--appendfsync", "no"]
         self.redis: RedisServer = private_redis(directory / "redis", options=options, binary=self.clock.program)
         self.redis_is_struck = False
         self.admin = Redis.from_url(
@@ -105,14 +113,21 @@ class Site:
     def __exit__(self, *_exception: object) -> None:
         for member in self.members:
             member.dismissed = True
-            member.signal(signal.SIGKILL)
-            member.wait(5)
+            member.end()
         self.proxy.__exit__()
         self.redis.stop()
 
     def pick(self, role: str, pick: float) -> Member:
         crew = [member for member in self.members if member.role == role]
         return crew[int(pick * len(crew))]
+
+    def processes(self) -> list[int]:
+        """Return every process that the crew's progress hangs on, ourselves among them."""
+        found = [os.getpid(), *(member.pid for member in self.members)]
+        for server in (self.redis, self.postgres):
+            with suppress(ServerError):  # it is down
+                found += [server.pid, *_children(server.pid)]
+        return found
 
     def keep_up(self) -> None:
         """Restart whoever has ended."""
