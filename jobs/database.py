@@ -4,20 +4,26 @@ import hashlib
 import logging
 import re
 import select
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg import Connection
+from psycopg.abc import PQGen
+from psycopg.errors import Diagnostic
+from psycopg.pq import ConnStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from jobs import rights
 from redisq import Defer, Pause, Permanent, Retry
 
 Pool = ConnectionPool[Connection[Any]]
+T = TypeVar("T")
 
 APPLICATION = "redisq"
 _LOCK = 0x7265646973710001  # any number that nobody else locks: "redisq" and one
@@ -26,7 +32,10 @@ _FILE = re.compile(r"(?P<version>[0-9]{4})_[a-z0-9_]+\.sql\Z")
 # The path is fixed so that nothing which somebody else can create is found in place of a table of ours.
 _PATH = "-c search_path=public,pg_temp"
 OPTIONS = f"{_PATH} -c statement_timeout=30s -c lock_timeout=20s -c idle_in_transaction_session_timeout=60s"
-_CONNECT_TIMEOUT = 5  # seconds
+# Seconds until one statement counts as unanswered. PostgreSQL itself ends it before that, so somebody is gone behind a
+# machine that still acknowledges what it gets: a server that is frozen, or that a pooler cannot reach any more. Less
+# than a handler has to come back after its time limit.
+_ANSWER = 33.0
 
 # By the class of the SQLSTATE, or the whole of it (PostgreSQL's appendix A). Python's classes do not tell: a standby
 # that refuses a write is an InternalError, and a lost connection has no state at all.
@@ -89,9 +98,13 @@ class Migration:
 
 
 class _Telling(Connection[Any]):
-    """A connection whose class remembers why the last one could not be made: the pool keeps that to itself."""
+    """A connection that does not wait for ever, and says why it ended.
+
+    Its class remembers why the last one could not be made: the pool keeps that to itself.
+    """
 
     refusal = ""
+    _last_words: list[psycopg.Error]
 
     @classmethod
     def connect(cls, *args: Any, **kwargs: Any) -> Self:
@@ -102,7 +115,57 @@ class _Telling(Connection[Any]):
             _Telling.refusal = " ".join(str(error).split())[:500]
             raise
         _Telling.refusal = ""
+        words: list[psycopg.Error] = []
+        connection._last_words = words
+        connection.add_notice_handler(partial(_note_last_words, words))
         return connection
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        """Wait as any other, up to `_ANSWER`. Then close: a late answer would be taken for the next one."""
+        limit, began = timeout or _ANSWER, time.monotonic()
+        try:
+            return super().wait(gen, interval, limit)
+        except psycopg.OperationalError as error:
+            if error.sqlstate:
+                raise
+            if self._last_words:
+                raise self._last_words[-1] from error
+            if self.pgconn.status == ConnStatus.OK and time.monotonic() - began >= limit:
+                self.pgconn.finish()
+                raise psycopg.OperationalError(f"postgresql did not answer within {limit:g} s") from error
+            raise
+
+
+def _note_last_words(words: list[psycopg.Error], notice: Diagnostic) -> None:
+    """Keep why the server closes the connection. It comes as a notice when it comes with the answer before."""
+    if notice.severity_nonlocalized == "FATAL" and notice.sqlstate:
+        words.append(psycopg.errors.lookup(notice.sqlstate)(notice.message_primary or ""))
+
+
+def _limits(*, connecting: int, silence: int) -> dict[str, int]:
+    """Return what ends a connection to a server that cannot be reached any more, after so many seconds.
+
+    A network that drops packets says nothing, and looks like a server that thinks. What tells the two apart is the
+    kernel of the server: it acknowledges what is sent, and answers a probe, however long a statement takes.
+    """
+    probe = silence // 3
+    return {
+        "connect_timeout": connecting,
+        "keepalives_idle": probe,
+        "keepalives_interval": probe,
+        "keepalives_count": 3,
+        "tcp_user_timeout": silence * 1000,
+    }
+
+
+_OF_SERVICES = _limits(connecting=5, silence=12)
+_OF_COMMANDS = _limits(connecting=3, silence=3)  # a person waits
+
+
+def connect(dsn: str) -> Connection[Any]:
+    """Return a connection for a command, which commits each statement by itself. Raise `psycopg.OperationalError`."""
+    given: dict[str, Any] = {"autocommit": True, "application_name": APPLICATION, "options": OPTIONS, **_OF_COMMANDS}
+    return _Telling.connect(dsn, **given)
 
 
 def open_pool(dsn: str, *, size: int, wait: float = POOL_WAIT) -> Pool:
@@ -118,7 +181,7 @@ def open_pool(dsn: str, *, size: int, wait: float = POOL_WAIT) -> Pool:
             "autocommit": True,
             "application_name": APPLICATION,
             "options": OPTIONS,
-            "connect_timeout": _CONNECT_TIMEOUT,
+            **_OF_SERVICES,
         },
         min_size=0,
         max_size=size,
@@ -133,7 +196,10 @@ def open_pool(dsn: str, *, size: int, wait: float = POOL_WAIT) -> Pool:
 
 
 def _check(connection: Connection[Any]) -> None:
-    """Raise for a connection that is lost. A server that goes says so or closes: what is silent need not be asked."""
+    """Raise for a connection that is lost.
+
+    A server that goes says so or closes, and the kernel notices a network that fell silent: there is no need to ask.
+    """
     ear = select.poll()
     ear.register(connection.fileno(), select.POLLIN)
     if ear.poll(0):
@@ -175,7 +241,8 @@ def upgrade(dsn: str, *, runtime: str | None = None) -> list[str]:
     Any number may run at once: one works, the others wait and find nothing to do. Raise `SchemaError` when an
     applied file was edited since, the database is newer than this release, or there is no such role.
     """
-    with psycopg.connect(dsn, autocommit=True, application_name=APPLICATION, options=_PATH) as connection:
+    given: dict[str, Any] = {"autocommit": True, "application_name": APPLICATION, "options": _PATH, **_OF_COMMANDS}
+    with psycopg.connect(dsn, **given) as connection:
         if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
             # In SQL_ASCII every text comes back as bytes.
             raise SchemaError(

@@ -1,6 +1,8 @@
 """The schema is applied once, whole, and never over somebody's edits."""
 
+import os
 import select
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +11,9 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import errors
+from psycopg.abc import PQGen
+from psycopg.generators import fetch_many
+from psycopg.pq.abc import PGconn
 
 from jobs import database
 from jobs.database import Migration, SchemaError, database_errors
@@ -111,7 +116,11 @@ def test_a_connection_that_is_silent_is_not_asked_whether_it_lives(database: str
         assert onlooker.execute(last, [pid]).fetchone() == before
 
 
-upgrade, open_pool = database.upgrade, database.open_pool  # the fixture `database` hides the module in a test
+connect, upgrade, open_pool = (
+    database.connect,
+    database.upgrade,
+    database.open_pool,
+)  # the fixture `database` hides the module in a test
 
 
 def test_a_database_of_another_encoding_is_refused_by_name(dsn: str) -> None:
@@ -200,11 +209,30 @@ def test_a_text_that_cannot_be_sent_is_refused(dsn: str) -> None:
 
 def test_a_transaction_that_idled_for_too_long_is_tried_again(dsn: str) -> None:
     """psycopg calls it an internal error."""
-    with psycopg.connect(dsn) as connection:
+    with connect(dsn) as connection:
+        connection.execute("BEGIN")
         connection.execute("SET idle_in_transaction_session_timeout = 1")
         eventually(lambda: select.select([connection], [], [], 0)[0])
         with pytest.raises(Retry, match="25P03"), database_errors():
             connection.execute("SELECT 1")
+
+
+def test_what_postgresql_said_before_it_closed_a_connection_is_not_lost(dsn: str) -> None:
+    """It may come with the answer before, as a notice. The next statement fails, and must not count as an outage."""
+    with connect(dsn) as connection:
+        connection.execute("BEGIN")
+        connection.pgconn.send_query(b"SET idle_in_transaction_session_timeout = 1")
+        with socket.socket(fileno=os.dup(connection.fileno())) as line:
+            line.setblocking(True)  # libpq's, too, until the next line
+            eventually(lambda: b"25P03" in line.recv(1 << 16, socket.MSG_PEEK))
+            line.setblocking(False)
+        connection.wait(_answer_of(connection.pgconn))
+        with pytest.raises(Retry, match="25P03"), database_errors():
+            connection.execute("SELECT 1")
+
+
+def _answer_of(connection: PGconn) -> PQGen[None]:
+    yield from fetch_many(connection)
 
 
 def a_closed_port(_dsn: str) -> str:
@@ -268,6 +296,22 @@ def test_a_pool_finds_a_server_that_is_back_within_seconds(tmp_path: Path) -> No
 
         eventually(answers)
         assert pool.reconnect_timeout == 1.0  # after it the pauses begin anew, so none is longer
+
+
+def test_a_statement_that_nobody_answers_is_given_up_with_its_connection(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine there acknowledges what it gets, but the server on it is frozen, or a pooler has lost its own."""
+    monkeypatch.setattr("jobs.database._ANSWER", 0.2)
+    with (
+        open_pool(database, size=1) as pool,
+        pytest.raises(Pause, match="postgresql did not answer within"),
+        database_errors(),
+        pool.connection() as connection,
+        connection.transaction(),
+    ):
+        connection.execute("SELECT pg_sleep(20)")
+    assert connection.closed
 
 
 def test_a_pools_connection_has_its_limits_and_its_path(database: str) -> None:

@@ -7,28 +7,17 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
-from jobs.database import APPLICATION, OPTIONS, SchemaError, is_away, is_held_up, is_read_only
+from jobs.database import SchemaError, connect, is_away, is_held_up, is_read_only
 from jobs.settings import JobSettings
 from jobs.vault import VaultError
 from redisq import redact
 from redisq.cli import Exit, Failed
 
-_WAIT = 3  # seconds for PostgreSQL to answer a person
-
 
 @contextmanager
 def connected(settings: JobSettings) -> Iterator[Connection[Any]]:
     """Yield a connection that commits each statement by itself. Raise `Failed`."""
-    with (
-        one_line(settings),
-        psycopg.connect(
-            settings.database_url,
-            autocommit=True,
-            connect_timeout=_WAIT,
-            application_name=APPLICATION,
-            options=OPTIONS,
-        ) as connection,
-    ):
+    with one_line(settings), connect(settings.database_url) as connection:
         yield connection
 
 

@@ -1,6 +1,7 @@
 """`redisq doctor`: checks everything that the promises rest on."""
 
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -34,13 +35,11 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     }
     findings: list[Finding] = []
     code = 0
-    for subject, check in checks.items():
-        try:
-            with session.one_line():
-                findings += check()
-        except Failed as failed:
-            findings.append(Finding("failed", subject, failed.message))
-            code = max(code, failed.exit_code if failed.exit_code == Exit.UNREACHABLE else Exit.FOUND)
+    # Side by side: of a store that is silent each waits a few seconds for an answer.
+    with ThreadPoolExecutor(len(checks)) as threads:
+        for found, exit_code in threads.map(partial(_run, session), checks, checks.values()):
+            findings += found
+            code = max(code, exit_code)
     if any(finding.level == "failed" for finding in findings):
         code = max(code, Exit.FOUND)
     if as_json:
@@ -49,6 +48,16 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     else:
         show_table(("level", "subject", "finding"), [(each.level, each.subject, each.text) for each in findings])
     ctx.exit(code)
+
+
+def _run(session: Session, subject: str, check: Check) -> tuple[list[Finding], int]:
+    """Return what `check` found, and the exit code that it asks for when it could not be made."""
+    try:
+        with session.one_line():
+            return list(check()), 0
+    except Failed as failed:
+        code = failed.exit_code if failed.exit_code == Exit.UNREACHABLE else Exit.FOUND
+        return [Finding("failed", subject, failed.message)], code
 
 
 def _on_each_server(session: Session, inspect: Callable[[Redis], list[Finding]]) -> list[Finding]:
