@@ -33,7 +33,7 @@ class Keys:
     jobs HASH(id, envelope) · runs HASH(id, run record) · errors HASH(id, history) ·
     workers HASH(worker, "beat info") · schedulers HASH(scheduler, "beat info"), beside the first queue only ·
     slots HASH(schedule, ms of the slot that was looked at last) · fired HASH(schedule, ms of the last that fired) ·
-    totals HASH(word, count) · bell CHANNEL(ms until a job is due)
+    totals HASH(word, count) · clock HASH(seen, stepped: ms; by: ms) · bell CHANNEL(ms until a job is due)
     """
 
     queue: str
@@ -50,6 +50,7 @@ class Keys:
     slots: str = field(init=False)
     fired: str = field(init=False)
     totals: str = field(init=False)
+    clock: str = field(init=False)
     bell: str = field(init=False)
 
     def __post_init__(self) -> None:

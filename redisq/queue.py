@@ -152,6 +152,15 @@ class RunEntry:
         return min(float(lease), LONGEST_LEASE) if isinstance(lease, int | float) else 0.0
 
 
+class Promoted(NamedTuple):
+    """What a look at the delayed jobs found. Times are Redis TIME, in seconds."""
+
+    moved: int
+    wait: float | None  # until the next is due; None when nothing is delayed
+    step: float  # by which the clock of Redis was put forward, or below 0 back, since the last look; 0.0 as a rule
+    now: float
+
+
 class Call(NamedTuple, Generic[R]):
     """A move that is ready to be sent, alone or together with others."""
 
@@ -246,12 +255,16 @@ class Queue:
         answer = _text(scripts.fire(self._redis, keys, args))
         return None if answer == "taken" else answer
 
+    def begin(self, schedule: str, slot_ms: int) -> int:
+        """Have a schedule go on from a slot where none is stored, or one that lies ahead; return the stored slot."""
+        return int(scripts.begin(self._redis, (self.keys.slots,), (schedule, slot_ms)))
+
     def _enqueue(self, batch: Sequence[tuple[str, bytes]], delay: float) -> Call[list[str]]:
         k = self.keys
         args: list[Argument] = [_ms(delay), k.bell]
         for pair in batch:
             args += pair
-        return Call(scripts.enqueue, (k.jobs, k.runs, k.dead, k.ready, k.delayed), args, _words)
+        return Call(scripts.enqueue, (k.jobs, k.runs, k.dead, k.ready, k.delayed, k.clock), args, _words)
 
     def _own(self, job: Job) -> Job:
         if job.queue != self.name:
@@ -283,14 +296,16 @@ class Queue:
         """Try again in `delay` seconds, or lay it down when `attempts` are spent: "delayed", "dead" or "lost"."""
         line = _line("A", failure, claimed, worker)
         args = (claimed.id, claimed.token, attempts, _ms(delay), line, failure.record(), self.keys.bell)
-        return Call(scripts.fail, self._down(worker, self.keys.delayed), args, _text)
+        keys = (*self._down(worker, self.keys.delayed), self.keys.clock)
+        return Call(scripts.fail, keys, args, _text)
 
     def defer(self, worker: str, claimed: Claimed, failure: Failure, *, limit: float, delay: float) -> Call[str]:
         """Run again in `delay` seconds at no cost, or lay it down when deferred for more than `limit` seconds."""
         line = _line("D", failure, claimed, worker)
         verdict = Failure(failure.error_class, f"{failure.reason}_too_long", failure.detail).record()
         args = (claimed.id, claimed.token, _ms(limit), _ms(delay), line, verdict, self.keys.bell)
-        return Call(scripts.defer, self._down(worker, self.keys.delayed), args, _text)
+        keys = (*self._down(worker, self.keys.delayed), self.keys.clock)
+        return Call(scripts.defer, keys, args, _text)
 
     def bury(self, worker: str, claimed: Claimed, failure: Failure) -> Call[str]:
         """Lay it down as dead: "dead" or "lost"."""
@@ -325,11 +340,16 @@ class Queue:
 
     # -- for whoever keeps the queue: time and the loss of workers --------------------------------------------------
 
-    def promote(self) -> tuple[int, float | None]:
-        """Make ready what is due; return how many moved, and the seconds until the next is due or None."""
+    def promote(self, expected: float | None = None) -> Promoted:
+        """Make ready what is due, up to `REAP` jobs, and look after the clock of Redis.
+
+        When it was set back, each delayed job keeps the wait that it had. `expected` is what the time should be, in
+        seconds: without it, a clock that was put forward is not noticed.
+        """
         k = self.keys
-        moved, wait_ms = scripts.promote(self._redis, (k.delayed, k.ready), (REAP,))
-        return moved, None if wait_ms < 0 else wait_ms / 1000
+        args = (REAP, "" if expected is None else round(expected * 1000))
+        moved, wait_ms, step_ms, now_ms = scripts.promote(self._redis, (k.delayed, k.ready, k.clock), args)
+        return Promoted(moved, None if wait_ms < 0 else wait_ms / 1000, step_ms / 1000, now_ms / 1000)
 
     def subscription(self) -> Any:
         """Return a `redis.client.PubSub`, whose methods have no types: to nothing yet, on a connection of its own."""

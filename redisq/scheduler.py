@@ -28,6 +28,9 @@ GATHER = 0.01  # seconds between looks for due jobs, at least: those that are du
 WATCH = 3.0  # seconds between looks at the leases; with a lease of 15 s, a job is back 18 s after a kill at the latest
 RETRY = 1.0  # seconds until Redis is asked again after an error, and a schedule that is behind is looked at again
 TURN = 0.5  # seconds of one wait, so that a stop is soon heeded
+STEP = 5000  # ms by which a stored time may lie ahead, as in `prelude.lua`
+SET_BACK = "the clock of redis was set back: delayed jobs keep the wait that they had"
+PUT_FORWARD = "the clock of redis was put forward, or this machine slept: delayed jobs come early"
 CRASHES = 3  # runs that took their worker with them, until a job is buried
 
 log = logging.getLogger("redisq.scheduler")
@@ -82,17 +85,23 @@ class Keeper:
         self.queue = queue
         self._lease = lease
         self._watch = Watch(lease)
+        self._clock: tuple[float, float] | None = None  # the time of Redis, and ours by the monotonic clock
         self._cursor = 0
         self._scan_at = 0.0
         self._orphans: set[str] = set()  # lists that a scan has found, with or without a worker's entry
 
     def promote(self) -> float:
         """Make ready what is due; return the seconds until there may be more. Raise `redis.RedisError`."""
+        expected = self._clock and self._clock[0] + time.monotonic() - self._clock[1]
         with self._interruptible():
-            moved, wait = self.queue.promote()
-        if moved == REAP:
+            found = self.queue.promote(expected)
+        self._clock = found.now, time.monotonic()
+        if found.step:
+            extra = {"queue": self.queue.name, "seconds": round(found.step)}
+            log.warning(SET_BACK if found.step < 0 else PUT_FORWARD, extra=extra)
+        if found.moved == REAP:
             return 0.0
-        return LOOK if wait is None else min(LOOK, max(wait, GATHER))
+        return LOOK if found.wait is None else min(LOOK, max(found.wait, GATHER))
 
     def watch(self) -> float:
         """Look at the leases, and bring back the jobs of workers that are gone; return the seconds until the next look.
@@ -153,8 +162,9 @@ class Clockwork:
         for queue, schedules in self._schedules.items():
             now, last_slots = datetime.fromtimestamp(queue.now(), UTC), queue.last_slots()
             for schedule in schedules:
-                if schedule.name not in last_slots:
-                    last_slots[schedule.name] = self._begin(queue, schedule, _ms(now))
+                stored = last_slots.get(schedule.name)
+                if stored is None or stored > _ms(now) + STEP:
+                    last_slots[schedule.name] = self._begin(queue, schedule, _ms(now), stored)
                 last_ms = self._last[schedule.name] = last_slots[schedule.name]
                 last = datetime.fromtimestamp(last_ms / 1000, UTC)
                 self._fire(queue, schedule, last, now)
@@ -164,12 +174,17 @@ class Clockwork:
                     waits.append((following - now).total_seconds() if following > now else RETRY)
         return min(waits)
 
-    def _begin(self, queue: Queue, schedule: Schedule, now_ms: int) -> int:
-        """Store a last slot where Redis has none, and return it."""
+    def _begin(self, queue: Queue, schedule: Schedule, now_ms: int, ahead_ms: int | None) -> int:
+        """Store a last slot where Redis has none, or one that lies ahead, and return it."""
         # Seen for the first time: slots before its birth were never missed. When Redis was emptied we may know better.
         last_ms = min(now_ms, self._last.get(schedule.name, now_ms))
-        queue.fire(schedule.name, last_ms, None)
-        log.info("schedule begins", extra={"queue": queue.name, "schedule": schedule.name})
+        last_ms = queue.begin(schedule.name, last_ms)
+        extra: dict[str, str] = {"queue": queue.name, "schedule": schedule.name}
+        if ahead_ms is None:
+            log.info("schedule begins", extra=extra)
+        elif last_ms != ahead_ms:
+            extra["slot"] = datetime.fromtimestamp(ahead_ms / 1000, UTC).isoformat()
+            log.warning("the last slot lies ahead, so the clock of redis was set back: schedule goes on", extra=extra)
         return last_ms
 
     def _fire(self, queue: Queue, schedule: Schedule, last: datetime, now: datetime) -> None:

@@ -154,6 +154,7 @@ def _load(name: str) -> Script:
 
 enqueue = _load("enqueue")
 fire = _load("fire")
+begin = _load("begin")
 claim = _load("claim")
 ack = _load("ack")
 fail = _load("fail")

@@ -57,8 +57,9 @@ LOOK: Mapping[str, Step] = {
 }
 ENQUEUE: Mapping[str, Step] = {
     "enqueue": lambda queue, _: queue.enqueue_many([_job(id) for id in ("new", "ready", "held", "delayed", "dead")]),
-    # Scripts ring with pcall, which hides a refusal.
+    # Scripts ring, and note the time, with pcall, which hides a refusal.
     "ring": lambda queue, client: client.publish(queue.keys.bell, 0),
+    "note_time": lambda queue, client: client.hset(queue.keys.clock, "seen", 1),
     "enqueue_delayed": lambda queue, _: queue.enqueue(_job("new"), delay=60.0),
     "dead_letter": lambda queue, _: queue.dead_letter("dead"),  # of a job that a plan could not enqueue
 }
@@ -96,6 +97,7 @@ STEPS: Mapping[str, Mapping[str, Step]] = {
         "heartbeat": lambda queue, _: queue.scheduler_heartbeat("s", {}),
         "schedulers": lambda queue, _: queue.schedulers(),
         "retire": lambda queue, _: queue.retire_scheduler("s"),
+        "begin": lambda queue, _: queue.begin("new", 1),
         "fire": lambda queue, _: [queue.fire(id, 1, _job(id)) for id in ("new", "ready", "held", "delayed", "dead")],
     },
     "operator": {

@@ -164,12 +164,12 @@ def scheduling(url: str, *queues: str, schedules: tuple[Schedule, ...] = ()) -> 
 
 
 @pytest.mark.slow
-def test_an_idle_worker_and_an_idle_scheduler_send_fewer_than_six_commands_a_second(
+def test_an_idle_worker_and_an_idle_scheduler_send_fewer_than_seven_commands_a_second(
     redis: Redis, redis_url: str, queue: Queue
 ) -> None:
     """With two queues and two schedules, and all commands inside of scripts counted. Nobody polls.
 
-    That a scheduler shows it lives is one command a second of them.
+    That a scheduler shows it lives is one command a second of them, and a look at the clock not quite one.
     """
     hour = (time.gmtime(queue.now()).tm_hour + 12) % 24
     nightly = tuple(Schedule(name=name, cron=f"0 {hour} * * *", kind="nothing") for name in ("one", "two"))
@@ -184,4 +184,4 @@ def test_an_idle_worker_and_an_idle_scheduler_send_fewer_than_six_commands_a_sec
         began = time.monotonic()
         time.sleep(ROUND)
         counted, seconds = commands(redis), time.monotonic() - began
-    assert sum(counted.values()) / seconds < 6, counted
+    assert sum(counted.values()) / seconds < 7, counted

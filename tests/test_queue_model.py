@@ -268,6 +268,18 @@ class Machine(RuleBasedStateMachine):
             del self.model.delayed[id]
         self.model.ready += due
 
+    @precondition(lambda self: self.model.delayed)
+    @rule(hours=one_of((1, 10_000)))
+    def clock_is_set_back(self, hours: int) -> None:
+        """As if it had been ahead until now: what is due then, and the time that was seen."""
+        before, ms = dict(self.redis.zrange(KEYS.delayed, 0, -1, withscores=True)), hours * 3_600_000
+        for id in before:
+            self.redis.zincrby(KEYS.delayed, ms, id)
+        self.redis.hset(KEYS.clock, "seen", round(self.queue.now() * 1000) + ms)
+        assert [self.queue.promote()[0] for _ in range(2)] == [0, 0]
+        after = dict(self.redis.zrange(KEYS.delayed, 0, -1, withscores=True))
+        assert after == pytest.approx(before, abs=60_000)
+
     @rule(worker=one_of(WORKERS))
     def heartbeat(self, worker: str) -> None:
         assert self.queue.heartbeat(worker, {}) == (worker in self.model.workers)
@@ -385,6 +397,8 @@ MUTANTS = {
     "a reaper that counts no crash": ("reap", "run.crashes = run.crashes + 1", ""),
     "a reaper that leaves the token": ("reap", "run.token = NOBODY\n    run.crashes", "run.crashes"),
     "promote that only copies": ("promote", "redis.call('ZREM', KEYS[1], unpack(due))", ""),
+    "a clock set back that nobody minds": ("promote", "    shift(step)\n", ""),
+    "a clock set back that is minded again and again": ("promote", "'seen', at, ", "'seen', seen, "),
     "a claim that counts no delivery": ("claim", "run.deliveries = run.deliveries + 1", ""),
     "a claim that starts what was reaped": ("claim", "redis.call('LREM', KEYS[2], '1', ARGV[i]) == 1", "true"),
     "requeue of anything": ("requeue", "redis.call('HEXISTS', KEYS[1], id) == 1", "true"),

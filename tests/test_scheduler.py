@@ -422,14 +422,6 @@ def test_promise_3_two_schedulers_fire_each_slot_once(redis: Redis, redis_url: s
     assert state.slots == {"night": newest}
 
 
-def test_a_clock_that_was_set_back_fires_nothing_again(redis: Redis, queue: Queue) -> None:
-    """The slot that is stored lies ahead: until then there is nothing to do."""
-    redis.hset(KEYS.slots, "night", round((queue.now() + 7200) * 1000))
-    before = read(redis)
-    _clockwork(queue, _schedule(queue, missed="all")).tick()
-    assert read(redis) == before
-
-
 def test_between_slots_nobody_asks_for_longer_than_a_look(redis: Redis, queue: Queue) -> None:
     """Slots are hours apart, and the clock of Redis may step over one."""
     redis.hset(KEYS.slots, "night", round(queue.now() * 1000))

@@ -1,5 +1,5 @@
 -- enqueue: (new) -> READY, or (new) -> DELAYED when a delay is given
--- KEYS  1 jobs  2 runs  3 dead  4 ready  5 delayed
+-- KEYS  1 jobs  2 runs  3 dead  4 ready  5 delayed  6 clock
 -- ARGV  1 delay in ms  2 bell, then pairs: id, envelope
 -- Returns for each pair "new", or the state in which that id already is, with spaces between: five hundred answers in
 -- one text take Redis and the producer less than a list of them.
@@ -7,7 +7,7 @@
 -- Twice: the second run finds every id and changes nothing.
 
 local answers, fresh, later = {}, {}, false
-local due = ARGV[1] ~= '0' and now_ms() + ARGV[1]
+local due = ARGV[1] ~= '0' and due_in(KEYS[6], ARGV[1])
 for i = 3, #ARGV, 2 do
   local id = ARGV[i]
   -- A dead letter may have lost its job, so that HSETNX alone would not see it.

@@ -1,5 +1,5 @@
 -- fail: PROCESSING -> DELAYED, or PROCESSING -> DEAD when the attempts are spent
--- KEYS  1 processing  2 runs  3 errors  4 delayed  5 dead  6 dead_index  7 totals
+-- KEYS  1 processing  2 runs  3 errors  4 delayed  5 dead  6 dead_index  7 totals  8 clock
 -- ARGV  1 id  2 token  3 attempts allowed  4 delay in ms  5 error line  6 verdict  7 bell
 -- Returns "delayed", "dead", or "lost" when the lease was lost.
 -- Rings the bell when the job is the next that is due.
@@ -14,7 +14,7 @@ run.deferred = 0
 redis.call('HSET', KEYS[2], ARGV[1], format_run(run))
 local answer = 'delayed'
 if run.attempts < tonumber(ARGV[3]) then
-  local due = now_ms() + ARGV[4]
+  local due = due_in(KEYS[8], ARGV[4])
   redis.call('ZADD', KEYS[4], due, ARGV[1])
   redis.call('HINCRBY', KEYS[7], 'failed', 1)
   ring(ARGV[7], KEYS[4], due, ARGV[4])

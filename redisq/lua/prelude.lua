@@ -10,6 +10,31 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- The clock of Redis may be set. `clock` is HASH(seen: the time at the last look, in ms; stepped: the time just after it
+-- was found set; by: how far it was put forward or, below 0, back). A clock that is off by less is not looked after.
+local STEP = 5000
+-- Forward more: a process that was stopped between two looks expects too little.
+local LEAP = 60000
+
+local function seen_ms(clock)
+  return tonumber(redis.call('HGET', clock, 'seen') or '') or 0
+end
+
+-- A full Redis, or an older ACL, may refuse this: then the next step back is noticed by a keeper's own clock.
+local function note_time(clock, now, seen)
+  if now - seen >= STEP / 2 then
+    redis.pcall('HSET', clock, 'seen', string.format('%.0f', now))
+  end
+end
+
+-- The time of a job that is to wait `delay` ms. Until a keeper has seen that the clock was set back, the jobs that wait
+-- go by the time that it had, and are then moved with this one.
+local function due_in(clock, delay)
+  local now, seen = now_ms(), seen_ms(clock)
+  note_time(clock, now, seen)
+  return math.max(now, seen) + delay
+end
+
 local function parse_run(record)
   if record then
     local token, deliveries, attempts, crashes, deferred = string.match(record, '^(%S+) (%d+) (%d+) (%d+) (%d+)$')

@@ -32,7 +32,7 @@ ATTEMPTS = 3
 MINUTE = 60_000  # ms between two slots of the only schedule
 
 # What the queue may leave behind when nothing is left to do.
-KEYS = {"jobs", "runs", "errors", "dead", "dead_index", "slots", "fired", "totals"}
+KEYS = {"jobs", "runs", "errors", "dead", "dead_index", "slots", "fired", "totals", "clock"}
 
 # Where each id stands at one instant: the ids of `jobs`, then the ids of every place.
 _CENSUS = """
@@ -176,8 +176,8 @@ class Judge:
 
     def _fired(self, slot: int, fresh: list[str]) -> None:
         last, self._slot = self._slot, slot
-        if last is None or (last % MINUTE and slot % MINUTE):
-            return  # the schedule is seen for the first time, perhaps by two at once
+        if last is None or slot % MINUTE:
+            return  # the schedule is seen for the first time, or goes on after the clock was set back
         expected = (last // MINUTE + 1) * MINUTE
         if slot != expected:
             self._findings.add("cron", f"slot {slot} was fired after {last}: {expected} was next")

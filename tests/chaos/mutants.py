@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from redisq import queue, scripts, server, service, worker
 from redisq.job import Job
-from redisq.queue import REAP, Enqueued, Queue
+from redisq.queue import REAP, Enqueued, Promoted, Queue
 from redisq.scheduler import Keeper, Watch
 from redisq.scripts import Script
 from tests.chaos.ledger import Ledger
@@ -182,12 +182,12 @@ def reaper_without_grace() -> None:
 def promote_in_two_commands() -> None:
     """Look what is due, take it out, put it in."""
 
-    def promote(self: Queue) -> tuple[int, float | None]:
+    def promote(self: Queue, _expected: float | None = None) -> Promoted:
         due = self._redis.zrangebyscore(self.keys.delayed, "-inf", self.now() * 1000, start=0, num=REAP)
         for id in due:
             self._redis.zrem(self.keys.delayed, id)
             self._redis.lpush(self.keys.ready, id)
-        return len(due), None
+        return Promoted(len(due), None, 0.0, self.now())
 
     _replace(Queue, "promote", promote)
 

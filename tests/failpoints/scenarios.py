@@ -316,6 +316,23 @@ class Slots(Story):
         return [f"effect:{slot:%Y-%m-%d}" for slot, _ in slots]
 
 
+class Ahead(Story):
+    """Two schedulers find a last slot that lies ahead, as after a clock that was set back."""
+
+    def begin(self) -> None:
+        ahead = dt.datetime.now(dt.UTC) + dt.timedelta(days=4)
+        self.redis.hset(self.queue.keys.slots, DAILY.name, int(ahead.timestamp() * 1000))
+        self.strike.arm()
+        for role in ("scheduler", "scheduler"):
+            self.start(role)
+
+    def settled(self) -> bool:
+        return self.queue.last_slots()[DAILY.name] <= self.queue.now() * 1000
+
+    def judge(self) -> None:
+        self.assert_effects([], runs=0)
+
+
 class Produce(Story):
     """A producer does not know what became of its jobs, and enqueues them again."""
 
@@ -665,6 +682,7 @@ STORIES: dict[str, type[Story]] = {
     **dict.fromkeys(("release", "retire"), Drain),
     **dict.fromkeys(("reap", "try_write"), Bereaved),
     **dict.fromkeys(("fire", "last_slots", "now", "schedulers"), Slots),
+    "begin": Ahead,
     "enqueue": Produce,
     **dict.fromkeys((*Operator.commands, "where"), Operator),
     **dict.fromkeys(
