@@ -543,12 +543,32 @@ def test_a_queue_that_no_kind_uses_is_read_and_named(redis: Redis, shell: Shell)
 
 
 def test_schedules_are_listed_with_their_slots(redis: Redis, shell: Shell) -> None:
-    """Whether last night's run was fired is a question of every morning."""
-    Queue(redis, "default").fire("daily", 1_772_974_800_000, None)
+    """Whether last night's run was fired is a question of every morning.
+
+    The slot that a scheduler stores when it first sees a schedule is only the time of installation.
+    """
+    queue = Queue(redis, "default")
+    queue.fire("daily", 1_772_974_800_000, ingest())
+    queue.fire("daily", 1_773_061_200_000, None)
+    queue.fire("reconcile", 1_772_974_812_345, None)
     found = {each["name"]: each for each in shell.json("schedule", "list")["schedules"]}
     assert found["daily"]["last"] == "2026-03-08T13:00:00Z"
     assert found["reconcile"]["last"] is None
     assert found["daily"]["next"]
+
+
+@pytest.mark.parametrize("timezone", ["UTC", "America/Argentina/ComodRivadavia"])
+def test_the_schedules_fit_a_terminal(redis: Redis, shell: Shell, tmp_path: Path, timezone: str) -> None:
+    """A table that wraps cannot be read at night: the longest zone gives way, both times are there to the minute."""
+    file = tmp_path / "schedules.toml"
+    text = '[schedule.{}]\ncron = "*/5 * * * *"\ntimezone = "{}"\nkind = "reconcile"\n'
+    file.write_text(text.format("reconcile", timezone))
+    Queue(redis, "default").fire("reconcile", 1_772_974_800_000, ingest())
+    shown = Shell({**shell.environ, "REDISQ_SCHEDULES": str(file)}).on_terminal("schedule", "list")
+    lines = click.unstyle(shown).splitlines()
+    assert max(map(len, lines)) <= 80
+    [row] = [line for line in lines if "*/5" in line]
+    assert "2026-03-08 13:00" in row
 
 
 def test_next_slots_follow_the_file_of_the_operator(shell: Shell, tmp_path: Path) -> None:

@@ -22,14 +22,15 @@ def schedule() -> None:
 @JSON_OPTION
 @click.pass_obj
 def list_(session: Session, as_json: bool) -> None:
-    """List the schedules with their last slot and their next."""
-    last = {name: slot for queue in session.queues(None) for name, slot in queue.last_slots().items()}
+    """List the schedules with the last slot that fired and the next one, in UTC."""
+    last = {name: slot for queue in session.queues(None) for name, slot in queue.fired_slots().items()}
     now = datetime.fromtimestamp(session.queue(session.parts.queues[0]).now(), UTC)
     found = [_entry(each, last.get(each.name), now) for each in schedules_of(session)]
     if as_json:
         show_document({"schedules": found})
     else:
-        show_table(("name", "cron", "timezone", "kind", "missed", "last", "next"), [_row(entry) for entry in found])
+        columns = ("name", "cron", "zone", "kind", "last", "next")
+        show_table(columns, [_row(entry) for entry in found], cut=("zone", "name"))
 
 
 @schedule.command("next", epilog="Example: redisq schedule next daily -n 5")
@@ -70,4 +71,16 @@ def _entry(schedule: Schedule, last_ms: int | None, now: datetime) -> dict[str, 
 
 
 def _row(entry: dict[str, object]) -> list[object]:
-    return [value for name, value in entry.items() if name != "payload"]
+    return [
+        entry["name"],
+        entry["cron"],
+        entry["timezone"],
+        entry["kind"],
+        _minute(entry["last"]),
+        _minute(entry["next"]),
+    ]
+
+
+def _minute(slot: object) -> str:
+    """Return the ISO time of a slot, which is a whole minute, in UTC and as short as it can be said."""
+    return f"{datetime.fromisoformat(str(slot)).astimezone(UTC):%Y-%m-%d %H:%M}" if slot else ""
