@@ -91,6 +91,21 @@ class Explained:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Became:
+    """What became of one day of a page. `read_again_at` is set while somebody wants a done day to be read again."""
+
+    organization_id: str
+    state: State
+    error_class: str | None
+    reason: str | None
+    detail: str | None
+    next_attempt_at: dt.datetime | None
+    read_again_at: dt.datetime | None
+    has_value: bool
+    updated_at: dt.datetime
+
+
 MARKS: dict[State, str] = {"done": ".", "dead": "F", "expected": "w", "skipped": "s", "abandoned": "a"}
 EMPTY = "o"  # the day is done and has no number
 MISSING = "-"  # the ledger has no row
@@ -892,3 +907,34 @@ def _row_of_marks(marks: str, places: Sequence[int], row: list[str]) -> str:
     for place, mark in zip(places, marks, strict=True):
         row[place] = mark
     return "".join(row)
+
+
+# -- one day, for a person who asks -----------------------------------------------------------------------------------
+
+
+def what_became(connection: Connection[Any], integration_id: str, day: dt.date) -> Became | None:
+    """Return what the ledger has of one day, None when it has no row."""
+    with connection.cursor(row_factory=class_row(Became)) as cursor:
+        return cursor.execute(
+            "SELECT organization_id, state, error_class, reason, detail, next_attempt_at, read_again_at, has_value,"
+            " updated_at FROM ingest_day_state WHERE integration_id = %s AND day = %s",
+            [integration_id, day],
+        ).fetchone()
+
+
+def sum_of(connection: Connection[Any], organization_id: str, day: dt.date) -> tuple[dt.datetime | None, bool]:
+    """Return when the sums of an organization's day were made, None for never, and whether they are due again."""
+    row = connection.execute(
+        "SELECT (SELECT max(computed_at) FROM org_metric_daily WHERE organization_id = %(organization)s"
+        "  AND day = %(day)s), EXISTS (SELECT FROM aggregate_dirty WHERE organization_id = %(organization)s"
+        "  AND day = %(day)s)",
+        {"organization": organization_id, "day": day},
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+def count_planned(connection: Connection[Any], day: dt.date) -> int:
+    """Return of how many pages the ledger has `day`."""
+    row = connection.execute("SELECT count(*) FROM ingest_day_state WHERE day = %s", [day]).fetchone()
+    return row[0] if row else 0

@@ -1,6 +1,6 @@
 """`redisq`: the command line of the queue, completed with this application's kinds and commands."""
 
-from redisq.cli import Parts, Program
+from redisq.cli import Parts, Program, Units
 
 PROGRAM = Program(
     Parts(
@@ -20,7 +20,13 @@ PROGRAM = Program(
             "db": ("jobs.commands.schema:db", "Keep the schema of PostgreSQL."),
             "demo": ("jobs.commands.demo:demo", "Watch the whole system work on synthetic pages."),
         },
+        units=Units(
+            worker="redisq-worker@{queue}",
+            scheduler="redisq-scheduler",
+            pauses={"database_away": "`redisq doctor` says why; if it is down: systemctl restart postgresql"},
+        ),
         before_enqueue="jobs.commands.hooks:check_job",
+        absent="jobs.commands.absent:tell",
         before_removal="jobs.commands.hooks:abandon",
         healing="reconcile puts each lost (integration, date) back from the ledger, within five minutes",
         checks="jobs.commands.checks:CHECKS",

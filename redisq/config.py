@@ -37,8 +37,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.slots <= MOST_SLOTS:
             raise BadSettings(
-                f"REDISQ_SLOTS is {self.slots}: take 1 to {MOST_SLOTS}; more jobs at a time take more workers, such as "
-                "redisq-worker@default:2"
+                f"REDISQ_SLOTS is {self.slots}: take 1 to {MOST_SLOTS}; for more jobs at a time start more workers"
             )
         if not 3 <= self.lease <= LONGEST_LEASE:
             raise BadSettings(

@@ -18,6 +18,7 @@ from redisq.topology import open_client
 OLDEST = (6, 2)
 COMMAND_TIMEOUT = 2.0
 _CONNECT_TIMEOUT = 2.0
+_KEEP = "redis-cli config set maxmemory-policy noeviction"
 
 
 def connect(settings: Settings, *, timeout: float = COMMAND_TIMEOUT) -> "Redis":
@@ -99,7 +100,7 @@ def _version(info: dict[str, Any]) -> Finding:
 def _eviction(info: dict[str, Any]) -> Finding:
     policy = info.get("maxmemory_policy")
     if policy != "noeviction":
-        text = f"maxmemory-policy is {policy}: Redis would drop jobs in silence; set it to noeviction"
+        text = f"maxmemory-policy is {policy}: Redis would drop jobs in silence: {_KEEP}"
         return Finding("failed", "eviction", text)
     return Finding("ok", "eviction", "maxmemory-policy is noeviction")
 

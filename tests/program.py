@@ -22,6 +22,7 @@ from tests.waiting import patience
 
 PROGRAM = Path(sys.executable).with_name("redisq")
 NOWHERE = "127.0.0.1:1"  # a port that nobody serves
+QUEUES = jobs.program.PROGRAM.parts.queues
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,13 @@ def ingest(integration: str = "fb-1", date: str = "2026-03-08", queue: str = "de
     """Return the job that reads a page of the organization acme."""
     payload = {"organizationId": "acme", "integrationId": integration, "date": date}
     return Job(f"ingest:{integration}:{date}", "ingest", payload, queue=queue)
+
+
+def attend(redis: Redis) -> None:
+    """Have a worker of each queue and a scheduler show that they live, as if they had just begun."""
+    for name in QUEUES:
+        Queue(redis, name).heartbeat(f"worker-of-{name}", {"host": "box", "pid": 42, "slots": 8, "lease": 3600.0})
+    Queue(redis, QUEUES[0]).scheduler_heartbeat("scheduler-1", {"lease": 3600.0, "queues": " ".join(QUEUES)})
 
 
 def bury(redis: Redis, *jobs: Job, reason: str = "token_expired", detail: str = "connect the page again") -> None:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
@@ -20,7 +21,7 @@ from jobs.providers.base import Answer, Reading
 from jobs.vault import Vault
 from redisq import Job, Queue
 from tests.many_pages import many_pages
-from tests.program import NOWHERE, Shell, bury, ingest
+from tests.program import NOWHERE, Shell, attend, bury, ingest
 from tests.roles import as_services
 from tests.waiting import eventually, patience
 
@@ -148,8 +149,9 @@ def test_reconnect_runs_again_what_the_old_token_cost(
     assert shell.json("integration", "list")["integrations"][0]["state"] == "active"
 
 
-def test_keys_can_be_rotated(shell: Shell, rows: psycopg.Connection[Any], key: Path) -> None:
+def test_keys_can_be_rotated(shell: Shell, redis: Redis, rows: psycopg.Connection[Any], key: Path) -> None:
     """A key that somebody has seen must be replaceable without connecting every page again."""
+    attend(redis)
     add(shell)
     old, fresh = key.read_text(), shell.run("integration", "new-key").stdout
     key.write_text(f"{fresh}{old}\n")
@@ -341,11 +343,116 @@ def test_dead_letter_stays_when_the_ledger_cannot_be_told(shell: Shell, redis: R
     assert Queue(redis, "default").counts()["dead"] == 1
 
 
+# -- where a job is that Redis does not have --------------------------------------------------------------------------
+
+DAY = TODAY - dt.timedelta(days=5)
+LEDGER: dict[str, tuple[str, str | None, str, int]] = {
+    # state and reason of the row -> what status says, and its exit code
+    "waiting": ("expected", "rate_limited", "the ledger awaits it, rate_limited; reconcile enqueues it", 0),
+    "done": ("done", None, "answered, without a number, since 2", 0),
+    "failed": ("dead", "token_expired", f"--integration fb-1 --from {DAY} --to {DAY} --only failed", 3),
+    "abandoned": ("abandoned", None, f"redisq enqueue ingest --org acme --integration fb-1 --date {DAY}", 0),
+}
+
+
+@pytest.mark.parametrize("word", LEDGER)
+def test_status_of_a_day_that_redis_does_not_have_is_the_ledger_s(
+    word: str, shell: Shell, redis: Redis, rows: psycopg.Connection[Any]
+) -> None:
+    """ "It is done, or never was" was said of days that wait, of failed ones, and of some that nobody had heard of."""
+    state, reason, why, code = LEDGER[word]
+    attend(redis)
+    add(shell)
+    write_day(rows, DAY, state, reason)
+    ran = shell.run("status", f"ingest:fb-1:{DAY}")
+    assert (ran.returncode, ran.stderr) == (code, "")
+    assert f"state  {word}\n" in ran.stdout
+    assert why in ran.stdout
+    [job] = shell.json("status", f"ingest:fb-1:{DAY}")["jobs"]
+    assert (job["id"], job["state"]) == (f"ingest:fb-1:{DAY}", word)
+
+
+def test_a_waiting_day_says_who_is_missing_to_bring_it(shell: Shell, rows: psycopg.Connection[Any]) -> None:
+    """Nothing runs: what comes back by itself then comes back never."""
+    add(shell)
+    write_day(rows, DAY, "expected")
+    ran = shell.run("status", f"ingest:fb-1:{DAY}")
+    assert ran.returncode == 3
+    for unit in ("redisq-worker@default", "redisq-scheduler"):
+        assert f": systemctl restart {unit}\n" in ran.stderr
+
+
+def test_a_disabled_page_s_day_says_so(shell: Shell, rows: psycopg.Connection[Any]) -> None:
+    """Whether the ledger has a row of it or not."""
+    add(shell)
+    write_day(rows, DAY, "skipped", "disabled")
+    assert shell.run("integration", "disable", "fb-1").returncode == 0
+    for day in (DAY, DAY - dt.timedelta(days=1)):
+        ran = shell.run("status", f"ingest:fb-1:{day}")
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert "the page is disabled, its days are not read: redisq integration enable fb-1" in ran.stdout
+
+
+def test_a_day_that_waits_for_its_page_s_owner_says_so(shell: Shell, rows: psycopg.Connection[Any]) -> None:
+    """Nothing but a person brings it back."""
+    add(shell)
+    write_day(rows, DAY, "skipped", "refresh_needed")
+    rows.execute("UPDATE integration SET refresh_needed = true")
+    ran = shell.run("status", f"ingest:fb-1:{DAY}")
+    assert (ran.returncode, "redisq integration reconnect fb-1 --token-file FILE" in ran.stdout) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("id", "why"),
+    [
+        (f"ingest:fb-1:{DAY}", f"redisq backfill --org acme --integration fb-1 --from {DAY} --to {DAY}"),
+        (f"ingest:nobody:{DAY}", "no page 'nobody' was ever connected: see `redisq integration list`"),
+        ("ingest:fb-1:2026-02-30", "'2026-02-30' is not a day of the calendar"),
+        ("ingest:fb-1", "date 'fb-1' is not a day of the calendar"),
+        ("nonsense", "no kind 'nonsense'; there is aggregate, ingest, plan, reconcile"),
+        (f"aggregate:acme:{DAY}", f"there are no sums of {DAY}, and none are due"),
+        (f"plan:{DAY}", f"the ledger has {DAY} of no page: redisq enqueue plan --date {DAY}"),
+    ],
+)
+def test_an_invented_job_is_not_found_and_the_reason_is_given(id: str, why: str, shell: Shell) -> None:
+    """A mistyped id must not look like a job that is done."""
+    add(shell)
+    ran = shell.run("status", id)
+    assert (ran.returncode, ran.stdout) == (5, "")
+    assert f"{id} is in no state on default, backfill: " in ran.stderr
+    assert why in ran.stderr
+
+
+def test_a_day_that_has_not_ended_is_not_due(shell: Shell, redis: Redis) -> None:
+    """It is asked for in the morning, long before its page's zone has come to its end."""
+    attend(redis)
+    add(shell)
+    ran = shell.run("status", f"ingest:fb-1:{dt.datetime.now(ZoneInfo('America/Los_Angeles')).date()}")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "has not ended in America/Los_Angeles; a plan expects it after that" in ran.stdout
+
+
+def test_sums_plans_and_reconcile_say_what_became_of_them(
+    shell: Shell, redis: Redis, rows: psycopg.Connection[Any]
+) -> None:
+    """They too are gone from Redis once they are done."""
+    attend(redis)
+    add(shell)
+    write_day(rows, DAY, "done")
+    rows.execute("INSERT INTO aggregate_dirty (organization_id, day, reason) VALUES ('acme', %s, 'done')", [DAY])
+    due = shell.run("status", f"aggregate:acme:{DAY}")
+    assert (due.returncode, "state  waiting\n" in due.stdout) == (0, True)
+    plan = shell.run("status", f"plan:{DAY}")
+    assert (plan.returncode, f"the ledger has {DAY} of 1 page\n" in plan.stdout) == (0, True)
+    assert "its schedule enqueues it every five minutes" in shell.run("status", "reconcile:all").stdout
+
+
 # -- the schema ------------------------------------------------------------------------------------------------------
 
 
-def test_empty_database_is_found_and_upgraded(redis_url: str, dsn: str, key: Path) -> None:
+def test_empty_database_is_found_and_upgraded(redis: Redis, redis_url: str, dsn: str, key: Path) -> None:
     """The first hour of a new installation: every message says what to do next."""
+    attend(redis)
     files = {"REDISQ_TOKEN_KEY_FILE": str(key)}
     shell = Shell({"REDISQ_REDIS_URL": redis_url, "REDISQ_DATABASE_URL": dsn, **files})
     before = shell.run("integration", "list")

@@ -88,7 +88,7 @@ def test_every_point_is_driven() -> None:
 _LOOKS = {
     *("inspect_server", "read_config", "_clock", "inspect_durability", "coverage", "explained", "list_all"),
     *("count_all", "has_page", "schema_version", "all_open", "fallen_silent", "facts", "removed_as"),
-    *("check", "is_connected", "fired_slots"),
+    *("check", "is_connected", "fired_slots", "what_became", "sum_of", "count_planned"),
 }
 _LOOKS |= {"place", "catalog", "present", "ledger"}  # of an import, before a person is asked
 # Set up and kept by people, each in one transaction, before any job or beside all of them.

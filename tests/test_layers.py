@@ -14,13 +14,13 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 # From the bottom up. A module imports from rows below its own, never from its own or from above.
 LAYERS = (
-    ("errors", "redaction", "failpoints"),
+    ("errors", "redaction", "failpoints", "durations", "units"),
     ("keys", "backoff", "config", "logs"),
     ("job",),
     ("cron", "scripts", "topology"),
     ("queue",),
     ("server",),
-    ("durability", "outage"),
+    ("durability", "outage", "liveness"),
     ("bell",),
     ("lease", "schedules", "slots", "scheduler"),
     ("worker",),

@@ -1,7 +1,7 @@
 """The command line of redisq, which an application completes. These are its public names."""
 
 from redisq.cli.loading import load
-from redisq.cli.outcome import EXIT_CODES, Exit, Failed
+from redisq.cli.outcome import EXIT_CODES, Absent, Exit, Failed
 from redisq.cli.output import (
     JSON_OPTION,
     clean,
@@ -15,14 +15,17 @@ from redisq.cli.output import (
     track,
 )
 from redisq.cli.program import Parts, Program
+from redisq.units import Units
 
 __all__ = [
     "EXIT_CODES",
     "JSON_OPTION",
+    "Absent",
     "Exit",
     "Failed",
     "Parts",
     "Program",
+    "Units",
     "clean",
     "digits",
     "load",

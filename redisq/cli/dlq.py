@@ -10,7 +10,6 @@ from redisq.cli.loading import load
 from redisq.cli.outcome import Exit, Failed
 from redisq.cli.output import (
     JSON_OPTION,
-    age,
     clean,
     compact,
     moment,
@@ -22,6 +21,7 @@ from redisq.cli.output import (
 )
 from redisq.cli.session import QUEUE_OPTION, Session
 from redisq.cli.status import error_line, numbered
+from redisq.durations import age
 from redisq.queue import DeadLetter, Queue
 
 PAGE = 500  # letters that are read, or moved, at a time

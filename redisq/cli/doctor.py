@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 
 import click
@@ -11,9 +10,9 @@ from redis import Redis
 from redisq.cli.loading import load
 from redisq.cli.outcome import Exit, Failed
 from redisq.cli.output import JSON_OPTION, show_document, show_table
-from redisq.cli.schedule import schedules_of
 from redisq.cli.session import Session
 from redisq.durability import inspect_durability
+from redisq.liveness import inspect_runs, inspect_slots
 from redisq.schedules import check_schedules, oddities
 from redisq.server import Finding, inspect_server
 
@@ -28,9 +27,11 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     session: Session = ctx.obj
     application: Mapping[str, Check] = load(session.parts.checks)
     checks = {
-        "redis": lambda: _on_each_server(session, inspect_server),
-        "durability": lambda: _on_each_server(session, partial(_durability, session)),
+        "redis": lambda: session.on_each_server(inspect_server),
+        "durability": lambda: session.on_each_server(partial(_durability, session)),
+        "workers": lambda: _runs(session),
         "schedules": lambda: _schedules(session),
+        "slots": lambda: _slots(session),
         **application,
     }
     findings: list[Finding] = []
@@ -38,7 +39,8 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     # Side by side: of a store that is silent each waits a few seconds for an answer.
     with ThreadPoolExecutor(len(checks)) as threads:
         for found, exit_code in threads.map(partial(_run, session), checks, checks.values()):
-            findings += found
+            said = {finding.text for finding in findings if finding.level == "failed"}
+            findings += [finding for finding in found if finding.text not in said]  # one fault is told once
             code = max(code, exit_code)
     if any(finding.level == "failed" for finding in findings):
         code = max(code, Exit.FOUND)
@@ -60,25 +62,22 @@ def _run(session: Session, subject: str, check: Check) -> tuple[list[Finding], i
         return [Finding("failed", subject, failed.message)], code
 
 
-def _on_each_server(session: Session, inspect: Callable[[Redis], list[Finding]]) -> list[Finding]:
-    """Inspect the server, or on a cluster the node of each queue."""
-    queues = {id(queue.redis): queue for queue in session.queues(None)}.values()
-    if len(queues) == 1:
-        return [finding for queue in queues for finding in inspect(queue.redis)]
-    return [
-        replace(finding, subject=f"{finding.subject} ({queue.name})")
-        for queue in queues
-        for finding in inspect(queue.redis)
-    ]
-
-
 def _durability(session: Session, redis: Redis) -> list[Finding]:
     return inspect_durability(redis, session.parts.healing, sentinels=session.settings.has_sentinels)
 
 
+def _runs(session: Session) -> list[Finding]:
+    return inspect_runs(session.look(session.queues(None)), session.parts.queues, session.parts.units)
+
+
 def _schedules(session: Session) -> list[Finding]:
-    schedules = schedules_of(session)
+    schedules = session.schedules()
     check_schedules(session.settings.schedules, schedules, session.registry)
     found = oddities(schedules, load(session.parts.schedules))
     odd = [Finding("warning", "schedules", oddity) for oddity in found]
     return [Finding("ok", "schedules", f"{len(schedules)} are valid"), *odd]
+
+
+def _slots(session: Session) -> list[Finding]:
+    overdue = inspect_slots(session.look(session.queues(None)), session.schedules(), session.parts.units)
+    return overdue or [Finding("ok", "slots", "none is overdue")]

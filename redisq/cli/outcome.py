@@ -1,6 +1,7 @@
 """How a command ends: its exit code, and the one line that says what went wrong."""
 
 import sys
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import IO, Any
 
@@ -27,6 +28,16 @@ EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 usage, 3 condition found, 4 exists, 5 not found, 6 partial, "
     "69 unavailable, 130 interrupted."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """What an application knows of a job that is in no state in Redis."""
+
+    state: str  # in one word
+    why: str  # in a sentence
+    code: Exit = Exit.DONE  # FOUND when a person must act, NOT_FOUND when there never was such a job
+    is_awaited: bool = False  # it comes back by itself while schedulers and workers run
 
 
 class Failed(click.ClickException):

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import re
 import shutil
 import sys
@@ -35,10 +34,23 @@ def say(text: str) -> None:
 
 
 def wrapped(text: str) -> str:
-    """Return `text` with each line wrapped between words to the width of the terminal. A longer word is kept whole."""
+    """Return `text` with each line wrapped between words to the width of the terminal. A longer word is kept whole.
+
+    A command at the end of a line that is too long gets a line of its own, from which it can be copied.
+    """
     width = max(20, shutil.get_terminal_size().columns)
-    lines = (textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in text.split("\n"))
-    return "\n".join("\n".join(line) for line in lines)
+    lines = [piece for line in text.split("\n") for piece in _pieces(line, width)]
+    return "\n".join(lines)
+
+
+_COMMAND = re.compile(r": ((?:systemctl|redis-cli|redisq) [^:]+)$")
+
+
+def _pieces(line: str, width: int) -> list[str]:
+    command = _COMMAND.search(line) if len(line) > width else None
+    words = line[: command.start() + 1] if command else line
+    pieces = textwrap.wrap(words, width, break_long_words=False, break_on_hyphens=False)
+    return [*pieces, f"  {command[1]}"] if command else pieces
 
 
 def show_document(document: object) -> None:
@@ -121,19 +133,6 @@ def moment(seconds: float) -> str:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (TypeError, ValueError, OverflowError, OSError):
         return str(seconds)
-
-
-def age(seconds: float) -> str:
-    """Return a span of time in its two largest units: 45s, 3m 20s, 2h 5m, 4d 3h."""
-    if not math.isfinite(seconds):
-        return str(seconds)
-    left = max(0, round(seconds))
-    parts = []
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        parts.append((count, unit))
-    first = next((i for i, (count, _) in enumerate(parts) if count), len(parts) - 1)
-    return " ".join(f"{count}{unit}" for count, unit in parts[first : first + 2] if count) or "0s"
 
 
 def page_note(shown: int, start: int, total: int, command: str) -> None:

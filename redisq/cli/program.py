@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 from redisq.cli.loading import load
 from redisq.cli.outcome import EXIT_CODES, Exit, Failed
 from redisq.cli.services import adopt_settings
+from redisq.units import Units
 
 Commands = Mapping[str, tuple[str, str]]  # name -> (reference of the click command, its line in the help)
 
@@ -37,9 +38,11 @@ class Parts:
     schedules: str  # reference of the Schedules that hold without a file
     option_names: Mapping[str, str]  # of payload fields whose option is called otherwise: organizationId -> org
     commands: Commands  # the application's own
+    units: Units  # under which systemd runs its programs
     healing: str  # what brings back jobs that Redis lost: half a sentence for `doctor`
     # References of functions. Each may raise `Failed`.
     before_enqueue: str  # (job): raises ValueError with a sentence for a job that cannot be meant
+    absent: str  # (id): returns what is known of a job that is in no state, as `Absent`
     before_removal: str  # (jobs): is told of dead letters before an operator's removal
     checks: str  # mapping of subject -> function () -> findings, for `doctor`
 

@@ -1,16 +1,13 @@
 """`redisq schedule`: which schedules there are, and when they fire."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import click
 
-from redisq.cli.loading import load
 from redisq.cli.outcome import Exit, Failed
 from redisq.cli.output import JSON_OPTION, clean, moment, show_document, show_table
 from redisq.cli.session import Session
 from redisq.cron import Schedule
-from redisq.schedules import schedules_in_force
 
 
 @click.group(epilog="Example: redisq schedule list")
@@ -25,7 +22,7 @@ def list_(session: Session, as_json: bool) -> None:
     """List the schedules with the last slot that fired and the next one, in UTC."""
     last = {name: slot for queue in session.queues(None) for name, slot in queue.fired_slots().items()}
     now = datetime.fromtimestamp(session.queue(session.parts.queues[0]).now(), UTC)
-    found = [_entry(each, last.get(each.name), now) for each in schedules_of(session)]
+    found = [_entry(each, last.get(each.name), now) for each in session.schedules()]
     if as_json:
         show_document({"schedules": found})
     else:
@@ -40,7 +37,7 @@ def list_(session: Session, as_json: bool) -> None:
 @click.pass_obj
 def next_(session: Session, name: str, count: int, as_json: bool) -> None:
     """Show when the schedule NAME fires next, in its own time zone."""
-    schedules = {each.name: each for each in schedules_of(session)}
+    schedules = {each.name: each for each in session.schedules()}
     if name not in schedules:
         raise Failed(f"no schedule {clean(name)!r}; there is {', '.join(schedules)}", Exit.NOT_FOUND)
     found = schedules[name]
@@ -49,11 +46,6 @@ def next_(session: Session, name: str, count: int, as_json: bool) -> None:
         show_document({"name": name, "timezone": found.timezone, "slots": slots})
     else:
         click.echo("\n".join(slots))
-
-
-def schedules_of(session: Session) -> Sequence[Schedule]:
-    """Return the schedules of the operator's file, or the application's own. Raise `BadSettings`."""
-    return schedules_in_force(session.settings.schedules, load(session.parts.schedules))
 
 
 def _entry(schedule: Schedule, last_ms: int | None, now: datetime) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """What a command works with: settings, queues, the application's parts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 
 import click
@@ -14,11 +15,14 @@ from redisq.cli.outcome import Exit, Failed
 from redisq.cli.output import clean, say
 from redisq.cli.program import Parts, Program
 from redisq.config import Settings
+from redisq.cron import Schedule
 from redisq.errors import BadJob, BadSettings, RedisqError, UnknownKind
 from redisq.job import Registry
+from redisq.liveness import Sight, look
 from redisq.outage import refusal
 from redisq.queue import Queue
-from redisq.server import connect, describe
+from redisq.schedules import schedules_in_force
+from redisq.server import Finding, connect, describe
 
 # What to do about an answer of Redis that is no fault of the command's, by its first word.
 _REMEDIES = {
@@ -72,6 +76,25 @@ class Session:
         if only and only not in names:
             say(f"redisq: no kind uses queue {only}; there is {', '.join(names)}")
         return queues
+
+    def on_each_server(self, inspect: Callable[[Redis], list[Finding]]) -> list[Finding]:
+        """Inspect the server, or on a cluster the node of each queue."""
+        queues = {id(queue.redis): queue for queue in self.queues(None)}.values()
+        if len(queues) == 1:
+            return [finding for queue in queues for finding in inspect(queue.redis)]
+        return [
+            replace(finding, subject=f"{finding.subject} ({queue.name})")
+            for queue in queues
+            for finding in inspect(queue.redis)
+        ]
+
+    def look(self, queues: Sequence[Queue]) -> Sight:
+        """Return who looks after `queues`."""
+        return look(queues, self.queue(self.parts.queues[0]), self.settings.lease)
+
+    def schedules(self) -> Sequence[Schedule]:
+        """Return the schedules of the operator's file, or the application's own. Raise `BadSettings`."""
+        return schedules_in_force(self.settings.schedules, load(self.parts.schedules))
 
     @contextmanager
     def one_line(self) -> Iterator[None]:

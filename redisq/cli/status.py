@@ -1,14 +1,19 @@
 """`redisq status`: how many jobs are in which state, who works on them, and where one job is."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import click
 
-from redisq.cli.outcome import Exit, Failed
-from redisq.cli.output import JSON_OPTION, age, clean, compact, moment, say, show_document, show_fields, show_table
+from redisq.cli.loading import load
+from redisq.cli.outcome import Absent, Exit, Failed
+from redisq.cli.output import JSON_OPTION, clean, compact, moment, say, show_document, show_fields, show_table
 from redisq.cli.session import QUEUE_OPTION, Session
-from redisq.queue import Explained, Queue, RunEntry
+from redisq.durations import age
+from redisq.errors import BadSettings
+from redisq.liveness import Seen, Sight, inspect_runs, inspect_slots
+from redisq.queue import Explained, Queue
+from redisq.server import Finding, inspect_server
 
 Row = dict[str, Any]
 
@@ -17,29 +22,35 @@ Row = dict[str, Any]
 @click.argument("job_id", required=False)
 @QUEUE_OPTION
 @JSON_OPTION
-@click.pass_obj
-def status(session: Session, job_id: str | None, queue_name: str | None, as_json: bool) -> None:
-    """Show every queue and its workers, or explain where the job JOB_ID is and why."""
+@click.pass_context
+def status(ctx: click.Context, job_id: str | None, queue_name: str | None, as_json: bool) -> None:
+    """Show every queue and its workers, or explain where the job JOB_ID is and why.
+
+    Ends with 3 when somebody must act: nobody serves a queue, nobody fires schedules, Redis may drop jobs, the job is
+    dead. Each such line names the command that mends it.
+    """
+    session: Session = ctx.obj
     queues = session.queues(queue_name)
     if job_id is not None:
-        _explain(queues, job_id, as_json)
-        return
+        ctx.exit(_explain(session, queues, job_id, as_json))
     rows = [_counts(queue) for queue in queues]
-    workers = [worker for queue in queues for worker in _workers(queue, session.settings.lease)]
+    sight = session.look(queues)
+    needed = {row["queue"] for row in rows if row["queue"] in session.parts.queues or _is_unfinished(row)}
+    failed = _failed(session, sight, needed)
+    workers = [_run(queue, worker) for queue, seen in sight.workers.items() for worker in seen]
+    schedulers = [_run(None, scheduler) for scheduler in sight.schedulers]
     if as_json:
-        show_document({"queues": rows, "workers": workers})
-        return
-    columns = ("queue", "ready", "processing", "delayed", "dead", "done", "oldest dead")
-    show_table(columns, [list(row.values()) for row in rows])
-    if workers:
-        click.echo()
-        beats = [[*list(worker.values())[:5], f"{age(worker['beatAge'])} ago"] for worker in workers]
-        show_table(("queue", "worker", "host", "pid", "slots", "beat"), beats)
-    for worker in workers:
-        if worker["paused"]:
-            say(f"redisq: {worker['worker']} claims nothing: {clean(worker['paused'])}")
-    for row in rows:
-        _say_unserved(row, [worker for worker in workers if worker["queue"] == row["queue"]])
+        lines = [{"level": each.level, "subject": each.subject, "text": each.text} for each in failed]
+        show_document({"queues": rows, "workers": workers, "schedulers": schedulers, "findings": lines})
+    else:
+        columns = ("queue", "ready", "processing", "delayed", "dead", "done", "oldest dead")
+        show_table(columns, [list(row.values()) for row in rows])
+        if workers or schedulers:
+            click.echo()
+            show_table(("queue", "run", "host", "pid", "slots", "beat"), _beats(workers, schedulers), cut=("host",))
+        for each in failed:
+            say(f"redisq: {clean(each.text)}")
+    ctx.exit(Exit.FOUND if failed else Exit.DONE)
 
 
 def _counts(queue: Queue) -> Row:
@@ -54,55 +65,96 @@ def _counts(queue: Queue) -> Row:
     }
 
 
-def _workers(queue: Queue, lease: float) -> list[Row]:
-    now = queue.now()
-    return [_worker(queue, entry, now, lease) for entry in queue.workers()]
+def _is_unfinished(row: Row) -> bool:
+    return bool(row["ready"] + row["processing"] + row["delayed"])
 
 
-def _worker(queue: Queue, entry: RunEntry, now: float, lease: float) -> Row:
-    silent = max(0.0, now - float(entry.beat or 0) / 1000)
-    return {
-        "queue": queue.name,
-        "worker": entry.id,
-        "host": entry.info.get("host"),
-        "pid": entry.info.get("pid"),
-        "slots": entry.info.get("slots"),
-        "beatAge": round(silent, 1),  # seconds
-        "lease": entry.info.get("lease"),
-        "lapsed": silent > max(entry.lease, lease),  # the longer one, as a reaper has it
-        "paused": entry.info.get("paused") or None,
+def _failed(session: Session, sight: Sight, needed: set[str]) -> list[Finding]:
+    """Return what somebody must mend, the cause before what follows from it."""
+    units = session.parts.units
+    findings = session.on_each_server(inspect_server) + inspect_runs(sight, needed, units)
+    try:
+        findings += inspect_slots(sight, session.schedules(), units)
+    except BadSettings as error:
+        findings.append(Finding("failed", "schedules", str(error)))
+    return [each for each in findings if each.level == "failed"]
+
+
+def _run(queue: str | None, run: Seen) -> Row:
+    info = run.entry.info
+    found = {
+        "worker" if queue else "scheduler": run.entry.id,
+        "host": info.get("host"),
+        "pid": info.get("pid"),
+        "beatAge": round(run.silent, 1),  # seconds
+        "lease": info.get("lease"),
+        "lapsed": run.lapsed,
     }
+    return {"queue": queue, **found, "slots": info.get("slots"), "paused": run.paused or None} if queue else found
 
 
-def _say_unserved(row: Row, workers: list[Row]) -> None:
-    """Say when nobody runs a queue's jobs: the entry of a dead worker stays as long as there is nobody to reap it."""
-    unfinished = row["ready"] + row["processing"] + row["delayed"]
-    if not unfinished or not all(worker["lapsed"] for worker in workers):
-        return
-    last = min((worker["beatAge"] for worker in workers), default=None)
-    since = "" if last is None else f", the last beat came {age(last)} ago"
-    say(f"redisq: no worker serves queue {row['queue']}{since}: systemctl restart redisq-worker@{row['queue']}")
+def _beats(workers: Sequence[Row], schedulers: Sequence[Row]) -> list[list[object]]:
+    found = [(row["queue"], row["worker"], row) for row in workers]
+    found += [("(scheduler)", row["scheduler"], row) for row in schedulers]
+    return [
+        [queue, id, row["host"], row["pid"], row.get("slots"), f"{age(row['beatAge'])} ago"] for queue, id, row in found
+    ]
 
 
-def _explain(queues: list[Queue], job_id: str, as_json: bool) -> None:
-    found = [_explained(queue, job) for queue in queues if (job := queue.explain(job_id))]
+# -- one job -----------------------------------------------------------------------------------------------------------
+
+
+def _explain(session: Session, queues: Sequence[Queue], job_id: str, as_json: bool) -> Exit:
+    found = [(queue, job) for queue in queues if (job := queue.explain(job_id))]
     if not found:
-        names = ", ".join(queue.name for queue in queues)
-        raise Failed(f"{clean(job_id)} is in no state on {names}: it is done, or never was", Exit.NOT_FOUND)
+        return _explain_absent(session, queues, job_id, as_json)
+    sight = session.look([queue for queue, _ in found])
+    rows = [_explained(queue, job, sight, session) for queue, job in found]
     if as_json:
-        show_document({"jobs": found})
-        return
-    for row in found:
-        show_fields(_fields(row))
+        show_document({"jobs": rows})
+    else:
+        for row in rows:
+            show_fields(_fields(row))
+    must_act = any(job.state == "dead" or _is_stuck(queue, job, sight) for queue, job in found)
+    return Exit.FOUND if must_act else Exit.DONE
 
 
-def _explained(queue: Queue, found: Explained) -> Row:
+def _explain_absent(session: Session, queues: Sequence[Queue], job_id: str, as_json: bool) -> Exit:
+    """Say what the application knows of a job that is in no state: done, awaited, given up, or never heard of."""
+    looked = f"{clean(job_id)} is in no state on {', '.join(queue.name for queue in queues)}"
+    if set(session.parts.queues) - {queue.name for queue in queues}:
+        raise Failed(f"{looked}; without --queue the other queues are looked at, too", Exit.NOT_FOUND)
+    tell: Callable[[str], Absent] = load(session.parts.absent)
+    try:
+        absent = tell(job_id)
+    except Failed as away:
+        raise Failed(f"{looked}, and the rest cannot be told: {away.message}", Exit(away.exit_code)) from None
+    if absent.code == Exit.NOT_FOUND:
+        raise Failed(f"{looked}: {clean(absent.why)}", Exit.NOT_FOUND)
+    row = {"id": job_id, "state": absent.state, "why": absent.why}
+    if as_json:
+        show_document({"jobs": [row]})
+    else:
+        show_fields(row.items())
+    if not absent.is_awaited:
+        return absent.code
+    # Who puts the job in is a scheduler, and who runs it a worker: without one of them it waits for a person.
+    failed = _failed(session, session.look(queues), set(session.parts.queues))
+    for each in failed:
+        say(f"redisq: {clean(each.text)}")
+    return Exit.FOUND if failed else absent.code
+
+
+def _explained(queue: Queue, found: Explained, sight: Sight, session: Session) -> Row:
     letter = queue.dead_letter(found.id) if found.state == "dead" else None
+    why = _why(queue, found, sight)
+    if _is_stuck(queue, found, sight):
+        why += f"; no worker serves queue {queue.name}{session.parts.units.restart_worker(queue.name)}"
     return {
         "id": found.id,
         "queue": queue.name,
         "state": found.state,
-        "why": _why(queue, found),
+        "why": why,
         "worker": found.worker,
         "due": None if found.due is None else moment(found.due),
         "deadSince": None if letter is None else moment(letter.at),
@@ -115,14 +167,22 @@ def _explained(queue: Queue, found: Explained) -> Row:
     }
 
 
-def _why(queue: Queue, found: Explained) -> str:
+def _is_stuck(queue: Queue, found: Explained, sight: Sight) -> bool:
+    """Tell whether the job waits for a worker, and none is there."""
+    return found.state != "dead" and not sight.is_served(queue.name)
+
+
+def _why(queue: Queue, found: Explained, sight: Sight) -> str:
     """Say in a sentence what the job waits for, and what moves it on."""
     last = f" after {_ending(found.errors[-1])}" if found.errors else ""
     match found.state:
         case "ready":
             return f"waits for a free slot of a worker of queue {queue.name}{last}"
         case "processing":
-            return f"runs on {found.worker}" if found.worker else "its worker is gone; the reaper brings it back"
+            gone = [each for each in sight.workers[queue.name] if each.lapsed and each.entry.id == found.worker]
+            if gone or not found.worker:
+                return "its worker is gone; the next look of a worker or a scheduler brings it back"
+            return f"runs on {found.worker}"
         case "delayed":
             return f"runs in {age((found.due or 0.0) - queue.now())}{last}"
         case _:

@@ -1,0 +1,116 @@
+"""Whether anybody looks after the queues: what people are told of workers, schedulers and slots that are overdue."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from redisq.cron import Schedule
+from redisq.durations import age
+from redisq.queue import Queue, RunEntry
+from redisq.server import Finding
+from redisq.units import Units
+
+OVERDUE = 60.0  # seconds after a slot that has not fired: a scheduler looks every five
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The run of a worker or a scheduler, as its last heartbeat shows it."""
+
+    entry: RunEntry
+    silent: float  # seconds since that heartbeat
+    lapsed: bool  # silent for more than its lease, and so taken for gone
+
+    @property
+    def paused(self) -> str:
+        """Why it claims nothing; "" when it does, or is a scheduler."""
+        return str(self.entry.info.get("paused") or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Who looks after the queues at one moment."""
+
+    now: float  # seconds, Redis TIME
+    workers: Mapping[str, Sequence[Seen]]  # by queue
+    schedulers: Sequence[Seen]
+    slots: Mapping[str, int]  # the slot of each schedule that was looked at last, in ms
+
+    def is_served(self, queue: str) -> bool:
+        """Tell whether a worker of `queue` lives."""
+        return any(not worker.lapsed for worker in self.workers[queue])
+
+
+def look(queues: Sequence[Queue], first: Queue, lease: float) -> Sight:
+    """Return who looks after `queues`. Schedulers are registered with `first`. Raise `redis.RedisError`.
+
+    A run has lapsed when it was silent for its own lease and for `lease`: the longer one, as a reaper has it.
+    """
+    now = first.now()
+    return Sight(
+        now,
+        {queue.name: [_seen(entry, queue.now(), lease) for entry in queue.workers()] for queue in queues},
+        [_seen(entry, now, lease) for entry in first.schedulers()],
+        {name: slot for queue in queues for name, slot in queue.last_slots().items()},
+    )
+
+
+def _seen(entry: RunEntry, now: float, lease: float) -> Seen:
+    silent = max(0.0, now - float(entry.beat or 0) / 1000)
+    return Seen(entry, silent, silent > max(entry.lease, lease))
+
+
+def inspect_runs(sight: Sight, needed: Collection[str], units: Units) -> list[Finding]:
+    """Return a finding for each queue of `needed` without a worker, each worker that lapsed or pauses, each scheduler.
+
+    Each names the command that mends it, where the application has units.
+    """
+    findings = [each for queue in sight.workers for each in _of_queue(sight, queue, queue in needed, units)]
+    return findings + _of_schedulers(sight, needed, units)
+
+
+def _of_queue(sight: Sight, queue: str, is_needed: bool, units: Units) -> list[Finding]:
+    workers, restart = sight.workers[queue], units.restart_worker(queue)
+    if is_needed and not sight.is_served(queue):
+        return [Finding("failed", "workers", f"no worker serves queue {queue}{_since(workers)}{restart}")]
+    findings = []
+    for worker in workers:
+        name = f"{worker.entry.id} of queue {queue}"
+        if worker.lapsed:
+            text = f"{name} was last heard of {age(worker.silent)} ago{restart}"
+            findings.append(Finding("failed", "workers", text))
+        elif worker.paused:
+            text = f"{name} claims nothing: {worker.paused}{units.mend_pause(worker.paused)}"
+            findings.append(Finding("failed", "workers", text))
+    return findings or [Finding("ok", "workers", f"{len(workers)} of queue {queue}")]
+
+
+def _of_schedulers(sight: Sight, needed: Collection[str], units: Units) -> list[Finding]:
+    living = [each for each in sight.schedulers if not each.lapsed]
+    restart = units.restart_scheduler()
+    if not living:
+        return [Finding("failed", "scheduler", f"no scheduler runs{_since(sight.schedulers)}{restart}")]
+    kept = {name for each in living for name in str(each.entry.info.get("queues")).split()}
+    return [
+        Finding("failed", "scheduler", f"no scheduler looks after queue {queue}{restart}")
+        for queue in sight.workers
+        if queue in needed and queue not in kept
+    ] or [Finding("ok", "scheduler", f"{len(living)} of all queues")]
+
+
+def _since(runs: Sequence[Seen]) -> str:
+    return f", the last was heard of {age(min(each.silent for each in runs))} ago" if runs else ""
+
+
+def inspect_slots(sight: Sight, schedules: Sequence[Schedule], units: Units) -> list[Finding]:
+    """Return a finding for each schedule with a slot that should have fired `OVERDUE` seconds ago, and did not."""
+    findings = []
+    for schedule in schedules:
+        last = sight.slots.get(schedule.name)
+        slot = None if last is None else next(schedule.slots_after(datetime.fromtimestamp(last / 1000, UTC)), None)
+        late = 0.0 if slot is None else sight.now - slot.timestamp()
+        if slot is not None and late > OVERDUE:
+            when = f"{slot.astimezone(UTC):%Y-%m-%d %H:%M} UTC, {age(late)} ago"
+            text = f"{schedule.name} has not fired its slot of {when}{units.restart_scheduler()}"
+            findings.append(Finding("failed", "slots", text))
+    return findings
