@@ -31,6 +31,7 @@ from redisq import Defer, Delivery, Permanent, Retry
 RECENT_DAYS = 3
 # But now and then they are corrected later, so once a week four weeks are read again: those that end with a Sunday.
 SWEEP_DAYS, SWEEP_WEEKDAY = 28, 6
+STORING = 30.0  # seconds that storing an answer takes at most: the time limit of a statement
 WINDOW_WAIT = 5.0  # seconds; most calls take less, and bring the days that wait for them
 WINDOW_LIMIT = dt.timedelta(minutes=2)  # longer than a job may run
 WINDOW_PAUSE = dt.timedelta(minutes=10)  # in which a page's days are read alone after a call for several has failed
@@ -150,9 +151,10 @@ def put_off(entry: Entry, seconds: float, reason: str, detail: str, now: dt.date
 def ended_since(kept: Kept, at: float) -> bool:
     """Tell whether another day's call has read this day since its job was enqueued, at `at` in unix seconds.
 
-    It does not matter if that call began before `at`. What counts is that it stored the day after `at`.
+    It does not matter if that call began before `at`, nor if it was storing the day then: whoever enqueued the job
+    still saw the day as it was before. Who wants a done day read again says so in the ledger.
     """
-    return kept.state == "done" and not kept.wanted_again and kept.updated_at.timestamp() > at
+    return kept.state == "done" and not kept.wanted_again and kept.updated_at.timestamp() > at - STORING
 
 
 def answered(entry: Entry, answer: Answer, now: dt.datetime, published_by: dt.datetime) -> Verdict:
@@ -263,6 +265,10 @@ class _Windows:
     def give_up(self, page: str, now: dt.datetime) -> None:
         """Note that a call for several days of the page failed: one of them, or their number, may be why."""
         self._alone[page] = now + WINDOW_PAUSE
+
+    def forgive(self, page: str) -> None:
+        """Note that the failed call had another cause than its days."""
+        self._alone.pop(page, None)
 
     def are_alone(self, page: str, now: dt.datetime) -> bool:
         """Tell whether the days of the page are read one by one for now."""
@@ -532,8 +538,10 @@ class Ingest:
     ) -> Answer | ProviderError:
         """Ask for `day` and `others` in one call. If one of these days may be why it failed, ask for `day` alone."""
         outcome = request.read(sorted([*others, day]))
-        if others and isinstance(outcome, ProviderError) and outcome.error_class != "rate_limited":
-            self._windows.give_up(request.integration.id, now)
+        if others and isinstance(outcome, ProviderError):
+            # A lost token or a spent allowance says nothing against a call for several days.
+            if outcome.may_be_of_one_day or outcome.error_class == "transient":
+                self._windows.give_up(request.integration.id, now)
             if outcome.may_be_of_one_day:
                 return request.read([day])
         return outcome
@@ -563,6 +571,7 @@ class Ingest:
         if outcome.is_outage:
             judgement = incidents.judge_outage(connection, integration, outcome, now, witness, is_last_attempt=is_last)
             if judgement == "incident":
+                self._windows.forgive(integration.id)
                 return replace(held_back(known, AWAY, outcome.detail, now), gates=outcome.gates)
             return refused(entry, outcome, now, is_last_attempt=is_last)
         if outcome.reason == "abrupt_volume":

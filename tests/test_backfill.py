@@ -6,7 +6,7 @@ import datetime as dt
 import os
 import pty
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tests.roles import as_services
 from tests.system import system
 from tests.test_commands import TODAY, add, key, rows, shell, write_day
 from tests.test_ingest import EXPIRED
-from tests.waiting import patience
+from tests.waiting import eventually, patience
 
 __all__ = ["key", "rows", "shell"]  # fixtures
 
@@ -280,3 +280,52 @@ def test_sixty_done_days_are_read_once_more_in_one_call(redis_url: str, database
         assert len(simulator.log()) - before == 1
         values = "SELECT count(*) FROM page_metric_daily WHERE metric = 'page_total_actions' AND status = 'value'"
         assert installed.rows(values) == [(60,)]
+
+
+@pytest.mark.slow
+def test_days_that_are_put_back_are_read_in_as_few_calls_as_a_backfill(
+    redis: Redis, redis_url: str, database: str, tmp_path: Path
+) -> None:
+    """Whoever enqueues a page's days, one call brings as many as the provider allows."""
+    last = TODAY - dt.timedelta(days=5)
+    first = last - dt.timedelta(days=88)
+    with (
+        Simulator(pages=9, latency=0.1) as simulator,
+        system(redis_url, database, tmp_path, simulator, REDISQ_DATABASE_URL=as_services(database)) as installed,
+        installed.database() as db,
+    ):
+        installed.connect_pages(lambda _: "acme")
+        installed.start("worker", "--queue", "backfill")
+        installed.start("worker")
+
+        def calls_of(begin: Callable[[], object]) -> int:
+            simulator.clear()
+            begin()
+            done = "SELECT count(*) FROM ingest_day_state WHERE state = 'done'"
+            eventually(lambda: installed.rows(done) == [(9 * 89,)], within=120)
+            installed.settle(queue="backfill")
+            installed.settle()
+            return len(simulator.log())
+
+        def backfill() -> None:
+            installed.redisq("backfill", "--org", "acme", "--from", first.isoformat(), "--to", last.isoformat())
+
+        def lose_redis() -> None:
+            db.execute("UPDATE ingest_day_state SET state = 'expected'")
+            redis.flushall()
+            installed.reconcile()
+
+        def lose_tokens() -> None:
+            db.execute("UPDATE ingest_day_state SET state = 'expected'")
+            simulator.script("*", then="token-463")
+            installed.reconcile()
+            unread = "SELECT count(*) FROM ingest_day_state WHERE state IN ('skipped', 'dead')"
+            eventually(lambda: installed.rows(unread) == [(9 * 89,)], within=120)
+            simulator.clear()
+            for page in simulator.pages:
+                installed.redisq("integration", "reconnect", f"acme-{page.page_id}", stdin=page.token)
+            installed.reconcile()
+
+        at_first = calls_of(backfill)
+        put_back = [calls_of(lose_redis), calls_of(lose_tokens)]
+    assert max(put_back) <= 1.3 * at_first, (at_first, put_back)

@@ -485,6 +485,26 @@ def test_a_rate_limit_says_nothing_against_a_call_for_several_days(world: World)
     assert [days for _, days in world.provider.asked] == [(back(1), DAY)] * 2
 
 
+def test_a_lost_token_says_nothing_against_a_call_for_several_days(world: World) -> None:
+    """The page is connected again, and its days come back: one call for each would use up its budget."""
+    wait_for_it(world, DAY, back(1))
+    world.provider.answers["page", back(1)] = EXPIRED
+    with pytest.raises(Permanent, match="token_expired"):
+        world.ingest("org", "page")
+    integrations.reconnect(world.db, world.vault, "page", "fresh")
+    world.provider.answers.clear()
+    world.ingest("org", "page")
+    assert [days for _, days in world.provider.asked] == [(back(1), DAY)] * 2
+
+
+def test_a_day_that_was_being_stored_when_its_job_was_enqueued_is_not_read_again(world: World) -> None:
+    """Reconcile still saw it open. The ledger has the time at which storing it began, which is a little earlier."""
+    world.ingest("org", "page")
+    [stored] = world.fetch("SELECT updated_at FROM ingest_day_state WHERE integration_id = 'page'")
+    world.ingest("org", "page", enqueued_at=stored.timestamp() + 1)
+    assert len(world.provider.asked) == 1
+
+
 def test_after_a_failed_call_for_several_days_each_is_read_alone_for_a_while(world: World) -> None:
     """Else each of them would begin with such a call, and lose an attempt to another day's fault."""
     wait_for_it(world, DAY, back(1), back(2), back(3))
