@@ -266,6 +266,40 @@ def want(connection: Connection[Any], selection: Selection, day: dt.date, *, que
     return Wanted(expected, skipped, again, tuple(zip(pages or (), queues or (), strict=True)))
 
 
+# One day that a person asks for by name. What waits or has failed stays as it is.
+_ASK_FOR = """
+WITH asked AS (
+    INSERT INTO ingest_day_state AS s (integration_id, day, organization_id, queue)
+    VALUES (%(page)s, %(day)s, %(organization)s, %(queue)s)
+    ON CONFLICT (integration_id, day) DO UPDATE
+    SET queue = excluded.queue,
+        state = CASE s.state WHEN 'done' THEN 'done' ELSE 'expected' END,
+        reason = CASE s.state WHEN 'done' THEN s.reason END,
+        read_again_at = CASE s.state WHEN 'done' THEN now() END,
+        updated_at = CASE s.state WHEN 'done' THEN s.updated_at ELSE now() END
+    -- A day of a former organization stays with it.
+    WHERE s.state IN ('done', 'skipped', 'abandoned') AND s.organization_id = excluded.organization_id
+    RETURNING organization_id, state
+)
+INSERT INTO aggregate_dirty (organization_id, day, reason)
+SELECT organization_id, %(day)s, 'planned' FROM asked WHERE state = 'expected'
+"""
+
+
+@fail_points
+def ask_for(connection: Connection[Any], organization_id: str, page: str, day: dt.date, *, queue: str) -> None:
+    """Note that a person wants `day` of `page` read on `queue`: as expected, or once more if it is done."""
+    connection.execute(_ASK_FOR, {"organization": organization_id, "page": page, "day": day, "queue": queue})
+
+
+@fail_points
+def ask_for_sum(connection: Connection[Any], organization_id: str, day: dt.date) -> None:
+    """Note that a person wants the organization's `day` summed up."""
+    connection.execute(
+        "INSERT INTO aggregate_dirty (organization_id, day, reason) VALUES (%s, %s, 'asked')", [organization_id, day]
+    )
+
+
 @fail_points
 def _expect(
     connection: Connection[Any], eligible: LiteralString, day: dt.date, queue: str, organization_id: str | None

@@ -25,7 +25,7 @@ PROGRAM = Program(
             scheduler="redisq-scheduler",
             pauses={"database_away": "`redisq doctor` says why; if it is down: systemctl restart postgresql"},
         ),
-        before_enqueue="jobs.commands.hooks:check_job",
+        before_enqueue="jobs.commands.hooks:note_wish",
         absent="jobs.commands.absent:tell",
         before_removal="jobs.commands.hooks:abandon",
         healing="reconcile puts each lost (integration, date) back from the ledger, within five minutes",

@@ -172,37 +172,39 @@ def test_completion_script_for_zsh_names_the_program() -> None:
 
 def test_enqueue_puts_a_job_in_once(redis: Redis, shell: Shell) -> None:
     """A second one would be a second call of the provider; the operator is told where the first one is."""
-    line = ["enqueue", "ingest", "--org", "acme", "--integration", "fb-1", "--date", "2026-03-08"]
+    line = ["enqueue", "plan", "--date", "2026-03-08"]
     first, second = shell.run(*line), shell.run(*line)
-    assert (first.returncode, first.stdout) == (0, "ingest:fb-1:2026-03-08\n")
+    assert (first.returncode, first.stdout) == (0, "plan:2026-03-08\n")
     assert second.returncode == 4
-    assert "ingest:fb-1:2026-03-08 exists on queue default: it is ready" in second.stderr
-    explained = Queue(redis, "default").explain("ingest:fb-1:2026-03-08")
+    assert "plan:2026-03-08 exists on queue default: it is ready" in second.stderr
+    explained = Queue(redis, "default").explain("plan:2026-03-08")
     assert explained is not None
     assert explained.job is not None
-    assert explained.job.payload == {"organizationId": "acme", "integrationId": "fb-1", "date": "2026-03-08"}
+    assert explained.job.payload == {"date": "2026-03-08"}
 
 
 def test_enqueue_says_when_too_few_replicas_have_the_job(redis: Redis, shell: Shell) -> None:
     """A new job or one that was there: who asks for two copies must hear of one."""
-    line = ["enqueue", "ingest", "--org", "acme", "--integration", "fb-1", "--date", "2026-03-08", "--wait", "1"]
+    line = ["enqueue", "plan", "--date", "2026-03-08", "--wait", "1"]
     for state in ("new", "ready"):
         ran = shell.run(*line, "--json")
         assert ran.returncode == 6
         assert json.loads(ran.stdout)["state"] == state
         assert json.loads(ran.stdout)["replicas"] == 0
-        assert (
-            "ingest:fb-1:2026-03-08 is enqueued, but only 0 of 1 replicas have it: a failover may lose it" in ran.stderr
-        )
+        assert "plan:2026-03-08 is enqueued, but only 0 of 1 replicas have it: a failover may lose it" in ran.stderr
     assert Queue(redis, "default").counts()["ready"] == 1
 
 
-def test_enqueue_without_database_says_that_nothing_was_checked(shell: Shell) -> None:
-    """A producer does not depend on a second store, but must not believe that it was asked."""
-    ran = shell.run("enqueue", "aggregate", "--org", "acme", "--date", "2026-03-08")
-    assert ran.returncode == 0
-    assert f"not checked against the database: cannot reach postgresql at {NOWHERE}/redisq" in ran.stderr
+@pytest.mark.parametrize("kind", [("ingest", "--integration", "fb-1"), ("aggregate",)], ids=lambda kind: kind[0])
+def test_enqueue_puts_nothing_in_that_the_ledger_cannot_be_told(
+    kind: tuple[str, ...], redis: Redis, shell: Shell
+) -> None:
+    """After a wiped Redis nobody would know that it was ever asked for."""
+    ran = shell.run("enqueue", *kind, "--org", "acme", "--date", "2026-03-08")
+    assert (ran.returncode, ran.stdout) == (69, "")
+    assert f"cannot reach postgresql at {NOWHERE}/redisq" in ran.stderr
     assert "canary" not in ran.stderr
+    assert redis.dbsize() == 0
 
 
 @pytest.mark.parametrize(
@@ -283,7 +285,9 @@ def test_a_letter_that_is_gone_meanwhile_is_not_found(
 ) -> None:
     """Whoever named it must not read a success that was somebody else's; `--all` means whatever there is."""
     bury(redis, ingest("fb-1"), ingest("fb-2"))
-    monkeypatch.setattr(hooks, "abandon", lambda jobs: Queue(redis, "default").remove([job.id for job in jobs]))
+    monkeypatch.setattr(
+        hooks, "abandon", lambda letters: Queue(redis, "default").remove([letter.id for letter in letters])
+    )
     named = shell.run_here("dlq", "remove", ingest("fb-1").id)
     assert (named.exit_code, "no dead letter ingest:fb-1:2026-03-08" in named.output) == (5, True)
     assert shell.run_here("dlq", "remove", "--all", "--yes").exit_code == 0

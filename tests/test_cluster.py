@@ -183,7 +183,7 @@ def test_the_command_line_knows_the_cluster_and_shows_no_password(calm: Sharded)
         assert {"level": "ok", "subject": f"role ({queue})", "text": "master with 1 replicas"} in doctor
     status = shell.json("status")
     assert [queue["dead"] for queue in status["queues"]] == [0, 1]
-    line = ["enqueue", "ingest", "--org", "acme", "--integration", "fb-1", "--date", "2026-03-08"]
+    line = ["enqueue", "plan", "--date", "2026-03-08"]
     assert shell.run(*line, "--wait", "1").returncode == 0
     few = shell.run(*line, "--wait", "2")
     assert few.returncode == 6

@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from jobs.ledger import Entry
 from jobs.program import PROGRAM
 from jobs.providers.base import Answer, Reading
 from jobs.vault import Vault
-from redisq import Job, Queue
+from redisq import DeadLetter, Job, Queue
 from tests.many_pages import many_pages
+from tests.pages import a_world
 from tests.program import NOWHERE, Shell, attend, bury, ingest
 from tests.roles import as_services
 from tests.waiting import eventually, patience
@@ -255,6 +257,66 @@ def test_enqueue_knows_the_pages(shell: Shell, redis: Redis) -> None:
     assert shell.run("enqueue", "ingest", "--org", "acme", "--integration", "fb-1", *day).returncode == 0
 
 
+ENQUEUE = ("enqueue", "ingest", "--org", "acme", "--integration", "fb-1", "--date")
+
+
+def test_a_day_that_was_enqueued_by_hand_comes_back_after_a_wiped_redis(
+    shell: Shell, rows: psycopg.Connection[Any], redis: Redis, database: str
+) -> None:
+    """It is in the ledger before it is in the queue, whatever the ledger had of it."""
+    add(shell)
+    asked = {(TODAY - dt.timedelta(days=back)): state for back, state in enumerate(("", *STATES), 5)}
+    for day, state in asked.items():
+        if state:
+            write_day(rows, day, state)
+        assert shell.run(*ENQUEUE, day.isoformat(), "--delay", "3600").returncode == 0
+    redis.flushall()
+    with a_world(database, redis) as world:
+        world.reconciles.reconcile()
+        assert set(world.ready()) >= {f"ingest:fb-1:{day}" for day in asked}
+
+
+STATES = ("expected", "done", "dead", "skipped", "abandoned")
+
+
+def test_a_sum_that_was_enqueued_by_hand_comes_back_after_a_wiped_redis(
+    shell: Shell, redis: Redis, database: str
+) -> None:
+    """No day of the ledger asks for it."""
+    add(shell)
+    assert shell.run("enqueue", "aggregate", "--org", "acme", "--date", "2026-03-08").returncode == 0
+    redis.flushall()
+    with a_world(database, redis) as world:
+        world.reconciles.reconcile()
+        assert world.ready() == ["aggregate:acme:2026-03-08"]
+
+
+def test_a_removed_letter_gives_up_the_day_of_its_id(shell: Shell, rows: psycopg.Connection[Any], redis: Redis) -> None:
+    """The operator has typed the id. A payload that names another day must not cost that day its numbers."""
+    add(shell)
+    mine, other = TODAY - dt.timedelta(days=5), TODAY - dt.timedelta(days=6)
+    for day in (mine, other):
+        write_day(rows, day, "dead")
+    letter = replace(ingest(date=other.isoformat()), id=ingest(date=mine.isoformat()).id)
+    bury(redis, letter)
+    ran = shell.run("dlq", "remove", letter.id)
+    assert ran.returncode == 0
+    assert f"{letter.id} has a payload that names fb-1 {other}: the id counts" in " ".join(ran.stderr.split())
+    assert states(rows) == {mine.isoformat(): "abandoned", other.isoformat(): "dead"}
+
+
+def test_a_removed_letter_without_a_job_gives_up_its_day(
+    shell: Shell, rows: psycopg.Connection[Any], redis: Redis
+) -> None:
+    """Else the next reconcile would bring back what the operator has just given up."""
+    add(shell)
+    write_day(rows, dt.date(2026, 3, 8), "dead")
+    bury(redis, ingest())
+    redis.hdel(Queue(redis, "default").keys.jobs, ingest().id)
+    assert shell.run("dlq", "remove", ingest().id).returncode == 0
+    assert states(rows) == {"2026-03-08": "abandoned"}
+
+
 def test_removed_dead_letter_is_abandoned_in_the_ledger(
     shell: Shell, rows: psycopg.Connection[Any], redis: Redis
 ) -> None:
@@ -314,9 +376,9 @@ def test_a_letter_that_is_requeued_during_its_removal_is_told(
     bury(redis, ingest())
     queue, abandon = Queue(redis, "default"), hooks.abandon
 
-    def meanwhile(jobs: Sequence[Job]) -> None:
-        abandon(jobs)
-        queue.requeue([job.id for job in jobs])
+    def meanwhile(letters: Sequence[DeadLetter]) -> None:
+        abandon(letters)
+        queue.requeue([letter.id for letter in letters])
 
     monkeypatch.setattr(hooks, "abandon", meanwhile)
     ran = shell.run_here("dlq", "remove", *which)

@@ -94,7 +94,7 @@ _LOOKS |= {"place", "catalog", "present", "ledger"}  # of an import, before a pe
 # Set up and kept by people, each in one transaction, before any job or beside all of them.
 _SET_UP = {"add", "disable", "rotate_tokens", "upgrade", "_apply", "_missing", "enable", "move", "rename", "remove"}
 # Parts of a call that has its points; the bell's are in `_listen`.
-_PARTS = {"_letters", "_store", "_end", "subscription", "_mind_the_silence"}
+_PARTS = {"_letters", "_store", "_end", "_still_open", "subscription", "_mind_the_silence"}
 # Ask for a connection before the call that needs one, or give it back after it: where the master is (sentinels, a
 # cluster's nodes), and whether a pooled one lives. They move nothing, have bounds of their own, and what fails is a
 # server that is away.

@@ -167,7 +167,7 @@ def test_what_a_woken_master_took_and_lost_is_put_back_by_the_ledger(
 
 def test_an_enqueue_waits_for_replicas_and_says_when_too_few_have_it(tmp_path: Path) -> None:
     """Who must not lose a job at a failover asks for this, and must hear that it is not so."""
-    line = ["enqueue", "ingest", "--org", "acme", "--integration", "fb-1", "--date", "2026-03-08", "--wait"]
+    line = ["enqueue", "plan", "--date", "2026-03-08", "--wait"]
     with watched(tmp_path / "redis") as service:
         shell = Shell({"REDISQ_REDIS_URL": service.url})
         created = shell.run(*line, "2", "--json")

@@ -6,52 +6,60 @@ from typing import Any
 
 from psycopg import Connection
 
-from jobs import integrations, ledger, payloads
+from jobs import integrations, ledger
 from jobs.catalog import NEVER_ASKED
 from jobs.commands.days import check_age
 from jobs.commands.store import connected
+from jobs.payloads import check_name
 from jobs.settings import JobSettings
-from redisq import Job
-from redisq.cli import Failed, say
+from redisq import DeadLetter, Job
+from redisq.cli import clean, say
 
 
-def check_job(job: Job) -> None:
-    """Raise `ValueError` for a job that names a page or an organization we do not have, or a day that is forgotten.
+def note_wish(job: Job) -> None:
+    """Write into the ledger that an operator asks for `job`, so that it comes back after a wiped Redis.
 
-    Where the database cannot be asked the job is let through: enqueueing must not depend on a second store, and the
-    worker looks again.
+    Only a day of a page and a sum are written: what `plan` and `reconcile` do, the next slot does as well. Raise
+    `ValueError` for a job that names a page or an organization we do not have, or a day that is forgotten. Raise
+    `Failed` when the ledger cannot be told.
     """
     settings = JobSettings.from_environment()
     if day := job.payload.get("date"):
         check_age(dt.date.fromisoformat(day), settings)
-    try:
-        with connected(settings) as connection:
-            complaint = _complaint(connection, job)
-    except Failed as failed:
-        say(f"redisq: not checked against the database: {failed.message}")
-        return
-    if complaint:
-        raise ValueError(complaint)
-
-
-def _complaint(connection: Connection[Any], job: Job) -> str | None:
-    organization = job.payload.get("organizationId")
     if job.kind == "ingest":
-        page = integrations.find(connection, job.payload["integrationId"])
-        if page is None or page.deleted:
-            return f"no integration {job.payload['integrationId']!r} is connected: see `redisq integration list`"
-        if page.organization_id != organization:
-            return f"integration {page.id!r} belongs to organization {page.organization_id!r}, not to {organization!r}"
-        if page.provider in NEVER_ASKED:
-            return f"integration {page.id!r} is not read: its numbers come from `redisq import` alone"
-    if job.kind == "aggregate" and not integrations.has_page(connection, job.payload["organizationId"]):
-        return f"organization {organization!r} has no page: see `redisq integration list`"
-    return None
+        with connected(settings) as connection:
+            organization, page = job.payload["organizationId"], job.payload["integrationId"]
+            _check_page(connection, organization, page)
+            ledger.ask_for(connection, organization, page, dt.date.fromisoformat(job.payload["date"]), queue=job.queue)
+    if job.kind == "aggregate":
+        with connected(settings) as connection:
+            organization = job.payload["organizationId"]
+            if not integrations.has_page(connection, organization):
+                raise ValueError(f"organization {organization!r} has no page: see `redisq integration list`")
+            ledger.ask_for_sum(connection, organization, dt.date.fromisoformat(job.payload["date"]))
 
 
-def abandon(jobs: Sequence[Job]) -> None:
-    """Note in the ledger that an operator gives up these days, so that no plan brings them back."""
-    given_up = sorted(found for job in jobs if job.kind == "ingest" and (found := _day_of(job)))
+def _check_page(connection: Connection[Any], organization: str, page_id: str) -> None:
+    page = integrations.find(connection, page_id)
+    if page is None or page.deleted:
+        raise ValueError(f"no integration {page_id!r} is connected: see `redisq integration list`")
+    if page.organization_id != organization:
+        raise ValueError(
+            f"integration {page.id!r} belongs to organization {page.organization_id!r}, not to {organization!r}"
+        )
+    if page.provider in NEVER_ASKED:
+        raise ValueError(f"integration {page.id!r} is not read: its numbers come from `redisq import` alone")
+
+
+def abandon(letters: Sequence[DeadLetter]) -> None:
+    """Note in the ledger that an operator gives up the days of these dead letters, so that no plan brings them back.
+
+    The id says which day that is. A payload may be why the job died, and is only compared.
+    """
+    given_up = sorted(found for letter in letters if (found := _day_of(letter.id)))
+    for letter in letters:
+        if (named := _named_by(letter)) and _day_of(letter.id) not in (None, named):
+            say(f"redisq: {clean(letter.id)} has a payload that names {named[0]} {named[1]}: the id counts")
     if not given_up:
         return
     # A pipeline: a page of dead letters is one round trip, and there may be tens of thousands of them.
@@ -61,10 +69,24 @@ def abandon(jobs: Sequence[Job]) -> None:
             ledger.mark_abandoned(connection, integration_id, day)
 
 
-def _day_of(job: Job) -> tuple[str, dt.date] | None:
-    """Return the page and the day that `job` reads, None when its payload is why it died."""
-    try:
-        payload = payloads.Ingest(**job.payload)
-    except (TypeError, ValueError):
+def _day_of(id: str) -> tuple[str, dt.date] | None:
+    """Return the page and the day that the job `id` reads, None when it is none of an ingest."""
+    kind, _, key = id.partition(":")
+    page, _, day = key.rpartition(":")
+    return _page_day(page, day) if kind == "ingest" else None
+
+
+def _named_by(letter: DeadLetter) -> tuple[str, dt.date] | None:
+    """Return the page and the day that the payload names, None when it names none."""
+    payload = letter.job.payload if letter.job else {}
+    return _page_day(payload.get("integrationId"), payload.get("date"))
+
+
+def _page_day(page: object, day: object) -> tuple[str, dt.date] | None:
+    if not isinstance(page, str) or not isinstance(day, str):
         return None
-    return payload.integrationId, payload.day
+    try:
+        check_name("integrationId", page)
+        return page, dt.date.fromisoformat(day)
+    except ValueError:
+        return None

@@ -124,7 +124,7 @@ def remove(ctx: click.Context, /, as_json: bool, yes: bool, **selection: Any) ->
 
     def settle(queue: Queue, letters: Sequence[DeadLetter]) -> list[int]:
         # Told first: a letter that is gone while the application still waits for its job would come back.
-        load(session.parts.before_removal)([letter.job for letter in letters if letter.job])
+        load(session.parts.before_removal)(letters)
         return _remove(queue, [letter.id for letter in letters])
 
     _report(ctx, "removed", _settle(session, settle, **selection), as_json)

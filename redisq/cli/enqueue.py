@@ -92,6 +92,7 @@ def _run(
     session: Session = ctx.obj
     try:
         job = kind.job(kind.payload(**values), queue=queue)
+        job.encode()  # what cannot be carried is refused before anybody notes that it comes
         load(session.parts.before_enqueue)(job)
     except ValueError as error:
         raise Failed(clean(error), Exit.USAGE) from None

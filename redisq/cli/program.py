@@ -41,9 +41,11 @@ class Parts:
     units: Units  # under which systemd runs its programs
     healing: str  # what brings back jobs that Redis lost: half a sentence for `doctor`
     # References of functions. Each may raise `Failed`.
-    before_enqueue: str  # (job): raises ValueError with a sentence for a job that cannot be meant
+    # (job): notes what must outlive Redis before the job is put in; raises ValueError with a sentence for a job that
+    # cannot be meant.
+    before_enqueue: str
     absent: str  # (id): returns what is known of a job that is in no state, as `Absent`
-    before_removal: str  # (jobs): is told of dead letters before an operator's removal
+    before_removal: str  # (letters): is told of dead letters before an operator's removal
     checks: str  # mapping of subject -> function () -> findings, for `doctor`
 
 

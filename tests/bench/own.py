@@ -198,12 +198,11 @@ def _tools(results: Results, scale: float) -> None:
         results.note(f"over jobs ready / delayed / dead: {ready:,} / {delayed:,} / {dead:,}")
         for arguments in commands:
             results.note(f"redisq {' '.join(arguments)} (ms)", *_seconds(here, arguments, 1000, ROUNDS))
-        enqueue = ["enqueue", "ingest", "--org", "org1", "--date", "2026-01-01", "--integration"]
         for number in range(ROUNDS):  # each time another job: these change what they find
             once = {
                 "dlq requeue ID": ["dlq", "requeue", others[2 * number]],
                 "dlq remove ID": ["dlq", "remove", "--yes", others[2 * number + 1]],
-                "enqueue ingest": [*enqueue, f"page-{number}"],
+                "enqueue plan": ["enqueue", "plan", "--date", f"2026-01-{number + 1:02}"],
             }
             for title, arguments in once.items():
                 results.note(f"redisq {title} (ms)", *_seconds(here, arguments, 1000, 1))

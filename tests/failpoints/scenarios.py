@@ -654,6 +654,35 @@ class GivenUp(Story):
         assert state == ("abandoned" if self.case.point.call == "mark_abandoned" else "done")
 
 
+class Asked(Story):
+    """An operator's `enqueue` tells the ledger first. It is struck and typed again."""
+
+    def begin(self) -> None:
+        self.dsn = self.pages.take_database()
+        self.environ |= self.pages.environ(self.dsn)
+        day = ("--org", "acme", "--date", DAY.isoformat())
+        self.strike.arm()
+        if self.case.point.call == "ask_for":
+            self.id = f"ingest:{READ[0]}:{DAY}"
+            self.start("redisq", "enqueue", "ingest", "--integration", READ[0], *day)
+        else:
+            self.id = f"aggregate:acme:{DAY}"
+            self.start("redisq", "enqueue", "aggregate", *day)
+
+    def settled(self) -> bool:
+        if self.units[0].exitcode() != 0:
+            return False
+        if len(self.units) == 1:
+            assert self.queue.where([self.id]) == ["ready"]
+            self.start("pages")
+        return self.ended([self.id])
+
+    def judge(self) -> None:
+        with psycopg.connect(self.dsn) as connection:
+            rows = connection.execute("SELECT state FROM ingest_day_state WHERE integration_id = %s", [READ[0]])
+            assert rows.fetchall() == ([("done",)] if self.case.point.call == "ask_for" else [])
+
+
 class Exported(Story):
     """An operator imports an exported file, the command is struck, and the operator imports the file again."""
 
@@ -703,4 +732,5 @@ STORIES: dict[str, type[Story]] = {
     "store_import": Exported,
     **dict.fromkeys(("witness_of", "_ended_since"), Doubt),
     **dict.fromkeys(("mark_abandoned", "reconnect", "want"), GivenUp),
+    **dict.fromkeys(("ask_for", "ask_for_sum"), Asked),
 }
