@@ -98,7 +98,7 @@ _PARTS = {"_letters", "_store", "_end", "_still_open", "subscription", "_mind_th
 # Ask for a connection before the call that needs one, or give it back after it: where the master is (sentinels, a
 # cluster's nodes), and whether a pooled one lives. They move nothing, have bounds of their own, and what fails is a
 # server that is away.
-_CONNECTING = {"_ask", "_check", "get_connection", "release"}
+_CONNECTING = {"connect", "_ask", "_check", "get_connection", "release"}
 
 
 def test_every_call_to_a_server_lies_between_two_points() -> None:
