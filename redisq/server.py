@@ -79,13 +79,18 @@ def read_config(client: "Redis", *patterns: str) -> dict[Any, Any]:
     return config
 
 
-@fail_points
 def require_fit(client: "Redis") -> None:
     """Raise `UnfitServer` when the promises cannot be kept on this Redis."""
-    info: dict[str, Any] = client.info()
-    for finding in (_version(info), _eviction(info)):
+    for finding in inspect_fitness(client):
         if finding.level == "failed":
             raise UnfitServer(finding.text)
+
+
+@fail_points
+def inspect_fitness(client: "Redis") -> list[Finding]:
+    """Return what one INFO tells of the settings that the promises rest on. Raise `redis.RedisError`."""
+    info: dict[str, Any] = client.info()
+    return [_version(info), _eviction(info), _aof(info)]
 
 
 def _version(info: dict[str, Any]) -> Finding:
@@ -113,6 +118,13 @@ def _memory(info: dict[str, Any]) -> list[Finding]:
     return [Finding(level, "memory", f"{used / 2**20:.0f} of {limit / 2**20:.0f} MiB used")]
 
 
+def _aof(info: dict[str, Any]) -> Finding:
+    if info.get("aof_enabled"):
+        return Finding("ok", "persistence", "AOF is on")
+    text = "AOF is off: a crash of Redis loses what was queued; set appendonly yes"
+    return Finding("warning", "persistence", text)
+
+
 def _persistence(info: dict[str, Any], config: dict[Any, Any]) -> Finding:
     saved = info.get("rdb_last_bgsave_status", "ok") == "ok"
     # A setting that may not be read counts as Redis comes with it. Without `save` a failed snapshot stops nothing.
@@ -120,14 +132,12 @@ def _persistence(info: dict[str, Any], config: dict[Any, Any]) -> Finding:
         text = "the last snapshot failed, so that Redis refuses every write: see its log and its disk"
         return Finding("failed", "persistence", text)
     if not info.get("aof_enabled"):
-        return Finding(
-            "warning", "persistence", "AOF is off: a crash of Redis loses what was queued; set appendonly yes"
-        )
+        return _aof(info)
     if info.get("aof_last_write_status") != "ok":
         return Finding("failed", "persistence", "the last write to the AOF failed: see the log of Redis and its disk")
     if not saved:
         return Finding("warning", "persistence", "AOF is on, but the last snapshot failed: see the log of Redis")
-    return Finding("ok", "persistence", "AOF is on")
+    return _aof(info)
 
 
 def _role(info: dict[str, Any], config: dict[Any, Any]) -> Finding:

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from redisq.config import Settings
 from redisq.cron import Schedule
 from redisq.errors import RedisqError, UnfitServer
+from redisq.fitness import Fitness
 from redisq.job import Registry
 from redisq.keys import check_name
 from redisq.logs import TurnHandler, log_json
@@ -180,7 +181,8 @@ def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
     told = _Told(notifier, lines, queue_name, lambda: worker.healthy() and keeping.is_alive())
     worker = Worker(queue_name, registry, settings, lambda timeout: connect(settings, timeout=timeout), told)
     queue = Queue(client, queue_name, settings.prefix)
-    keeper = Scheduler([Keeper(queue, settings.lease)], outage=worker.outage)
+    fitness = Fitness([queue.redis])
+    keeper = Scheduler([Keeper(queue, settings.lease)], outage=worker.outage, others=[fitness.look])
     keeping = threading.Thread(target=keeper.run, name="keeper", daemon=True)
     stopping = threading.Event()
 
@@ -222,7 +224,7 @@ def scheduler_main(registry: Registry, own: Sequence[Schedule], argv: Sequence[s
     scheduler = Scheduler(
         [Keeper(queue, settings.lease) for queue in queues],
         Clockwork(queues, schedules, registry),
-        others=[presence.beat],
+        others=[presence.beat, Fitness(queue.redis for queue in queues).look],
     )
     stopping = threading.Event()
     scheduling = threading.Thread(target=scheduler.run, name="scheduler", daemon=True)

@@ -12,6 +12,7 @@ from redis.exceptions import NoPermissionError
 from jobs.servers import RedisServer, private_redis
 from redisq import Settings, connect
 from redisq.durability import inspect_durability
+from redisq.fitness import Fitness
 from redisq.server import inspect_server
 from tests.program import NOWHERE, Shell
 from tests.refusals import OUTAGES, admin, forbidding
@@ -56,6 +57,22 @@ def test_a_redis_that_refuses_every_write_has_failed(refusal: str, subject: str,
         with forbidding("config").strike(server):
             assert levels(server)[subject] == "failed"
     assert levels(server)[subject] == "ok"
+
+
+def test_an_aof_that_was_switched_off_is_told_and_one_that_never_was_is_not(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one is a mistake, the other somebody's choice, of which `doctor` warns."""
+    server = start()
+    fitness = Fitness([connect(Settings(redis_url=server.url))])
+    fitness.look()
+    for setting in ("no", "yes"):
+        admin(server).config_set("appendonly", setting)
+        for _ in range(2):
+            fitness.look()
+    chosen = Fitness([connect(Settings(redis_url=start("--appendonly", "no").url))])
+    chosen.look()
+    assert [record.message for record in caplog.records] == ["redis is unfit", "redis is fit again"]
 
 
 def test_a_failed_snapshot_that_stops_no_write_is_a_warning(start: Start) -> None:

@@ -273,9 +273,10 @@ def test_what_lies_in_redis(redis: Redis, redis_url: str, monkeypatch: pytest.Mo
         def check(drawn: dict[str, Any]) -> None:
             redis.flushall()
             id = drawn["id"]
-            for key in ("jobs", "runs", "errors", "dead", "workers", "slots", "totals"):
+            for key in ("jobs", "runs", "errors", "dead", "workers", "schedulers", "slots", "fired", "totals"):
                 if (value := drawn[key]) is not None:
-                    field = {"workers": b"w", "slots": b"daily", "totals": b"done"}.get(key, id)
+                    names = {"workers": b"w", "schedulers": b"s", "slots": b"daily", "fired": b"daily"}
+                    field = {**names, "totals": b"done"}.get(key, id)
                     redis.hset(getattr(KEYS, key), field, value)
             if drawn["dead"] is not None and drawn["at"] is not None:
                 redis.zadd(KEYS.dead_index, {id: drawn["at"]})
@@ -303,7 +304,9 @@ def test_what_lies_in_redis(redis: Redis, redis_url: str, monkeypatch: pytest.Mo
                     "errors": maybe(HISTORIES.map(b"\n".join)),
                     "dead": maybe(st.one_of(ERRORS, st.binary(max_size=50))),
                     "workers": maybe(INFOS | raw(b"17 {}", b"9" * 5000 + b" {}")),
+                    "schedulers": maybe(INFOS | raw(b"17 {}", b"9" * 5000 + b" {}", b'17 {"queues": [1]}')),
                     "slots": maybe(raw(b"1700000000000", b"9" * 30, b"-1", b"1e999", b"9" * 5000)),
+                    "fired": maybe(raw(b"1700000000000", b"9" * 30, b"-1", b"1e999", b"9" * 5000)),
                     "totals": maybe(raw(b"17", b"9" * 18)),
                     "at": maybe(SCORES),
                     "due": maybe(SCORES),

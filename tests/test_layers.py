@@ -20,7 +20,7 @@ LAYERS = (
     ("cron", "scripts", "topology"),
     ("queue",),
     ("server",),
-    ("durability", "outage", "liveness"),
+    ("durability", "outage", "liveness", "fitness"),
     ("bell",),
     ("lease", "schedules", "slots", "scheduler"),
     ("worker",),

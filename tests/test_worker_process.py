@@ -349,6 +349,27 @@ def test_a_scheduler_shows_that_it_lives_from_its_start_to_its_stop(redis_url: s
         assert queue.schedulers() == []
 
 
+@pytest.mark.parametrize("role", ["worker", "scheduler"])
+def test_a_redis_that_may_evict_is_told_once_while_it_runs(role: str, server: RedisServer, stage: Stage) -> None:
+    """Somebody gives Redis another job and changes its policy: nothing shows, until jobs are gone.
+
+    Whoever runs goes on, for the jobs that are there are still to be done.
+    """
+    with Crew(stage, server.url) as crew, Redis.from_url(server.url) as redis:
+        process = crew.workers(1)[0] if role == "worker" else crew.scheduler()
+        eventually(lambda: f"{role} started" in process.text(), within=30)
+        redis.config_set("maxmemory-policy", "allkeys-lru")
+        eventually(lambda: process.said("redis is unfit"), within=60)
+        if role == "worker":
+            queue_of(server).enqueue(job("effect", 1))
+            eventually(lambda: all_ended(queue_of(server), ["effect:1"]), within=30)
+        redis.config_set("maxmemory-policy", "noeviction")
+        eventually(lambda: process.said("redis is fit again"), within=60)
+        [wrong], [right] = process.said("redis is unfit"), process.said("redis is fit again")
+    assert wrong["setting"] == right["setting"] == "eviction"
+    assert "maxmemory-policy is allkeys-lru" in wrong["detail"]
+
+
 def test_a_systemd_that_does_not_read_holds_up_no_job(server: RedisServer, stage: Stage) -> None:
     """Its manager may be stuck itself; the claim loop must not wait for it, and says it once."""
     with Systemd(stage.directory / "notify") as systemd, Crew(stage, server.url, slots=1) as crew:

@@ -707,7 +707,7 @@ class Exported(Story):
 STORIES: dict[str, type[Story]] = {
     **dict.fromkeys(("claim", "ack", "fail", "defer", "bury", "promote"), Work),
     **dict.fromkeys(("await_ready", "workers", "processing_lists", "heartbeat", "listen"), Idle),
-    **dict.fromkeys(("require_fit", "processing"), Start),
+    **dict.fromkeys(("inspect_fitness", "processing"), Start),
     **dict.fromkeys(("release", "retire"), Drain),
     **dict.fromkeys(("reap", "try_write"), Bereaved),
     **dict.fromkeys(("fire", "last_slots", "now", "schedulers"), Slots),
