@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 
 from jobs import ledger, payloads
 from jobs.database import Pool
+from jobs.left_out import LeftOut
 from jobs.numbers import EXACT, MIXED, one_zone
 from jobs.providers.base import Additivity, Status
 from redisq import Delivery, Enqueued, Kind, Queue, fail_point, fail_points
@@ -374,10 +375,11 @@ class FanIn:
         due = ledger.due_days(connection, organization_id, days)
         self.enqueue([(organization_id, day) for day in due], queue=queue)
 
-    def enqueue(self, due: Sequence[ledger.Day], *, queue: str) -> list[Enqueued]:
-        """Enqueue the aggregates of these organizations' days."""
-        if not due:
-            return []
-        kind = self._kinds["aggregate"]
-        jobs = [kind.job(payloads.Aggregate(id, day.isoformat()), queue=queue) for id, day in due]
-        return self.queues(queue).enqueue_many(jobs)
+    def enqueue(self, due: Sequence[ledger.Day], *, queue: str, left_out: LeftOut | None = None) -> list[Enqueued]:
+        """Enqueue the aggregates of these organizations' days, but for those that could be no job."""
+        left_out = left_out or LeftOut()
+        kind, jobs = self._kinds["aggregate"], []
+        for id, day in due:
+            with left_out.guard(f"aggregate:{id}:{day}"):
+                jobs.append(kind.job(payloads.Aggregate(id, day.isoformat()), queue=queue))
+        return self.queues(queue).enqueue_many(jobs) if jobs else []

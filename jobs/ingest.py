@@ -21,6 +21,7 @@ from jobs.aggregate import LOOKBACK_DAYS, Clock, FanIn
 from jobs.database import Pool
 from jobs.integrations import Integration
 from jobs.ledger import Catalog, Entry, Kept
+from jobs.left_out import LeftOut
 from jobs.metric_life import MetricNotes
 from jobs.providers.base import Answer, Gate, Load, Metric, Page, Provider, ProviderError, Reading
 from jobs.vault import Vault, VaultError
@@ -631,7 +632,7 @@ class Ingest:
     def _clear_letters(self, connection: Connection[Any], page: str) -> None:
         """Remove the dead letters of days that are mended now. If Redis is away, reconcile removes them later."""
         try:
-            letters.clear(connection, self._fan_in.queues, page)
+            letters.clear(connection, self._fan_in.queues, LeftOut(), page)
         except RedisError as error:
             _log.warning("dead letters of mended days wait for reconcile", extra={"cause": str(error)})
 

@@ -2,8 +2,9 @@
 
 import datetime as dt
 import time
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -14,7 +15,8 @@ from jobs import ledger, letters, payloads
 from jobs.aggregate import Clock, FanIn, Kinds, Queues, settled_before
 from jobs.database import Pool
 from jobs.ledger import Open, Selection
-from redisq import Delivery, Enqueued
+from jobs.left_out import LeftOut
+from redisq import Delivery, Enqueued, Job
 
 # One script's worth of jobs: the memory of a plan stays the same however many pages there are.
 CHUNK = 500
@@ -29,7 +31,7 @@ class Planned:
 
     `expected` and `skipped` count ledger rows that became so. `enqueued` counts new jobs, `live` jobs that were there
     already, and `dead` jobs that lie in the dead letters. `again` counts done days that are wanted again, and
-    `requeued` counts dead letters that run again.
+    `requeued` counts dead letters that run again. `left_out` counts rows that could not be seen to.
     """
 
     expected: int = 0
@@ -39,6 +41,7 @@ class Planned:
     dead: int = 0
     again: int = 0
     requeued: int = 0
+    left_out: int = 0
 
     def __add__(self, other: "Planned") -> "Planned":
         return Planned(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
@@ -57,6 +60,7 @@ class Plan:
         """Plan the payload's day for every page."""
         planned = self.plan(payload.day)
         delivery.log.info("planned", extra={"enqueued": planned.enqueued, "dead": planned.dead})
+        LeftOut(planned.left_out).end()
 
     def plan(self, day: dt.date, *, queue: str = "default", organization_id: str | None = None) -> Planned:
         """Expect `day` of every eligible page, of one organization or of all, and enqueue what has not ended well.
@@ -101,7 +105,7 @@ class Plan:
         The newest day comes first, and the organizations take turns. A dead row whose dead letter is still there stays
         dead, until the operator requeues it.
         """
-        total, began = Planned(), time.time()
+        total, began, left_out = Planned(), time.time(), LeftOut()
         with (
             self._pool.connection() as connection,
             ledger.open_rows(
@@ -116,26 +120,36 @@ class Plan:
             for rows in chunks:
                 # A queue keeps the order within it; rows of one day are rarely on two.
                 for queue, group in groupby(sorted(rows, key=_queue_of), key=_queue_of):
-                    total += self._enqueue(connection, list(group), queue, began)
-        return total
+                    of_queue = list(group)
+                    with left_out.guard(f"{len(of_queue)} days on queue {queue}", rows=len(of_queue)):
+                        total += self._enqueue(connection, of_queue, queue, began, left_out)
+        return total + Planned(left_out=left_out.count)
 
-    def _enqueue(self, connection: Connection[Any], rows: Sequence[Open], queue: str, began: float) -> Planned:
-        kind = self._kinds["ingest"]
-        jobs = [
-            kind.job(payloads.Ingest(row.organization_id, row.integration_id, row.day.isoformat()), queue=queue)
-            for row in rows
-        ]
-        for job in jobs:
-            # The time before the rows were read. A day that another day's call reads meanwhile then ends later than
-            # its job was enqueued, and the job need not read it again.
-            job.enqueued_at = began
+    def _enqueue(
+        self, connection: Connection[Any], rows: Sequence[Open], queue: str, began: float, left_out: LeftOut
+    ) -> Planned:
+        jobs: list[Job] = []
+        sound: list[Open] = []
+        for row in rows:
+            with left_out.guard(_name(row)):
+                jobs.append(self._job(row, queue, began))
+                sound.append(row)
         answers = self._queues(queue).enqueue_many(jobs)
-        dead = [(row, answer) for row, answer in zip(rows, answers, strict=True) if answer.state == "dead"]
+        dead = [(row, answer) for row, answer in zip(sound, answers, strict=True) if answer.state == "dead"]
         for row, answer in dead:
             if row.state == "expected":
-                self._note_dead(connection, row, answer)
+                with left_out.guard(_name(row)):
+                    self._note_dead(connection, row, answer)
         created = sum(answer.created for answer in answers)
-        return Planned(enqueued=created, dead=len(dead), live=len(rows) - created - len(dead))
+        return Planned(enqueued=created, dead=len(dead), live=len(sound) - created - len(dead))
+
+    def _job(self, row: Open, queue: str, began: float) -> Job:
+        payload = payloads.Ingest(row.organization_id, row.integration_id, row.day.isoformat())
+        job = self._kinds["ingest"].job(payload, queue=queue)
+        # The time before the rows were read. A day that another day's call reads meanwhile then ends later than
+        # its job was enqueued, and the job need not read it again.
+        job.enqueued_at = began
+        return job
 
     def _note_dead(self, connection: Connection[Any], row: Open, answer: Enqueued) -> None:
         """Tell the ledger of a job that could not do so itself: it crashed, timed out or was deferred too long."""
@@ -161,42 +175,61 @@ class Reconcile:
 
     def __call__(self, _payload: payloads.Reconcile, delivery: Delivery) -> None:
         """Put back what the queue lost."""
-        for day in self.plan_forgotten():
+        left_out = LeftOut()
+        for day in self.plan_forgotten(left_out):
             delivery.log.warning("planned a day that was not planned for every page", extra={"date": day.isoformat()})
-        planned, aggregates = self.reconcile()
+        planned, aggregates = self.reconcile(left_out)
         delivery.log.info("reconciled", extra={"enqueued": planned.enqueued, "aggregates": aggregates})
+        left_out.end()
 
-    def plan_forgotten(self) -> list[dt.date]:
+    def plan_forgotten(self, left_out: LeftOut | None = None) -> list[dt.date]:
         """Plan the recent days that the ledger does not have of every page, and return them."""
+        left_out = left_out or LeftOut()
         today = self._clock().date()
         span = (today - dt.timedelta(days=OLDEST_HOLE), today - dt.timedelta(days=YOUNGEST_HOLE))
         with self._pool.connection() as connection:
             days = ledger.forgotten_days(connection, *span)
+        planned = []
         for day in days:
-            self._plan.plan_forgotten(day)
-        return days
+            with left_out.guard(f"the forgotten day {day}"):
+                left_out.count += self._plan.plan_forgotten(day).left_out
+                planned.append(day)
+        return planned
 
-    def reconcile(self) -> tuple[Planned, int]:
+    def reconcile(self, left_out: LeftOut | None = None) -> tuple[Planned, int]:
         """Enqueue what has not ended well of every day, and the aggregates that are due; return what was done.
+
+        What fails of it does not stop the rest, but for a store that is away.
 
         A day that was skipped is among it once its page can be read again, however that came about.
 
         An aggregate is due when its day changed and waits for no page, or was planned longer ago than the deadline:
         then it says itself how incomplete it is.
         """
-        now = self._clock()
+        now, left_out = self._clock(), left_out or LeftOut()
         with self._pool.connection() as connection:
-            ledger.reopen(connection, max_age_days=self._max_age_days)
-            ledger.mark_settled(connection, settled_before(now))
-            letters.clear(connection, self._fan_in.queues)
-            ledger.mend_values(connection)
+            parts: dict[str, Callable[[], object]] = {
+                "skipped days": partial(ledger.reopen, connection, max_age_days=self._max_age_days),
+                "settled sums": partial(ledger.mark_settled, connection, settled_before(now)),
+                "mended letters": partial(letters.clear, connection, self._fan_in.queues, left_out),
+                "values": partial(ledger.mend_values, connection),
+            }
+            for name, part in parts.items():
+                with left_out.guard(name):
+                    part()
         # Before the days: a backfill of years is millions of them, and may take all the time that there is.
-        created = self._enqueue_sums(now)
+        created = self._enqueue_sums(now, left_out)
         with self._pool.connection() as connection:
             days = ledger.open_days(connection)
-        return sum((self._plan.enqueue_open(day) for day in days), Planned()), created
+        total = Planned()
+        for day in days:
+            with left_out.guard(f"the day {day}"):
+                planned = self._plan.enqueue_open(day)
+                left_out.count += planned.left_out
+                total += planned
+        return replace(total, left_out=left_out.count), created
 
-    def _enqueue_sums(self, now: dt.datetime) -> int:
+    def _enqueue_sums(self, now: dt.datetime, left_out: LeftOut) -> int:
         created = 0
         with (
             self._pool.connection() as connection,
@@ -204,9 +237,15 @@ class Reconcile:
         ):
             for chunk in chunks:
                 for queue, group in groupby(sorted(chunk, key=lambda due: due[2]), key=lambda due: due[2]):
-                    answers = self._fan_in.enqueue([(id, day) for id, day, _ in group], queue=queue)
-                    created += sum(answer.created for answer in answers)
+                    due = [(id, day) for id, day, _ in group]
+                    with left_out.guard(f"{len(due)} sums on queue {queue}", rows=len(due)):
+                        answers = self._fan_in.enqueue(due, queue=queue, left_out=left_out)
+                        created += sum(answer.created for answer in answers)
         return created
+
+
+def _name(row: Open) -> str:
+    return f"ingest:{row.integration_id}:{row.day}"
 
 
 def _queue_of(row: Open) -> str:

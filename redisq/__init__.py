@@ -47,6 +47,7 @@ __all__ = [
     "credential",
     "fail_point",
     "fail_points",
+    "is_outage",
     "protect",
     "redact",
 ]

@@ -21,6 +21,7 @@ from redisq.job import Delivery as Delivery
 from redisq.job import Job as Job
 from redisq.job import Kind as Kind
 from redisq.job import Registry as Registry
+from redisq.outage import is_outage as is_outage
 from redisq.queue import DeadLetter as DeadLetter
 from redisq.queue import Enqueued as Enqueued
 from redisq.queue import Failure as Failure

@@ -363,7 +363,7 @@ class Queue:
         """
         k = self.keys
         keys = (k.workers, k.processing(worker), k.ready, k.runs, k.errors, k.dead, k.dead_index, k.totals)
-        line = CRASH.line("A", worker=worker)
+        line = CRASH.line("A", worker=redact(worker, 200))  # its name may be of any bytes
         args = (worker, beat, crashes, line, CRASHES.record(), REAP)
         answer = scripts.reap(self._redis, keys, args)
         return tuple(answer) if answer else None
@@ -515,7 +515,9 @@ class Queue:
     ) -> DeadLetter:
         # What cannot be read hides no letter, least of all the others on the page.
         fields = {"class": "unreadable", "reason": "bad_verdict", "detail": _text(verdict)} | _object(verdict)
-        verdict_of = (str(fields["class"]), str(fields["reason"]), str(fields["detail"]))
+        # As `Failure.record` stores them. Somebody else's may be of any length, and have what no database takes.
+        error_class, reason = redact(str(fields["class"]), 200), redact(str(fields["reason"]), 200)
+        verdict_of = (error_class, reason, redact(str(fields["detail"])))
         return DeadLetter(id, *verdict_of, (at_ms or 0) / 1000, self._job(envelope), envelope or b"", _history(history))
 
     def _job(self, envelope: bytes | None) -> Job | None:

@@ -8,20 +8,20 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from redisq.bell import Bell
 from redisq.cron import Schedule
-from redisq.errors import BadJob
 from redisq.job import Registry
 from redisq.keys import new_run
-from redisq.outage import Outage
+from redisq.outage import Outage, is_outage
 from redisq.queue import REAP, Queue
+from redisq.server import describe
 
 LOOK = 5.0  # seconds between looks that nobody has asked for: what a lost ring, or a step of a clock, costs at most
 GATHER = 0.01  # seconds between looks for due jobs, at least: those that are due so close together move together
@@ -134,7 +134,14 @@ class Keeper:
             self.queue.try_write()  # a Redis that reads and does not write lets nobody renew a lease
         for worker in lapsed:
             self._orphans.discard(worker)
-            self._bring_back(worker, beats[worker])
+            try:
+                self._bring_back(worker, beats[worker])
+            except ResponseError as error:
+                if is_outage(error):
+                    raise
+                # What is wrong with one worker's keys must not keep the jobs of the others.
+                extra = {"queue": self.queue.name, "worker": worker, "cause": describe(error)}
+                log.error("cannot bring back the jobs of a worker that is gone", extra=extra)
 
     def _bring_back(self, worker: str, beat: str) -> None:
         back = dead = 0
@@ -155,24 +162,44 @@ class Clockwork:
         of_queue = {queue: [s for s in schedules if registry[s.kind].queue == queue.name] for queue in queues}
         self._schedules = {queue: own for queue, own in of_queue.items() if own}
         self._last: dict[str, int] = {}  # slot of each schedule, in ms, when we last looked
+        self._told: dict[str, tuple[int, str]] = {}  # the last error of each schedule, and of when
 
     def tick(self) -> float:
-        """Fire every slot that is due; return the seconds until the next one may be. Raise `redis.RedisError`."""
-        waits = [LOOK]
+        """Fire every slot that is due; return the seconds until the next one may be.
+
+        Raise `redis.RedisError`, after the slots of the other queues: each may have a Redis of its own.
+        """
+        waits, errors = [LOOK], []
         for queue, schedules in self._schedules.items():
-            now, last_slots = datetime.fromtimestamp(queue.now(), UTC), queue.last_slots()
-            for schedule in schedules:
-                stored = last_slots.get(schedule.name)
-                if stored is None or stored > _ms(now) + STEP:
-                    last_slots[schedule.name] = self._begin(queue, schedule, _ms(now), stored)
-                last_ms = self._last[schedule.name] = last_slots[schedule.name]
-                last = datetime.fromtimestamp(last_ms / 1000, UTC)
-                self._fire(queue, schedule, last, now)
-                following = next(schedule.slots_after(last), None)
-                if following:
-                    # One that was due is looked at again, whatever came of it.
-                    waits.append((following - now).total_seconds() if following > now else RETRY)
+            try:
+                waits += self._fire_all(queue, schedules)
+            except RedisError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
         return min(waits)
+
+    def _fire_all(self, queue: Queue, schedules: Sequence[Schedule]) -> list[float]:
+        waits: list[float] = []
+        now, last_slots = datetime.fromtimestamp(queue.now(), UTC), queue.last_slots()
+        for schedule in schedules:
+            stored = last_slots.get(schedule.name)
+            if stored is None or stored > _ms(now) + STEP:
+                last_slots[schedule.name] = self._begin(queue, schedule, _ms(now), stored)
+            last_ms = self._last[schedule.name] = last_slots[schedule.name]
+            last = datetime.fromtimestamp(last_ms / 1000, UTC)
+            try:
+                self._fire(queue, schedule, last, now)
+            except ResponseError as error:
+                if is_outage(error):
+                    raise
+                extra = {"queue": queue.name, "schedule": schedule.name}
+                self._tell(schedule, last_ms, "cannot fire a slot", describe(error), extra)
+            following = next(schedule.slots_after(last), None)
+            if following:
+                # One that was due is looked at again, whatever came of it.
+                waits.append((following - now).total_seconds() if following > now else RETRY)
+        return waits
 
     def _begin(self, queue: Queue, schedule: Schedule, now_ms: int, ahead_ms: int | None) -> int:
         """Store a last slot where Redis has none, or one that lies ahead, and return it."""
@@ -187,6 +214,12 @@ class Clockwork:
             log.warning("the last slot lies ahead, so the clock of redis was set back: schedule goes on", extra=extra)
         return last_ms
 
+    def _tell(self, schedule: Schedule, when: int, message: str, cause: str, extra: Mapping[str, object]) -> None:
+        """Log an error of a schedule, once for each `when`: it is tried again every second."""
+        if self._told.get(schedule.name) != (when, message):
+            self._told[schedule.name] = (when, message)
+            log.error(message, extra={**extra, "cause": cause})
+
     def _fire(self, queue: Queue, schedule: Schedule, last: datetime, now: datetime) -> None:
         for slot, runs in schedule.due(last, now):
             extra: dict[str, str | None] = {
@@ -196,8 +229,8 @@ class Clockwork:
             }
             try:
                 job = schedule.job(slot, self._registry[schedule.kind]) if runs else None
-            except BadJob as error:
-                log.error("slot has no valid job", extra=extra | {"cause": str(error)})
+            except Exception as error:  # noqa: BLE001  # the application's code makes it, and other schedules go on
+                self._tell(schedule, _ms(slot), "slot has no valid job", str(error), extra)
                 return
             extra["jobId"] = job.id if job else None
             match queue.fire(schedule.name, _ms(slot), job):

@@ -16,7 +16,7 @@ from jobs.commands.store import connected, one_line
 from jobs.database import open_pool
 from jobs.ledger import EMPTY, MARKS, NOBODYS, Chosen, Selection
 from jobs.plan import Plan, Planned
-from redisq.cli import JSON_OPTION, say, show_document, show_table, track
+from redisq.cli import JSON_OPTION, Exit, Failed, say, show_document, show_table, track
 
 _FEW = 3  # pages that are named one by one
 _KINDS: dict[str, frozenset[Chosen]] = {
@@ -93,6 +93,8 @@ def backfill(
         show_table(tuple(counts), [tuple(counts.values())])
         with connected(settings) as connection:
             say("\n".join(_sentences(connection, total, selection, first, last)))
+    if total.left_out:
+        raise Failed(f"{total.left_out:,} days could not be enqueued: the log of reconcile names them", Exit.PARTIAL)
 
 
 def _sentences(
