@@ -11,6 +11,9 @@ from redisq.outage import Outage
 from redisq.queue import Queue
 
 MARGIN = 0.25  # of the lease: a worker stops trusting it so long before a reaper may take it
+# Of the lease: it is not renewed any more when the claim loop has not gone round for so long. The last beat came then a
+# sixth of the lease after that began, or later: a loop that stands still for one whole lease has not lost it yet.
+STANDSTILL = 0.5
 
 log = logging.getLogger("redisq.worker")
 
@@ -18,6 +21,7 @@ log = logging.getLogger("redisq.worker")
 class Pulse:
     """Renews the lease from its own thread and connection, and knows whether it still holds.
 
+    Only while the claim loop goes round: a worker that stands still must lose its jobs to others.
     An epoch is a time in which the lease never lapsed. What was claimed in an earlier one belongs to somebody else.
     """
 
@@ -31,6 +35,7 @@ class Pulse:
         wake: Callable[[], None],
     ) -> None:
         self.epoch = 0
+        self.turned = time.monotonic()  # when the claim loop last went round; the loop itself says so
         self._queue, self._worker, self._info, self._wake = queue, worker, info, wake
         self._lease, self._outage = lease, outage
         self._renewed = float("-inf")
@@ -39,6 +44,7 @@ class Pulse:
 
     def start(self) -> None:
         """Take the lease, then keep it. Raise `redis.RedisError` when it cannot be taken."""
+        self.turned = time.monotonic()
         self._beat()
         self._thread.start()
 
@@ -56,8 +62,14 @@ class Pulse:
         return epoch == self.epoch and time.monotonic() - self._renewed < self._lease * (1 - MARGIN)
 
     def _beat_on(self) -> None:
-        failing = False
-        while not self._stop.wait(0.5 if failing else self._lease / 3):
+        failing = standing = False
+        while not self._stop.wait(0.5 if failing or standing else self._lease / 3):
+            if standing != self._stands_still():
+                standing = not standing
+                told = "stands still, so the lease is not renewed" if standing else "goes round again"
+                log.error(f"the claim loop {told}", extra={"worker": self._worker})
+            if standing:
+                continue
             try:
                 self._beat()
             except RedisError as error:
@@ -66,6 +78,9 @@ class Pulse:
             else:
                 self._outage.worked("heartbeat")
                 failing = False
+
+    def _stands_still(self) -> bool:
+        return time.monotonic() - self.turned > self._lease * STANDSTILL
 
     def _beat(self) -> None:
         sent = time.monotonic()

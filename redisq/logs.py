@@ -1,10 +1,7 @@
 """The log of a service: one JSON line for each record, redacted."""
 
 import logging
-import sys
-import threading
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from itertools import islice
@@ -15,6 +12,7 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.defaults import unknown_default
 from pythonjsonlogger.orjson import OrjsonFormatter, orjson_default
 
+from redisq.outlet import Outlet
 from redisq.redaction import is_harmless, names_a_secret, redact
 
 _RESERVED = frozenset(RESERVED_ATTRS)  # what every record has; the rest was given as `extra`
@@ -25,10 +23,12 @@ _DEEPEST = 20  # levels of what is given as `extra`
 _STANDARD = len(logging.LogRecord("", 0, _NOWHERE, 0, "", (), None).__dict__)  # of those, that a record begins with
 
 
-def log_json(level: str) -> "TurnHandler":
-    """Write every log record to stderr as one JSON line, redacted; return the handler, to be flushed by the turn."""
-    handler = TurnHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter())
+def log_json(level: str, outlet: Outlet | None = None) -> "TurnHandler":
+    """Write every log record as one JSON line, redacted, to `outlet`, which is stderr when there is none.
+
+    Return the handler, to be flushed by the turn.
+    """
+    handler = TurnHandler(outlet or Outlet(2))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # No line says it, and each record would pay for finding it out (the logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -57,17 +57,19 @@ def _template(logger: logging.Logger, level: int, message: str) -> dict[str, Any
     return logger.makeRecord(logger.name, level, _NOWHERE, 0, message, (), None).__dict__
 
 
-class TurnHandler(logging.StreamHandler[Any]):
+class TurnHandler(logging.Handler):
     """Writes each record at once, but what the claim loop tells of its jobs once a turn, with `flush`.
 
     While a line is written, other threads run; a loop that writes one for each job waits for all of them each time.
     What is lost when the process is killed in the middle of a turn are lines of that turn: Redis has counted the jobs.
+    A line for which the outlet has no room is lost; the next that gets through says how many were.
     """
 
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
-        self._writing = threading.RLock()  # protects the stream and the lines that wait for it
-        self._waiting: list[str] = []
+    def __init__(self, outlet: Outlet) -> None:
+        super().__init__()
+        self.outlet = outlet
+        self.setFormatter(_JsonFormatter(has_time=not outlet.is_journal))
+        self._lost = 0
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Take in a record, as the base class does.
@@ -76,33 +78,34 @@ class TurnHandler(logging.StreamHandler[Any]):
         """
         is_wanted = bool(self.filter(record))
         if is_wanted:
-            with self._writing:
+            with self.outlet.lock:
                 self.emit(record)
         return is_wanted
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a line for the turn, or write it with all that waits."""
+        if self._lost:
+            record.lostLines = self._lost
         try:
-            self._waiting.append(self.format(record))
+            line = self.format(record)
         except Exception:  # noqa: BLE001  # as the base class does: what cannot be formatted must not end its thread
             self.handleError(record)
+            return
+        self._lost = 0 if self.outlet.put(line, record.levelno) else self._lost + 1
         if record.name != "redisq.worker" or record.levelno > logging.INFO:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits. With nothing to write it waits for nobody: whoever writes may be held up by a reader."""
-        if not self._waiting:
-            return
-        with self._writing:
-            # The disk of the log may be full, or its reader gone: there is nowhere left to say it.
-            with suppress(OSError):
-                self.stream.write("\n".join([*self._waiting, ""]))
-                self.stream.flush()
-            self._waiting.clear()  # last: what a time limit cuts off here is told once more and not lost
+        """Write what waits, as far as its reader takes it."""
+        self.outlet.send()
 
 
 class _JsonFormatter(OrjsonFormatter):
-    """Level, logger, message, what was given as `extra`, and the time."""
+    """Level, logger, message, what was given as `extra`, and the time, unless whoever reads it adds that."""
+
+    def __init__(self, *, has_time: bool = True) -> None:
+        super().__init__()
+        self._has_time = has_time
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         """Do what the base class does when it is told so by its settings, in a third of the time."""
@@ -111,7 +114,8 @@ class _JsonFormatter(OrjsonFormatter):
         for name, value in islice(record.__dict__.items(), _STANDARD, None):
             if name not in _RESERVED and name[0] != "_":
                 log_data[name] = value
-        log_data["time"] = datetime.fromtimestamp(record.created, tz=UTC)
+        if self._has_time:
+            log_data["time"] = datetime.fromtimestamp(record.created, tz=UTC)
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         """Redact every text, however deep. One look at all is enough for most lines, which have nothing to hide."""

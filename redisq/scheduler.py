@@ -151,7 +151,7 @@ class Keeper:
                 break
         if back or dead or beat:
             extra = {"queue": self.queue.name, "worker": worker, "back": back, "dead": dead}
-            log.warning("reaped a worker that is gone", extra=extra)
+            log.log(logging.ERROR if dead else logging.WARNING, "reaped a worker that is gone", extra=extra)
 
 
 class Clockwork:

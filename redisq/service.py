@@ -5,13 +5,12 @@ import faulthandler
 import gc
 import logging
 import os
-import signal
+import resource
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
 
 from redis.exceptions import RedisError
 
@@ -22,15 +21,20 @@ from redisq.fitness import Fitness
 from redisq.job import Registry
 from redisq.keys import check_name
 from redisq.logs import TurnHandler, log_json
+from redisq.outlet import Outlet, Printed, hold_standard_streams
 from redisq.queue import Queue
 from redisq.redaction import redact
 from redisq.scheduler import Clockwork, Keeper, Presence, Scheduler
 from redisq.schedules import check_schedules, oddities, schedules_in_force
 from redisq.server import connect, describe, require_fit
+from redisq.signals import heed
 from redisq.worker import Worker
 
 # Seconds until the same is told again, the watchdog too: a busy loop turns thousands of times in it.
 SAY = 1.0
+LEAVE = 15.0  # seconds after the grace in which a service has ended, whatever holds it up
+FLUSH = 1.0  # seconds that the reader of the log gets at the end
+FILES, FILES_OF_A_SLOT = 32, 4  # open files and connections: of a worker, and of each slot with its stores and provider
 
 log = logging.getLogger("redisq.service")
 
@@ -96,12 +100,30 @@ class Notifier:
         return self._is_heard
 
 
-def _on_signals(stop: Callable[[], None]) -> None:
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        stop()
+def _begin() -> Outlet:
+    """Take care of the standard streams before anything else is opened; return the outlet for the log.
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
+    What is printed past the log waits for its reader as little as the log does.
+    """
+    hold_standard_streams()
+    outlet = Outlet(2)
+    sys.stdout, sys.stderr = Printed(Outlet(1), logging.INFO), Printed(outlet, logging.ERROR)
+    return outlet
+
+
+def _stop_within(seconds: float, outlet: Outlet) -> None:
+    """End the process after `seconds`, whatever holds it up; what that is, its last lines tell."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=outlet.fileno())
+
+
+def _check_open_files(settings: Settings) -> None:
+    needed = FILES + FILES_OF_A_SLOT * settings.slots
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        log.warning(
+            f"may run out of files and connections: {settings.slots} slots need {needed}, the limit is {limit}: set "
+            f"LimitNOFILE={needed} in the unit, or ulimit -n {needed}"
+        )
 
 
 def _wait_for_redis(
@@ -163,8 +185,21 @@ def collect_seldom() -> None:
     gc.set_threshold(10_000)  # a turn of many slots makes thousands of objects and leaves none
 
 
-def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
-    """Run one worker until a signal; return the exit code: 0 drained, 1 must be restarted, 2 bad settings."""
+def worker_main(
+    registry: Registry, argv: Sequence[str] | None = None, *, before: Callable[[], object] = lambda: None
+) -> int:
+    """Run one worker until a signal; return the exit code: 0 drained, 1 must be restarted, 2 bad settings.
+
+    `before` is called before the first job and may raise `RedisqError`: a setting of the application cannot be used.
+    """
+    outlet = _begin()
+    try:
+        return _work(registry, argv, before, outlet)
+    finally:
+        outlet.drain(FLUSH)
+
+
+def _work(registry: Registry, argv: Sequence[str] | None, before: Callable[[], object], outlet: Outlet) -> int:
     parser = argparse.ArgumentParser(description="Run one worker. Settings come from the environment; see the README.")
     parser.add_argument("--queue", default="default", help="QUEUE, or QUEUE:N for the Nth worker of a queue")
     queue_name = parser.parse_args(argv).queue.partition(":")[0]
@@ -172,11 +207,12 @@ def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
         check_name(queue_name, "queue")
         settings = Settings.from_environment()
         client = connect(settings)
+        before()
     except RedisqError as error:
         print(f"worker: {error}", file=sys.stderr)  # noqa: T201  # there is no log yet
         return 2
-    faulthandler.enable()  # a watchdog's SIGABRT then leaves the stack of every thread in the journal
-    lines = log_json(settings.log_level)
+    lines = log_json(settings.log_level, outlet)
+    logging.captureWarnings(capture=True)
     notifier = Notifier()
     told = _Told(notifier, lines, queue_name, lambda: worker.healthy() and keeping.is_alive())
     worker = Worker(queue_name, registry, settings, lambda timeout: connect(settings, timeout=timeout), told)
@@ -187,17 +223,18 @@ def worker_main(registry: Registry, argv: Sequence[str] | None = None) -> int:
     stopping = threading.Event()
 
     def stop() -> None:
+        _stop_within(LEAVE if stopping.is_set() else settings.grace + LEAVE, outlet)
         stopping.set()
         worker.stop()
 
-    _on_signals(stop)
+    heed(stop, outlet.fileno())
+    _check_open_files(settings)
     if not _wait_for_redis(worker.prepare, notifier, settings, stopping):
         return 0
     collect_seldom()
     keeping.start()
     notifier.ready()
     code = worker.run()
-    lines.flush()
     keeper.stop()
     return code
 
@@ -207,6 +244,14 @@ def scheduler_main(registry: Registry, own: Sequence[Schedule], argv: Sequence[s
 
     `own` are the application's own schedules; the file that `REDISQ_SCHEDULES` names replaces them.
     """
+    outlet = _begin()
+    try:
+        return _schedule(registry, own, argv, outlet)
+    finally:
+        outlet.drain(FLUSH)
+
+
+def _schedule(registry: Registry, own: Sequence[Schedule], argv: Sequence[str] | None, outlet: Outlet) -> int:
     argparse.ArgumentParser(description="Run one scheduler. Settings come from the environment.").parse_args(argv)
     try:
         settings = Settings.from_environment()
@@ -216,8 +261,8 @@ def scheduler_main(registry: Registry, own: Sequence[Schedule], argv: Sequence[s
     except RedisqError as error:
         print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201  # there is no log yet
         return 2
-    faulthandler.enable()
-    log_json(settings.log_level)
+    lines = log_json(settings.log_level, outlet)
+    logging.captureWarnings(capture=True)
     notifier = Notifier()
     queues = [Queue(client, name, settings.prefix) for name in registry.queues]
     presence = Presence(queues, settings.lease)
@@ -228,7 +273,12 @@ def scheduler_main(registry: Registry, own: Sequence[Schedule], argv: Sequence[s
     )
     stopping = threading.Event()
     scheduling = threading.Thread(target=scheduler.run, name="scheduler", daemon=True)
-    _on_signals(stopping.set)
+
+    def stop() -> None:
+        _stop_within(LEAVE, outlet)
+        stopping.set()
+
+    heed(stop, outlet.fileno())
 
     def prepare() -> None:
         _require_all_fit(queues)
@@ -242,6 +292,7 @@ def scheduler_main(registry: Registry, own: Sequence[Schedule], argv: Sequence[s
     scheduling.start()
     notifier.ready()
     while not stopping.wait(0.5) and scheduling.is_alive():
+        lines.flush()
         notifier.status(f"{'keeping' if scheduler.connected else 'waiting for redis, for'} {len(queues)} queues")
         if time.monotonic() - scheduler.ticked < 10:  # its slowest honest tick: a few timeouts of a frozen Redis
             notifier.progress()

@@ -3,7 +3,7 @@
 The *claim loop* is the only one that decides: it claims, settles and watches time limits, one round trip a turn.
 *Slots* run handlers, and a slot that has ended one turns the loop: nobody has to be woken for that, and what a turn
 has sent is answered while handlers run. The *doorbell* waits in BLMOVE while there is nothing to do. The *pulse* renews
-the lease. They speak to the claim loop through one queue of events.
+the lease while the claim loop goes round. They speak to the claim loop through one queue of events.
 """
 
 import logging
@@ -289,6 +289,7 @@ class Worker:
         # ghosts were looked after by the turn that sent the claim.
         if not claimed or self._wanted() or not self._events.empty():
             self._ask_and_tell()
+        self._pulse.turned = time.monotonic()
         self._observer.turned(
             running=len(self._held),
             slots=self._settings.slots,

@@ -5,6 +5,8 @@ Run as a program it is one of those processes: `python -m tests.harness worker -
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import signal
 import socket
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -152,6 +155,22 @@ def application(stage: Stage) -> Registry:
         stage.ran(delivery)
         raise Permanent("hopeless", "no attempt can help")
 
+    def say(task: Task, delivery: Delivery) -> None:
+        stage.ran(delivery)
+        print(f"{task.key}\nand a second line")  # noqa: T201  # the worst of habits
+        print(f"{task.key} is wrong", file=sys.stderr)  # noqa: T201  # as above
+        delivery.log.warning("first line\nsecond line")
+        warnings.warn("a library is old", stacklevel=1)
+        threading.Thread(target=lambda: 1 / 0).start()
+
+    def litter(_task: Task, delivery: Delivery) -> None:
+        stage.ran(delivery)
+        rubbish: list[Any] = [[] for _ in range(2_000_000)]
+        for each in rubbish:
+            each.append(each)
+        del rubbish, each
+        gc.collect()
+
     def pause(task: Task, delivery: Delivery) -> None:
         stage.ran(delivery)
         if not stage.gate_is_open(task.key):
@@ -168,6 +187,8 @@ def application(stage: Stage) -> Registry:
             Kind(name="retry", payload=Task, handler=retry, key=_key, backoff=soon),
             Kind(name="defer", payload=Task, handler=defer, key=_key),
             Kind(name="permanent", payload=Task, handler=permanent, key=_key),
+            Kind(name="say", payload=Task, handler=say, key=_key),
+            Kind(name="litter", payload=Task, handler=litter, key=_key),
             Kind(name="pause", payload=Task, handler=pause, key=lambda task: f"{task.key}:{task.integrationId}"),
         ],
         log_fields=LOG_FIELDS,
@@ -429,8 +450,24 @@ class Systemd:
         self._socket.close()
 
 
+class Held(logging.Handler):
+    """A log of the application's own, where the claim loop stands still while a test holds it."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self._stage = stage
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Hold it: not in `emit`, which is called with a lock that every other thread would wait for, too."""
+        held = self._stage.directory / "hold-the-claim-loop"
+        while record.getMessage() == "job done" and held.exists():
+            time.sleep(0.01)
+        return True
+
+
 def main(role: str, *arguments: str) -> int:
     registry = application(Stage(Path(os.environ["STAGE"])))
+    logging.getLogger("redisq.worker").addHandler(Held(Stage(Path(os.environ["STAGE"]))))
     redisq.worker.RETURN = float(os.environ.get("RETURN", redisq.worker.RETURN))
     roles: dict[str, Callable[[], int]] = {
         "worker": lambda: worker_main(registry, arguments),

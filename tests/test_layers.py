@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 # From the bottom up. A module imports from rows below its own, never from its own or from above.
 LAYERS = (
-    ("errors", "redaction", "failpoints", "durations", "units"),
+    ("errors", "redaction", "failpoints", "durations", "units", "outlet", "signals"),
     ("keys", "backoff", "config", "logs"),
     ("job",),
     ("cron", "scripts", "topology"),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-import io
 import logging
 import os
 import select
-import sys
 import threading
 import time
 from collections import deque
@@ -23,6 +21,7 @@ from pythonjsonlogger.orjson import OrjsonFormatter
 
 from redisq import Delivery, Kind, Registry, TimeLimitExceeded, protect, redaction
 from redisq.logs import TurnHandler, log_json, quick_record
+from redisq.outlet import Outlet
 from redisq.queue import Claimed
 from redisq.slots import Done, Failed, Run, Slots
 from tests.waiting import eventually, patience
@@ -49,7 +48,7 @@ def handler() -> Iterator[TurnHandler]:
     yield handler
     root.removeHandler(handler)
     # One that a test left taken would hold up the interpreter's end.
-    handler.lock = handler._writing = threading.RLock()
+    handler.lock = handler.outlet.lock = threading.RLock()
     root.setLevel(level)
     for other in before:
         root.addHandler(other)
@@ -60,10 +59,10 @@ def handler() -> Iterator[TurnHandler]:
 def written(handler: TurnHandler) -> Iterator[int]:
     """The end of a pipe where the log comes out."""
     out, into = os.pipe()
-    with os.fdopen(into, "w") as stream:
-        handler.setStream(stream)
-        yield out
+    handler.outlet = Outlet(into)
+    yield out
     os.close(out)
+    os.close(into)
 
 
 def lines(out: int) -> list[str]:
@@ -94,31 +93,31 @@ def test_whatever_else_is_told_is_written_at_once_and_in_order(say: object, writ
 def test_a_full_disk_stops_nobody_and_the_log_goes_on_when_there_is_room(handler: TurnHandler) -> None:
     """The jobs matter more than what is said of them."""
     out, into = os.pipe()
-    with open("/dev/full", "w") as stream:
-        handler.setStream(stream)
-        WORKER.info("while it is full")
-        handler.flush()
-        WORKER.warning("still full")
-        os.dup2(into, stream.fileno())
-        os.close(into)
-        WORKER.warning("there is room")
-        assert lines(out)[-1] == "there is room"
-        handler.setStream(sys.stderr)
-    os.close(out)
+    full = os.open("/dev/full", os.O_WRONLY)
+    handler.outlet = Outlet(full)
+    WORKER.info("while it is full")
+    handler.flush()
+    WORKER.warning("still full")
+    os.dup2(into, handler.outlet.fileno())
+    WORKER.warning("there is room")
+    assert lines(out) == ["while it is full", "still full", "there is room"]
+    for descriptor in (out, into, full):
+        os.close(descriptor)
 
 
-def test_lines_are_not_lost_when_a_time_limit_strikes_their_writer(handler: TurnHandler, written: int) -> None:
+def test_lines_are_not_lost_when_a_time_limit_strikes_their_writer(
+    handler: TurnHandler, written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A handler's own line writes what the claim loop has told of other jobs."""
 
-    class Struck(io.StringIO):
-        def write(self, _text: str) -> int:
-            raise TimeLimitExceeded
+    def struck(_piece: bytes) -> int:
+        raise TimeLimitExceeded
 
     WORKER.info("job done")
-    stream, handler.stream = handler.stream, Struck()
-    with pytest.raises(TimeLimitExceeded):
-        JOB.info("still here")
-    handler.stream = stream
+    with monkeypatch.context() as patch:
+        patch.setattr(handler.outlet, "_write", struck)
+        with pytest.raises(TimeLimitExceeded):
+            JOB.info("still here")
     handler.flush()
     assert lines(written) == ["job done", "still here"]
     handler.flush()
@@ -127,7 +126,7 @@ def test_lines_are_not_lost_when_a_time_limit_strikes_their_writer(handler: Turn
 
 def test_a_turn_with_nothing_to_tell_waits_for_nobody(handler: TurnHandler) -> None:
     """A slot may be held up in the middle of its line by whoever should read the log."""
-    with handler._writing:
+    with handler.outlet.lock:
         turn = threading.Thread(target=handler.flush, daemon=True)
         turn.start()
         turn.join(patience())
@@ -163,7 +162,7 @@ def test_a_time_limit_that_strikes_in_the_middle_of_a_line_leaves_the_log_to_oth
     slots = Slots(4, Registry([kind]), "default", "worker", lambda _run: True, ended.put, lambda: None)
     envelope = kind.job(Nothing()).encode()
     with open(os.devnull, "w") as nowhere:
-        handler.setStream(nowhere)
+        handler.outlet = Outlet(nowhere.fileno())
         for _ in range(50):
             runs = [Run(Claimed("talk:1", "token", envelope, 0, 0), 0.0, 1) for _ in range(4)]
             for run in runs:
@@ -172,7 +171,6 @@ def test_a_time_limit_that_strikes_in_the_middle_of_a_line_leaves_the_log_to_oth
                 eventually(lambda run=run: run.thread, every=0)
                 assert slots.interrupt(run, time.monotonic())
             assert {ended.get(timeout=patience()).outcome.__class__ for _ in runs} == {Failed}
-        handler.setStream(sys.stderr)
 
 
 @pytest.mark.usefixtures("handler")

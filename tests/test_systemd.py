@@ -6,6 +6,7 @@ worker of the queue `held` starts and how patient the watchdog is; the sandbox i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from redis.exceptions import RedisError
 
 from redisq import Queue, Settings, connect
 from tests.image import debian, engine
-from tests.image.held_jobs import HOG, HOLD, Held
+from tests.image.held_jobs import DIE, HOG, HOLD, Held
 from tests.image.machine import Machine, booted
 from tests.waiting import eventually
 
@@ -183,6 +184,42 @@ def test_a_redis_restart_is_survived_by_the_same_process(
     _let_end(redis, "next")
     eventually(lambda: queue.where(["hold:next"]) == [None])
     assert (machine.show(worker, "MainPID"), machine.show(worker, "NRestarts")) == (main, "0")
+
+
+def test_the_journal_shows_jobs_that_died_among_the_errors(machine: Machine, worker: str, queue: Queue) -> None:
+    """Its priorities are what an operator filters by and an alert is made of; and it knows the time by itself."""
+    queue.enqueue_many([DIE.job(Held("soon")), HOLD.job(Held("later"))])
+    eventually(lambda: queue.where(["die:soon"]) == ["dead"], within=20)
+    errors = eventually(lambda: _lines(machine, worker, "err"), within=20)
+    [dead] = [json.loads(line) for line in errors if line.startswith("{")]
+    assert (dead["message"], dead["jobId"], "time" in dead) == ("job dead", "die:soon", False)
+    assert [line for line in errors if not line.startswith("{")] == ["die:soon is about to die", "in two lines"]
+    assert any('"worker started"' in line for line in _lines(machine, worker, "info"))
+
+
+def test_a_hangup_and_a_question_for_the_stacks_end_no_worker(
+    machine: Machine, redis: Redis, worker: str, queue: Queue
+) -> None:
+    """`systemctl kill` sends whatever it is told, by mistake too."""
+    main = machine.show(worker, "MainPID")
+    queue.enqueue(HOLD.job(Held("asked")))
+    _began(redis, "asked", times=1)
+    for signal in ("HUP", "USR1", "USR2", "ALRM"):
+        machine.run("systemctl", "kill", f"--signal={signal}", "--kill-whom=main", worker)
+    eventually(lambda: "held_jobs.py" in machine.journal(worker), within=20)
+    assert "ignores SIGHUP" in machine.journal(worker)
+    _let_end(redis, "asked")
+    eventually(lambda: queue.where(["hold:asked"]) == [None], within=20)
+    assert (machine.show(worker, "MainPID"), redis.llen("began:asked")) == (main, 1)
+
+
+def _lines(machine: Machine, unit: str, priority: str) -> list[str]:
+    """Return what the present run of a unit said with this priority, or a more urgent one."""
+    run = machine.show(unit, "InvocationID")
+    shown = machine.run(
+        "journalctl", "--no-pager", "--output=cat", f"--priority={priority}", f"_SYSTEMD_INVOCATION_ID={run}"
+    )
+    return [line for line in shown.splitlines() if line]
 
 
 def _until(machine: Machine, unit: str, name: str, beginning: str) -> None:

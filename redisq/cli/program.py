@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 from redisq.cli.loading import load
 from redisq.cli.outcome import EXIT_CODES, Exit, Failed
 from redisq.cli.services import adopt_settings
+from redisq.outlet import hold_standard_streams
 from redisq.units import Units
 
 Commands = Mapping[str, tuple[str, str]]  # name -> (reference of the click command, its line in the help)
@@ -83,9 +84,7 @@ class Program(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program. A stream that its caller has closed swallows what is written to it."""
-        for name in ("stdout", "stderr"):
-            if getattr(sys, name) is None:
-                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # as long as the process lives
+        hold_standard_streams()
         try:
             return super().main(*args, **kwargs)
         finally:

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-from redisq import Delivery, Kind, Registry, Settings, connect
+from redisq import Delivery, Kind, Permanent, Registry, Settings, connect
 from redisq.service import worker_main
 
 
@@ -31,8 +31,15 @@ def hog(payload: Held, _delivery: Delivery) -> None:
     redis.rpush(f"ended:{payload.name}", "done")
 
 
+def die(_payload: Held, delivery: Delivery) -> None:
+    """Fail for good, after a line of its own that goes past the log."""
+    print(f"{delivery.job.id} is about to die\nin two lines", file=sys.stderr)  # noqa: T201  # a handler's bad habit
+    raise Permanent("hopeless", "no attempt can help")
+
+
 HOLD = Kind(name="hold", payload=Held, handler=hold, key=lambda held: held.name, queue="held", time_limit=90.0)
 HOG = Kind(name="hog", payload=Held, handler=hog, key=lambda held: held.name, queue="held")
+DIE = Kind(name="die", payload=Held, handler=die, key=lambda held: held.name, queue="held")
 
 if __name__ == "__main__":
-    sys.exit(worker_main(Registry([HOLD, HOG])))
+    sys.exit(worker_main(Registry([HOLD, HOG, DIE])))
