@@ -20,7 +20,7 @@ from redisq.service import Notifier
 from tests.harness import LEASE, Crew, Process, Stage, Systemd, assert_conserved, census, job
 from tests.proxy import Proxy, load
 from tests.redis_users import as_user, private_redis
-from tests.waiting import eventually, patience
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -345,7 +345,7 @@ def test_a_scheduler_shows_that_it_lives_from_its_start_to_its_stop(redis_url: s
         assert (entry.info["pid"], entry.info["queues"]) == (scheduler.pid, "default")
         eventually(lambda: queue.schedulers()[0].beat != entry.beat)
         scheduler.signal(signal.SIGTERM)
-        assert scheduler.wait(patience()) == 0
+        assert scheduler.wait() == 0
         assert queue.schedulers() == []
 
 
