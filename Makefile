@@ -141,6 +141,8 @@ installed:
 	  if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; fi
 	@echo "Installed. Next: edit $(CONFDIR)/redisq.env, put the secrets into $(CONFDIR)/credentials/,"
 	@echo "run 'redisq db upgrade', then 'systemctl enable --now redisq.target'."
+	@echo "After each start or restart of redisq.target: 'systemctl list-units --failed \"redisq*\"' and 'redisq doctor',"
+	@echo "for systemctl ends with 0 even if a unit could not use its settings."
 
 # A worker that drains still needs its programs, so they go after it. The template stands for all its instances.
 uninstall:

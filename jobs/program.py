@@ -6,6 +6,7 @@ PROGRAM = Program(
     Parts(
         queues=("default", "backfill"),
         registry="jobs.app:application.registry",
+        settings="jobs.settings:JobSettings",
         schedules="jobs.schedules:SCHEDULES",
         option_names={"organizationId": "org", "integrationId": "integration"},
         commands={
@@ -23,6 +24,7 @@ PROGRAM = Program(
         units=Units(
             worker="redisq-worker@{queue}",
             scheduler="redisq-scheduler",
+            target="redisq.target",
             pauses={"database_away": "`redisq doctor` says why; if it is down: systemctl restart postgresql"},
         ),
         before_enqueue="jobs.commands.hooks:note_wish",

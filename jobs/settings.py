@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import get_type_hints
+from typing import ClassVar, get_type_hints
 from urllib.parse import urlsplit
 
 from psycopg import ProgrammingError
@@ -20,6 +20,9 @@ _LONGEST_DEADLINE = 366 * 86400.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettings:
     """Each field is the variable `REDISQ_<FIELD>`."""
+
+    CREDENTIALS: ClassVar[tuple[str, ...]] = ("database-password", "database-owner-password", "token-key", "app-secret")
+    ADDRESSES: ClassVar[Mapping[str, Callable[[str], str]]] = {"database_url": lambda url: _address(_dsn(url, None))}
 
     database_url: str = field(default="postgresql://redisq@127.0.0.1/redisq", repr=False)
     graph_url: str = "https://graph.facebook.com"
@@ -50,8 +53,7 @@ class JobSettings:
     @property
     def database_address(self) -> str:
         """Where the database is, to be shown: without password."""
-        parts = conninfo_to_dict(self.database_url)
-        return f"{parts.get('host', 'local socket')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
+        return _address(self.database_url)
 
     @property
     def owner_url(self) -> str | None:
@@ -97,6 +99,11 @@ def _read(name: str, text: str, kind: object) -> object:
         return int(text) if kind is int else float(text)
     except ValueError:
         raise BadSettings(f"{name} is {text!r}, which is not a number") from None
+
+
+def _address(url: str) -> str:
+    parts = conninfo_to_dict(url)
+    return f"{parts.get('host', 'local socket')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
 
 
 def _dsn(url: str, password: str | None) -> str:

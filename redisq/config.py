@@ -3,9 +3,10 @@
 import logging
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit, urlunsplit
 
 from redisq.errors import BadSettings
@@ -22,9 +23,24 @@ _PORTS = {"sentinel": 26379}  # where a node's is not given; else 6379
 Address = tuple[str, int]
 
 
+class SettingsKind(Protocol):
+    """A dataclass of settings. Each field is the variable `REDISQ_<FIELD>`, but for those that are credentials."""
+
+    CREDENTIALS: ClassVar[tuple[str, ...]]  # names of secret files
+    ADDRESSES: ClassVar[Mapping[str, Callable[[str], str]]]  # field -> how its text is shown, without a password
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> object:
+        """Read the environment. Raise `BadSettings`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Each field is the variable `REDISQ_<FIELD>`. Times are seconds."""
+
+    CREDENTIALS: ClassVar[tuple[str, ...]] = ("redis-password",)
+    ADDRESSES: ClassVar[Mapping[str, Callable[[str], str]]] = {"redis_url": lambda url: without_password(url)}
 
     redis_url: str = field(default="redis://127.0.0.1:6379/0", repr=False)
     prefix: str = "redisq"  # of every key, so that two systems can share a Redis
@@ -87,21 +103,29 @@ def credential(name: str, environ: Mapping[str, str] = os.environ) -> str | None
 
     Looked for in the file that `REDISQ_<NAME>_FILE` names, then in systemd's `$CREDENTIALS_DIRECTORY`.
     """
-    variable = f"REDISQ_{name.upper().replace('-', '_')}_FILE"
-    if named := environ.get(variable):
-        path = Path(named)
-    elif directory := environ.get("CREDENTIALS_DIRECTORY"):
-        path = Path(directory, name)
-    else:
+    path, variable = credential_file(name, environ), _file_variable(name)
+    if path is None:
         return None
     try:
         secret = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        if isinstance(error, FileNotFoundError) and not named:
+        if isinstance(error, FileNotFoundError) and not environ.get(variable):
             return None
         raise BadSettings(f"{variable}: cannot read {path}: {error}") from None
     protect(secret)
     return secret or None
+
+
+def credential_file(name: str, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the file in which the secret `name` is looked for, None when nobody has named one."""
+    if named := environ.get(_file_variable(name)):
+        return Path(named)
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    return Path(directory, name) if directory else None
+
+
+def _file_variable(name: str) -> str:
+    return f"REDISQ_{name.upper().replace('-', '_')}_FILE"
 
 
 def with_password(url: str, password: str) -> str:

@@ -10,6 +10,7 @@ class Units:
 
     worker: str = ""  # the word {queue} in it stands for the queue
     scheduler: str = ""
+    target: str = ""  # of all of them together
     pauses: Mapping[str, str] = field(default_factory=dict)  # reason of a `Pause` -> what mends it, in half a sentence
 
     def restart_worker(self, queue: str) -> str:
@@ -19,6 +20,10 @@ class Units:
     def restart_scheduler(self) -> str:
         """Return what to append to the line about a scheduler that is missing."""
         return f": systemctl restart {self.scheduler}" if self.scheduler else ""
+
+    def restart_all(self) -> str:
+        """Return what to append to the line about a setting that was to be mended first."""
+        return f"; then systemctl restart {self.target}" if self.target else ""
 
     def mend_pause(self, reason: str) -> str:
         """Return what to append to the line about a worker that pauses."""

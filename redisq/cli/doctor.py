@@ -1,5 +1,6 @@
 """`redisq doctor`: checks everything that the promises rest on."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -7,6 +8,7 @@ from functools import partial
 import click
 from redis import Redis
 
+from redisq.cli.config import inspect_settings
 from redisq.cli.loading import load
 from redisq.cli.outcome import Exit, Failed
 from redisq.cli.output import JSON_OPTION, show_document, show_table
@@ -27,6 +29,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     session: Session = ctx.obj
     application: Mapping[str, Check] = load(session.parts.checks)
     checks = {
+        "settings": lambda: _settings(session),
         "redis": lambda: session.on_each_server(inspect_server),
         "durability": lambda: session.on_each_server(partial(_durability, session)),
         "workers": lambda: _runs(session),
@@ -39,8 +42,9 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     # Side by side: of a store that is silent each waits a few seconds for an answer.
     with ThreadPoolExecutor(len(checks)) as threads:
         for found, exit_code in threads.map(partial(_run, session), checks, checks.values()):
-            said = {finding.text for finding in findings if finding.level == "failed"}
-            findings += [finding for finding in found if finding.text not in said]  # one fault is told once
+            said = [finding.text for finding in findings if finding.level == "failed"]
+            # One fault is told once, though many checks meet it.
+            findings += [finding for finding in found if not any(finding.text in text for text in said)]
             code = max(code, exit_code)
     if any(finding.level == "failed" for finding in findings):
         code = max(code, Exit.FOUND)
@@ -64,6 +68,10 @@ def _run(session: Session, subject: str, check: Check) -> tuple[list[Finding], i
 
 def _durability(session: Session, redis: Redis) -> list[Finding]:
     return inspect_durability(redis, session.parts.healing, sentinels=session.settings.has_sentinels)
+
+
+def _settings(session: Session) -> list[Finding]:
+    return inspect_settings(session.kinds_of_settings, os.environ, session.parts.units, adopted=session.adopted)
 
 
 def _runs(session: Session) -> list[Finding]:

@@ -26,6 +26,7 @@ CORE: Commands = {
     "dlq": ("redisq.cli.dlq:dlq", "List, show, requeue and remove dead letters."),
     "schedule": ("redisq.cli.schedule:schedule", "Show the schedules and when they fire."),
     "doctor": ("redisq.cli.doctor:doctor", "Check everything that the promises rest on."),
+    "config": ("redisq.cli.config:config", "Show what is set, and where it comes from."),
     "completion": ("redisq.cli.completion:completion", "Print the completion script of a shell."),
 }
 
@@ -36,6 +37,7 @@ class Parts:
 
     queues: tuple[str, ...]  # the names of the registry's queues, known before it is loaded
     registry: str  # reference of the Registry
+    settings: str  # reference of the application's own settings, a `SettingsKind`
     schedules: str  # reference of the Schedules that hold without a file
     option_names: Mapping[str, str]  # of payload fields whose option is called otherwise: organizationId -> org
     commands: Commands  # the application's own
@@ -92,8 +94,8 @@ class Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; what a store or the library reports becomes one line, never a traceback."""
-        adopt_settings(os.environ)
-        ctx.obj = load("redisq.cli.session:Session")(self.parts)
+        adopted = adopt_settings(os.environ)
+        ctx.obj = load("redisq.cli.session:Session")(self.parts, adopted)
         try:
             with ctx.obj.one_line():
                 return super().invoke(ctx)

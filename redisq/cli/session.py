@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
@@ -14,7 +15,7 @@ from redisq.cli.loading import load
 from redisq.cli.outcome import Exit, Failed
 from redisq.cli.output import clean, say
 from redisq.cli.program import Parts, Program
-from redisq.config import Settings
+from redisq.config import Settings, SettingsKind
 from redisq.cron import Schedule
 from redisq.errors import BadJob, BadSettings, RedisqError, UnknownKind
 from redisq.job import Registry
@@ -43,13 +44,19 @@ _REMEDIES = {
 class Session:
     """One run of the program. Everything is read or opened when it is first asked for."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, adopted: Path | None = None) -> None:
         self.parts = parts
+        self.adopted = adopted  # the file of the services, when the settings were taken from it
 
     @cached_property
     def settings(self) -> Settings:
         """The settings. Raise `BadSettings`."""
         return Settings.from_environment()
+
+    @property
+    def kinds_of_settings(self) -> list[type[SettingsKind]]:
+        """The settings of the queue, and those of the application."""
+        return [Settings, load(self.parts.settings)]
 
     @cached_property
     def redis(self) -> Redis:
