@@ -14,6 +14,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from jobs import ledger, payloads
+from jobs.clock import Clock, Doubt, no_doubt
 from jobs.database import Pool
 from jobs.left_out import LeftOut
 from jobs.numbers import EXACT, MIXED, one_zone
@@ -25,7 +26,6 @@ _RUNS = 3  # how often one job starts over because a row changed under it; recon
 
 Kinds = Mapping[str, Kind[Any]]
 Queues = Callable[[str], Queue]
-Clock = Callable[[], dt.datetime]
 Outcome = Literal["value", "no_data", "pending", "failed", "unsupported", "refused", "unreadable"]
 
 _ALIVE_DAYS = 7  # in which a page was given a metric that others may lack
@@ -286,22 +286,30 @@ WHERE (o.inputs_hash, o.is_final) IS DISTINCT FROM (excluded.inputs_hash, exclud
 class Aggregate:
     """The handler of `aggregate`."""
 
-    def __init__(self, pool: Pool, clock: Clock) -> None:
+    def __init__(self, pool: Pool, clock: Clock, *, doubt: Doubt = no_doubt) -> None:
         self._pool = pool
         self._clock = clock
+        self._doubt = doubt
 
     def __call__(self, payload: payloads.Aggregate, delivery: Delivery) -> None:
         """Bring the organization's day up to date. Start over when rows changed during the run, up to three runs."""
+        now, why_not_final = self._clock(), self._doubt()
+        if why_not_final:
+            delivery.log.warning("nothing becomes final while clocks disagree", extra={"cause": why_not_final})
         with self._pool.connection() as connection:
             for _ in range(_RUNS):
-                changed = aggregate(connection, payload.organizationId, payload.day, now=self._clock())
+                changed = aggregate(
+                    connection, payload.organizationId, payload.day, now=now, may_be_final=not why_not_final
+                )
                 delivery.log.info("aggregated", extra={"changed": changed})
                 if not is_marked(connection, payload.organizationId, payload.day):
                     return
 
 
 @fail_points
-def aggregate(connection: Connection[Any], organization_id: str, day: dt.date, *, now: dt.datetime) -> int:
+def aggregate(
+    connection: Connection[Any], organization_id: str, day: dt.date, *, now: dt.datetime, may_be_final: bool = True
+) -> int:
     """Recompute one organization's day from its rows; return how many metrics changed."""
     with connection.transaction():
         where = [organization_id, day]
@@ -317,15 +325,21 @@ def aggregate(connection: Connection[Any], organization_id: str, day: dt.date, *
         with connection.cursor() as cursor:
             rows: Iterator[Row] = cursor.stream(_ROWS, where, size=_AT_ONCE)
             summaries = summarise(pages, rows, catalog)
-        changed = _store(connection, organization_id, day, summaries, now)
+        changed = _store(connection, organization_id, day, summaries, now, may_be_final=may_be_final)
         fail_point("aggregate.written")
         return changed
 
 
 def _store(
-    connection: Connection[Any], organization_id: str, day: dt.date, summaries: Sequence[Summary], now: dt.datetime
+    connection: Connection[Any],
+    organization_id: str,
+    day: dt.date,
+    summaries: Sequence[Summary],
+    now: dt.datetime,
+    *,
+    may_be_final: bool,
 ) -> int:
-    is_old = day < settled_before(now)
+    is_old = may_be_final and day < settled_before(now)
     dropped = connection.execute(
         "DELETE FROM org_metric_daily WHERE organization_id = %s AND day = %s AND metric <> ALL(%s)",
         [organization_id, day, [summary.metric for summary in summaries]],

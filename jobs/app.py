@@ -11,7 +11,8 @@ from redis import Redis
 
 from jobs import payloads
 from jobs.aggregate import Aggregate, FanIn
-from jobs.database import CONNECTIONS, database_errors, open_pool
+from jobs.clock import DatabaseClock
+from jobs.database import CONNECTIONS, Pool, database_errors, open_pool
 from jobs.ingest import Ingest
 from jobs.plan import Plan, Reconcile
 from jobs.providers.base import Provider
@@ -106,6 +107,15 @@ class Application:
         return connect(self.settings)
 
     @cached_property
+    def _pool(self) -> Pool:
+        settings = self.job_settings
+        return open_pool(settings.database_url, size=min(self.settings.slots, CONNECTIONS) + 2)
+
+    @cached_property
+    def _clock(self) -> DatabaseClock:
+        return DatabaseClock(self._pool)
+
+    @cached_property
     def _providers(self) -> dict[str, Provider]:
         settings = self.job_settings
         facebook = FacebookProvider(
@@ -113,24 +123,25 @@ class Application:
             version=settings.graph_version,
             app_secret=settings.app_secret,
             max_connections=self.settings.slots,  # no slot waits for another's
+            clock=self._clock,
         )
         providers: list[Provider] = [facebook]
         if settings.csv_directory:
-            providers.append(CsvProvider(Path(settings.csv_directory)))
+            providers.append(CsvProvider(Path(settings.csv_directory), clock=self._clock))
         return {provider.name: provider for provider in providers}
 
     @cached_property
     def _handlers(self) -> Handlers:
         settings, kinds = self.job_settings, self.registry
-        pool = open_pool(settings.database_url, size=min(self.settings.slots, CONNECTIONS) + 2)
+        pool, clock = self._pool, self._clock
         fan_in = FanIn(self.queue, kinds)
-        plan = Plan(pool, self.queue, kinds, fan_in)
+        plan = Plan(pool, self.queue, kinds, fan_in, clock=clock)
         deadline, max_age = dt.timedelta(seconds=settings.aggregate_deadline), settings.max_age_days
         return Handlers(
-            ingest=Ingest(pool, self.vault, self._providers, fan_in, _now, max_age_days=max_age),
-            aggregate=Aggregate(pool, _now),
+            ingest=Ingest(pool, self.vault, self._providers, fan_in, clock, max_age_days=max_age, doubt=clock.doubt),
+            aggregate=Aggregate(pool, clock, doubt=clock.doubt),
             plan=plan,
-            reconcile=Reconcile(pool, plan, fan_in, _now, deadline=deadline, max_age_days=max_age),
+            reconcile=Reconcile(pool, plan, fan_in, clock, deadline=deadline, max_age_days=max_age, doubt=clock.doubt),
         )
 
     def _ingest(self, payload: payloads.Ingest, delivery: Delivery) -> None:
@@ -167,10 +178,6 @@ def _day(payload: payloads.Plan) -> str:
 
 def _all(_payload: payloads.Reconcile) -> str:
     return "all"  # one at a time: a second one while the first waits would find the same
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
 
 
 application = Application()

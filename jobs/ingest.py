@@ -17,7 +17,8 @@ from psycopg import Connection
 from redis import RedisError
 
 from jobs import incidents, integrations, ledger, letters, metric_life, payloads
-from jobs.aggregate import LOOKBACK_DAYS, Clock, FanIn
+from jobs.aggregate import LOOKBACK_DAYS, FanIn
+from jobs.clock import DISAGREE, DISAGREE_WAIT, Clock, Doubt, no_doubt
 from jobs.database import Pool
 from jobs.integrations import Integration
 from jobs.ledger import Catalog, Entry, Kept
@@ -288,8 +289,10 @@ class Ingest:
         clock: Clock,
         *,
         max_age_days: int,
+        doubt: Doubt = no_doubt,
     ) -> None:
         self._pool = pool
+        self._doubt = doubt
         self._vault = vault
         self._providers = providers
         self._fan_in = fan_in
@@ -450,6 +453,8 @@ class Ingest:
                 return still_dead(entry, integration.refresh_reason or why_not)
             return skipped(entry, why_not)
         if (now.date() - entry.day).days > self._max_age_days:
+            if why := self._doubt():
+                return put_off(entry, DISAGREE_WAIT, DISAGREE, why, now)
             return out_of_range(entry, self._max_age_days)
         if integration.provider not in self._providers:
             return refused(entry, _unknown(integration.provider), now, is_last_attempt=delivery.is_last_attempt)

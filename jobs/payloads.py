@@ -8,20 +8,26 @@ import re
 from dataclasses import dataclass
 
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
-_EAST = dt.timezone(dt.timedelta(hours=14))  # where a day begins first
+_EAST = dt.timedelta(hours=14)  # from UTC to where a day begins first
 
 
 def parse_day(text: str) -> dt.date:
-    """Return the day that `text` (YYYY-MM-DD) names; raise `ValueError` when there is none or nowhere begun yet."""
+    """Return the day that `text` (YYYY-MM-DD) names; raise `ValueError` when there is none.
+
+    Whether it has begun is not asked here: a worker whose clock is behind must not give up a job for that.
+    """
     try:
         day = dt.date.fromisoformat(text)
     except (TypeError, ValueError):
         raise ValueError(f"date {text!r} is not a day of the calendar: write YYYY-MM-DD") from None
     if text != day.isoformat():  # 3.11 and later also read 20260102 and 2026-W01-1
         raise ValueError(f"date {text!r} is not written YYYY-MM-DD")
-    if day > dt.datetime.now(_EAST).date():
-        raise ValueError(f"date {text} has not begun anywhere on earth")
     return day
+
+
+def has_begun(day: dt.date, now: dt.datetime) -> bool:
+    """Tell whether `day` has begun somewhere on earth at `now`, a time in UTC."""
+    return day <= (now + _EAST).date()
 
 
 def check_name(field: str, name: str) -> None:

@@ -1,7 +1,6 @@
 """Puts into the queue what the ledger expects: of one day when it is planned, of every day when it is reconciled."""
 
 import datetime as dt
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
@@ -12,17 +11,19 @@ from psycopg import Connection
 from psycopg.errors import DeadlockDetected
 
 from jobs import ledger, letters, payloads
-from jobs.aggregate import Clock, FanIn, Kinds, Queues, settled_before
+from jobs.aggregate import FanIn, Kinds, Queues, settled_before
+from jobs.clock import Clock, Doubt, host_time, no_doubt
 from jobs.database import Pool
 from jobs.ledger import Open, Selection
 from jobs.left_out import LeftOut
-from redisq import Delivery, Enqueued, Job
+from redisq import Defer, Delivery, Enqueued, Job
 
 # One script's worth of jobs: the memory of a plan stays the same however many pages there are.
 CHUNK = 500
 # A Redis that was wiped has forgotten which slots of the daily plan it fired. The ledger sees a hole behind them: older
 # than this many days, for the last slot may only be late, and not older than so many.
 YOUNGEST_HOLE, OLDEST_HOLE = 2, 8
+NOT_BEGUN_WAIT = 600.0  # seconds until a day that has not begun is looked at again
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +51,17 @@ class Planned:
 class Plan:
     """The handler of `plan`, and the way to plan a day without a job."""
 
-    def __init__(self, pool: Pool, queues: Queues, kinds: Kinds, fan_in: FanIn) -> None:
+    def __init__(self, pool: Pool, queues: Queues, kinds: Kinds, fan_in: FanIn, *, clock: Clock = host_time) -> None:
         self._pool = pool
+        self._clock = clock
         self._queues = queues
         self._kinds = kinds
         self._fan_in = fan_in
 
     def __call__(self, payload: payloads.Plan, delivery: Delivery) -> None:
-        """Plan the payload's day for every page."""
+        """Plan the payload's day for every page. One that has not begun is put off: a clock was wrong."""
+        if not payloads.has_begun(payload.day, self._clock()):
+            raise Defer(NOT_BEGUN_WAIT, "not_begun", f"{payload.day} has not begun anywhere on earth")
         planned = self.plan(payload.day)
         delivery.log.info("planned", extra={"enqueued": planned.enqueued, "dead": planned.dead})
         LeftOut(planned.left_out).end()
@@ -105,7 +109,7 @@ class Plan:
         The newest day comes first, and the organizations take turns. A dead row whose dead letter is still there stays
         dead, until the operator requeues it.
         """
-        total, began, left_out = Planned(), time.time(), LeftOut()
+        total, began, left_out = Planned(), self._clock().timestamp(), LeftOut()
         with (
             self._pool.connection() as connection,
             ledger.open_rows(
@@ -164,18 +168,29 @@ class Reconcile:
     """The handler of `reconcile`: the ledger outlives the queue, and this is how."""
 
     def __init__(
-        self, pool: Pool, plan: Plan, fan_in: FanIn, clock: Clock, *, deadline: dt.timedelta, max_age_days: int
+        self,
+        pool: Pool,
+        plan: Plan,
+        fan_in: FanIn,
+        clock: Clock,
+        *,
+        deadline: dt.timedelta,
+        max_age_days: int,
+        doubt: Doubt = no_doubt,
     ) -> None:
         self._pool = pool
         self._plan = plan
         self._fan_in = fan_in
         self._clock = clock
+        self._doubt = doubt
         self._deadline = deadline
         self._max_age_days = max_age_days
 
     def __call__(self, _payload: payloads.Reconcile, delivery: Delivery) -> None:
         """Put back what the queue lost."""
         left_out = LeftOut()
+        if why := self._doubt():
+            delivery.log.warning("nothing is judged by its age while clocks disagree", extra={"cause": why})
         for day in self.plan_forgotten(left_out):
             delivery.log.warning("planned a day that was not planned for every page", extra={"date": day.isoformat()})
         planned, aggregates = self.reconcile(left_out)
@@ -185,6 +200,8 @@ class Reconcile:
     def plan_forgotten(self, left_out: LeftOut | None = None) -> list[dt.date]:
         """Plan the recent days that the ledger does not have of every page, and return them."""
         left_out = left_out or LeftOut()
+        if self._doubt():
+            return []
         today = self._clock().date()
         span = (today - dt.timedelta(days=OLDEST_HOLE), today - dt.timedelta(days=YOUNGEST_HOLE))
         with self._pool.connection() as connection:
@@ -214,6 +231,8 @@ class Reconcile:
                 "mended letters": partial(letters.clear, connection, self._fan_in.queues, left_out),
                 "values": partial(ledger.mend_values, connection),
             }
+            if self._doubt():
+                del parts["skipped days"], parts["settled sums"]
             for name, part in parts.items():
                 with left_out.guard(name):
                     part()

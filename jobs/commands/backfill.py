@@ -11,6 +11,7 @@ from jobs import integrations, ledger
 from jobs.aggregate import FanIn
 from jobs.app import BACKFILL, Application
 from jobs.catalog import NEVER_ASKED
+from jobs.clock import DatabaseClock
 from jobs.commands.days import check_age, check_range, in_range, no_page
 from jobs.commands.store import connected, one_line
 from jobs.database import open_pool
@@ -66,15 +67,17 @@ def backfill(
     settings = application.job_settings
     try:
         check_age(first, settings)
+        check_age(last, settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     with connected(settings) as connection:
         _check_names(connection, organization_id, integration_id)
     days = [last - dt.timedelta(days=back) for back in range((last - first).days + 1)]
-    selection, now = Selection(organization_id, kinds, integration_id), dt.datetime.now(dt.UTC)
+    selection = Selection(organization_id, kinds, integration_id)
     total = Planned()
     with one_line(settings), open_pool(settings.database_url, size=2) as pool:
-        plan = Plan(pool, application.queue, application.registry, FanIn(application.queue, application.registry))
+        clock, fan_in = DatabaseClock(pool), FanIn(application.queue, application.registry)
+        plan, now = Plan(pool, application.queue, application.registry, fan_in, clock=clock), clock()
         for day in track(days, "Planning"):
             total += plan.want(day, selection, queue=BACKFILL, now=now)
         total += plan.enqueue_open(first, last, organization_id=organization_id, integration_id=integration_id)

@@ -4,6 +4,7 @@ import datetime as dt
 
 from jobs import health, incidents
 from jobs.app import Application
+from jobs.clock import apart, database_time, host_time
 from jobs.commands.store import connected
 from jobs.database import latest_version, schema_version
 from jobs.incidents import Incident
@@ -19,11 +20,15 @@ def _check_database() -> list[Finding]:
     settings = JobSettings.from_environment()
     with connected(settings) as connection:
         version, needed = schema_version(connection), latest_version()
+        disagree = apart(database_time(connection), host_time())
     reached = Finding("ok", "database", f"postgresql answers at {settings.database_address}")
+    found = (
+        [reached, Finding("failed", "clock", f"{disagree}; until then no day is given up")] if disagree else [reached]
+    )
     if version == needed:
-        return [reached, Finding("ok", "schema", f"version {version}")]
+        return [*found, Finding("ok", "schema", f"version {version}")]
     hint = "run `redisq db upgrade`" if version < needed else "install a newer release"
-    return [reached, Finding("failed", "schema", f"version {version}, this release needs {needed}: {hint}")]
+    return [*found, Finding("failed", "schema", f"version {version}, this release needs {needed}: {hint}")]
 
 
 def _check_token_key() -> list[Finding]:

@@ -25,7 +25,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -77,8 +77,9 @@ class CsvProvider:
     span_days = 3650
     reads_everything = True
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._directory = directory
+        self._clock = clock
 
     @staticmethod
     def check_page_id(page_id: str) -> None:
@@ -96,7 +97,7 @@ class CsvProvider:
         is wrong, with file and line; permanent/unreadable when it is not a regular file, which stays so until somebody
         acts; transient/unreadable when the directory or the disk fails.
         """
-        now = datetime.now(UTC)
+        now = self._clock()
         today = now.astimezone(page.zone or self.day_zone).date()
         wanted_days = sorted(set(days))
         with self._opened(page.page_id) as (name, stream):
