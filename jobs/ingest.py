@@ -665,7 +665,7 @@ class Ingest:
 
     def _token_of(self, integration: Integration) -> str:
         try:
-            return self._vault.decrypt(integration.token)
+            return self._vault.decrypt(integration.token, integration.id)
         except VaultError as error:
             # The operator's to mend and not the page owner's: it costs no attempt and asks nobody to connect again.
             raise Defer(KEY_WAIT, "token_unreadable", str(error)) from None

@@ -14,7 +14,7 @@ from psycopg.rows import class_row
 from jobs import ledger, organizations
 from jobs.payloads import check_name
 from jobs.providers.insights import DAY_ZONE
-from jobs.vault import Vault
+from jobs.vault import Vault, checked_token
 from redisq import fail_points
 
 # These providers fix the zone of a day. For the others each page names the zone of its exported numbers.
@@ -181,7 +181,8 @@ def add(
     """Connect a page, and make its organization if that is new. Return False if the page or id is connected already.
 
     A page that was removed comes back with its numbers, if it is added under its old id. Raise `ValueError` for an id
-    that is not valid, an empty token, a zone that `zone_of` refuses, and a provider without any metric.
+    that is not valid, a token that `checked_token` refuses, a zone that `zone_of` refuses, and a provider without any
+    metric.
     """
     check(
         connection,
@@ -192,15 +193,14 @@ def add(
         name=name,
         user=user,
     )
-    if not token.strip():
-        raise ValueError("the token is empty")
+    token = checked_token(token)
     page = {
         "id": integration_id,
         "organization": organization_id,
         "provider": provider,
         "page": page_id,
         "name": name,
-        "token": vault.encrypt(token.strip()),
+        "token": vault.encrypt(token, integration_id),
         "zone": zone_of(provider, zone),
         "user": user,
     }
@@ -444,16 +444,15 @@ def reconnect(
     """Store a fresh token, read the page again from now on, and expect the days that were skipped meanwhile.
 
     The next reconcile enqueues those; older days than `max_age_days` stay skipped, the provider has forgotten them.
-    None when there is no such page.
+    None when there is no such page. Raise `ValueError` for a token that `checked_token` refuses.
     """
-    if not token.strip():
-        raise ValueError("the token is empty")
+    token = checked_token(token)
     with connection.transaction():
         updated = connection.execute(
             "UPDATE integration SET token = %s, refresh_needed = false, refresh_reason = NULL,"
             " read_since = CASE WHEN disabled THEN now() ELSE read_since END, disabled = false, updated_at = now()"
             " WHERE id = %s AND deleted_at IS NULL",
-            [vault.encrypt(token.strip()), integration_id],
+            [vault.encrypt(token, integration_id), integration_id],
         )
         if updated.rowcount == 0:
             return None
@@ -484,7 +483,7 @@ def set_refresh_needed(connection: Connection[Any], integration: Integration, re
 
 
 def rotate_tokens(connection: Connection[Any], vault: Vault) -> int:
-    """Encrypt every token anew under the vault's first key and return how many there are.
+    """Encrypt every token anew under the vault's first key, bound to its page, and return how many there are.
 
     Raise `VaultError`, with nothing changed, when no key opens one of them.
     """
@@ -492,6 +491,6 @@ def rotate_tokens(connection: Connection[Any], vault: Vault) -> int:
         rows = connection.execute("SELECT id, token FROM integration ORDER BY id FOR NO KEY UPDATE").fetchall()
         with connection.cursor() as cursor:
             cursor.executemany(
-                "UPDATE integration SET token = %s WHERE id = %s", [(vault.rotate(token), id) for id, token in rows]
+                "UPDATE integration SET token = %s WHERE id = %s", [(vault.rotate(token, id), id) for id, token in rows]
             )
     return len(rows)

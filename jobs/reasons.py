@@ -64,7 +64,7 @@ ADVICE: dict[str, Advice] = {
     "unknown_provider": Advice(
         "no worker has this provider; for csv set REDISQ_CSV_DIRECTORY and restart the workers", "operator"
     ),
-    "token_unreadable": Advice("our key cannot decrypt the stored token", "operator"),
+    "token_unreadable": Advice("the stored token does not open, `redisq doctor` says why", "operator"),
     "bad_payload": Advice("the job's content is not valid", "operator"),
     "wrong_organization": Advice("the page belongs to another organization by now", "operator"),
     "out_of_range": Advice("the day is older than the provider keeps", "nobody"),

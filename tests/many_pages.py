@@ -36,7 +36,7 @@ WHERE s.state = 'done' AND s.day BETWEEN %(first)s AND %(last)s
 
 def many_pages(connection: Connection[Any], pages: int, *, organizations: int) -> None:
     """Connect `page-0` and so on, in turns to `org-0` and so on."""
-    token = Vault([Vault.new_key()]).encrypt("a token")  # one for all: nobody opens it
+    token = Vault([Vault.new_key()]).encrypt("a-token", "nobody")  # one for all: nobody opens it
     connection.execute(_ORGANIZATIONS, {"organizations": organizations})
     connection.execute(_PAGES, {"pages": pages, "organizations": organizations, "token": token})
 

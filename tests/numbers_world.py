@@ -28,7 +28,7 @@ VIEWS, FOLLOWS, REACH, LIKES = (
 PACIFIC, BANGKOK = "America/Los_Angeles", "Asia/Bangkok"
 LAST = dt.date(2026, 3, 8)  # a Sunday
 NOW = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)  # long after `LAST`, so every day of these tests is final
-_TOKEN = Vault([Vault.new_key()]).encrypt("a token")
+_TOKEN = Vault([Vault.new_key()]).encrypt("a-token", "nobody")
 
 Told = int | str | Decimal | None  # a number, or the status of a reading without one
 

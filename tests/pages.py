@@ -129,7 +129,7 @@ class World:
     def queue(self, name: str) -> Queue:
         return Queue(self.redis, name)
 
-    def connect(self, organization: str, *pages: str, token: str = "a token") -> None:
+    def connect(self, organization: str, *pages: str, token: str = "a-token") -> None:
         for page in pages:
             assert integrations.add(
                 self.db,

@@ -111,7 +111,7 @@ def test_done_days_of_a_page_that_must_be_connected_again_wait_together(world: W
     world.redis.flushall()
     world.reconciles.reconcile()
     assert not [id for id in world.ready("backfill") if id.startswith("ingest")], "without a job until then"
-    integrations.reconnect(world.db, world.vault, "page", "a fresh token")
+    integrations.reconnect(world.db, world.vault, "page", "a-fresh-token")
     world.reconciles.reconcile()
     assert {id for id in world.ready("backfill") if id.startswith("ingest")} == {f"ingest:page:{day}" for day in days}
 

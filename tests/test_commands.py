@@ -1,6 +1,8 @@
 """What an operator sees of the pages and their days: the application's commands, run as the real program."""
 
 import datetime as dt
+import json
+import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
+from cryptography.fernet import Fernet
 from redis import Redis
 
 from jobs import ledger
@@ -24,6 +27,7 @@ from redisq import DeadLetter, Job, Queue
 from tests.many_pages import many_pages
 from tests.pages import a_world
 from tests.program import NOWHERE, Shell, attend, bury, ingest
+from tests.program import PROGRAM as PROGRAM_PATH
 from tests.roles import as_services
 from tests.waiting import eventually, patience
 
@@ -87,7 +91,7 @@ def test_token_is_stored_encrypted_and_shown_nowhere(shell: Shell, rows: psycopg
     """A token opens somebody's page: it goes into the database, sealed, and comes out to the provider alone."""
     add(shell)
     [(sealed,)] = rows.execute("SELECT token FROM integration").fetchall()
-    assert Vault.from_text(key.read_text()).decrypt(sealed) == TOKEN
+    assert Vault.from_text(key.read_text()).decrypt(sealed, "fb-1") == TOKEN
     listed = shell.run("integration", "list")
     assert "fb-1" in listed.stdout
     assert TOKEN not in listed.stdout
@@ -160,8 +164,77 @@ def test_keys_can_be_rotated(shell: Shell, redis: Redis, rows: psycopg.Connectio
     assert shell.run("integration", "rotate-tokens").returncode == 0
     key.write_text(fresh)
     [(sealed,)] = rows.execute("SELECT token FROM integration").fetchall()
-    assert Vault.from_text(key.read_text()).decrypt(sealed) == TOKEN
+    assert Vault.from_text(key.read_text()).decrypt(sealed, "fb-1") == TOKEN
     assert shell.run("doctor").returncode == 0
+
+
+def test_keys_are_rotated_and_tokens_of_an_earlier_release_are_bound(
+    shell: Shell, rows: psycopg.Connection[Any], key: Path
+) -> None:
+    """The release that stored them bound them to no page; the operator says when no host has it any more."""
+    add(shell)
+    rows.execute("UPDATE integration SET token = %s", [Fernet(key.read_text()).encrypt(TOKEN.encode()).decode()])
+    ran = shell.run("doctor")
+    assert (ran.returncode, "1 token is not bound to a page yet" in ran.stdout) == (0, True)
+    assert shell.run("integration", "rotate-tokens").returncode == 0
+    assert "not bound" not in shell.run("doctor").stdout
+
+
+def test_a_token_in_the_row_of_another_page_is_told_with_what_to_do(
+    shell: Shell, rows: psycopg.Connection[Any]
+) -> None:
+    """Whoever may write the database must not read a page with the token of another."""
+    add(shell)
+    add(shell, "fb-2", "3344", "globex")
+    rows.execute("UPDATE integration SET token = (SELECT token FROM integration WHERE id = 'fb-1')")
+    assert shell.run("integration", "rotate-tokens").returncode == 0
+    ran = shell.run("doctor", "--json")
+    (told,) = (each["text"] for each in json.loads(ran.stdout)["findings"] if each["level"] == "failed")
+    assert (ran.returncode, told) == (
+        3,
+        "page fb-2: this token was stored for another page, fb-1; connect the page again with"
+        " `redisq integration reconnect fb-2`",
+    )
+    assert shell.run("integration", "reconnect", "fb-2", stdin=TOKEN).returncode == 0
+    assert shell.run("doctor").returncode == 0
+
+
+@pytest.mark.parametrize("way", ["stdin", "file"])
+@pytest.mark.parametrize("command", ["add", "reconnect"])
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (b"\xff\xfeE\x00A\x00A\x00c\x00a\x00n\x00a\x00r\x00y\x00", "is not UTF-8"),
+        (b"\xef\xbb\xbfEAAcanary\n", "byte order mark"),
+        (b"EAAcanary\nEAAcanary\n", "2 lines"),
+        (None, "is empty"),
+    ],
+)
+def test_what_cannot_be_a_token_is_refused_on_every_way_in(
+    shell: Shell, rows: psycopg.Connection[Any], tmp_path: Path, command: str, way: str, given: bytes | None, says: str
+) -> None:
+    """The provider would say so in the night, and a traceback would show it. None is a stream that is closed."""
+    add(shell)
+    stored = rows.execute("SELECT token FROM integration").fetchall()
+    line = (
+        ["add", "--org", "acme", "--integration", "fb-2", "--page", "2"] if command == "add" else ["reconnect", "fb-1"]
+    )
+    (tmp_path / "token").write_bytes(given or b"")
+    if way == "file":
+        line += ["--token-file", str(tmp_path / "token")]
+    program = ["sh", "-c", 'exec "$@" <&-', "sh"] if given is None else []
+    with (tmp_path / "token").open("rb") as stdin:
+        ran = subprocess.run(
+            [*program, PROGRAM_PATH, "integration", *line],
+            env=shell.all(),
+            stdin=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (ran.returncode, ran.stderr.count("\n"), says in ran.stderr) == (2, 1, True), ran.stderr
+    assert "canary" not in ran.stderr + ran.stdout
+    assert rows.execute("SELECT token FROM integration").fetchall() == stored
 
 
 # -- days ------------------------------------------------------------------------------------------------------------

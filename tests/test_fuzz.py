@@ -453,7 +453,7 @@ def test_the_token_key() -> None:
         for text in (drawn[0], f"{key}\n{drawn[0]}"):
             with says(VaultError, secret=""):
                 vault = Vault.from_text(text)
-                vault.decrypt(drawn[1])
+                vault.decrypt(drawn[1], "page")
 
     survive(st.tuples(st.one_of(WORDS, raw(key.encode()).map(lambda b: b.decode("latin-1"))), WORDS), check, 100)
 

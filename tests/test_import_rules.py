@@ -234,7 +234,7 @@ def a_page(db: Db, services: Db, provider: str = "facebook") -> Page:
     id = f"page-{next(_NUMBER)}"
     db.execute(
         "INSERT INTO integration (id, organization_id, provider, internal_id, token) VALUES (%s, 'acme', %s, %s, %s)",
-        [id, provider, id, Vault([Vault.new_key()]).encrypt("-")],
+        [id, provider, id, Vault([Vault.new_key()]).encrypt("-", id)],
     )
     return Page(db, services, id)
 

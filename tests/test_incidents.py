@@ -170,11 +170,11 @@ def test_a_page_with_a_fresh_token_is_called_again(world: World) -> None:
     """The refusal that is not judged yet was of the old token. Its owner must not be asked a second time."""
     answers(world, PAGES[0], error=PERMISSION)
     assert run(world, PAGES[0]) == "defer permission"
-    integrations.reconnect(world.db, world.vault, PAGES[0], "a fresh token")
+    integrations.reconnect(world.db, world.vault, PAGES[0], "a-fresh-token")
     answers(world, PAGES[0])
     later(world, CONFIRM)
     assert run(world, PAGES[0]) == "done"
-    assert world.provider.tokens == ["a token", "a fresh token"]
+    assert world.provider.tokens == ["a-token", "a-fresh-token"]
 
 
 def test_a_page_that_a_person_has_run_again_is_called_again(world: World) -> None:

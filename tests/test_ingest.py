@@ -856,14 +856,14 @@ def test_a_fault_of_ours_does_not_ask_the_owner_to_reconnect(world: World) -> No
 def test_a_token_that_was_replaced_during_the_call_is_tried_again(world: World) -> None:
     """The refusal was for the old one."""
     world.provider.answers["page", DAY] = EXPIRED
-    world.provider.during = lambda: integrations.reconnect(world.db, world.vault, "page", "a fresh token")
+    world.provider.during = lambda: integrations.reconnect(world.db, world.vault, "page", "a-fresh-token")
     with pytest.raises(Defer, match="token_changed"):
         world.ingest("org", "page")
     assert not refresh_needed(world)
 
     world.provider.answers["page", DAY] = {VIEWS: 1}
     world.ingest("org", "page")
-    assert world.provider.tokens == ["a token", "a fresh token"]
+    assert world.provider.tokens == ["a-token", "a-fresh-token"]
     assert world.states() == {"page": ("done", None)}
 
 
@@ -966,9 +966,19 @@ def test_a_day_that_is_not_over_is_not_asked_for(world: World) -> None:
 
 def test_a_token_that_no_key_opens_waits_for_the_operator(world: World) -> None:
     """A wrong key file concerns every page at once; it must not use up their attempts, nor bother their owners."""
-    world.db.execute("UPDATE integration SET token = %s", [Vault([Vault.new_key()]).encrypt("t")])
+    world.db.execute("UPDATE integration SET token = %s", [Vault([Vault.new_key()]).encrypt("t", "page")])
     with pytest.raises(Defer, match="token_unreadable"):
         world.ingest("org", "page")
+    assert world.provider.asked == []
+    assert not refresh_needed(world)
+
+
+def test_the_token_of_another_page_is_sent_to_nobody(world: World) -> None:
+    """It costs no attempt either, and the reason names both pages."""
+    world.db.execute("UPDATE integration SET token = %s", [world.vault.encrypt("t", "other")])
+    with pytest.raises(Defer, match="token_unreadable") as asked:
+        world.ingest("org", "page")
+    assert "stored for another page, other" in asked.value.detail
     assert world.provider.asked == []
     assert not refresh_needed(world)
 

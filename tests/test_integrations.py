@@ -48,7 +48,7 @@ def test_no_table_holds_a_token_in_clear(db: Connection[Any]) -> None:
     assert "EAAcanary" not in str(db.execute("SELECT i.*, o.* FROM integration i, organization o").fetchall())
     found = integrations.find(db, "page")
     assert found
-    assert VAULT.decrypt(found.token) == "EAAcanary"
+    assert VAULT.decrypt(found.token, found.id) == "EAAcanary"
     assert found.token not in repr(found)
 
 
@@ -114,7 +114,7 @@ def test_reconnect_brings_back_the_days_that_waited_for_it(db: Connection[Any]) 
     found = integrations.find(db, "page")
     assert found
     assert (found.why_not(), found.refresh_reason) == (None, None)
-    assert VAULT.decrypt(found.token) == "EAAfresh"
+    assert VAULT.decrypt(found.token, found.id) == "EAAfresh"
 
 
 def test_reconnect_of_an_unknown_page_changes_nothing(db: Connection[Any]) -> None:
@@ -140,9 +140,9 @@ def test_every_token_is_rotated_or_none(db: Connection[Any]) -> None:
     add(db, "org", "b", "EAAtwo")
     fresh = Vault.new_key()
     assert integrations.rotate_tokens(db, Vault([fresh, KEY])) == 2
-    assert [Vault([fresh]).decrypt(page.token) for page in integrations.list_all(db)] == ["EAAone", "EAAtwo"]
+    assert [Vault([fresh]).decrypt(page.token, page.id) for page in integrations.list_all(db)] == ["EAAone", "EAAtwo"]
 
-    db.execute("UPDATE integration SET token = %s WHERE id = 'b'", [VAULT.encrypt("EAAtwo")])
+    db.execute("UPDATE integration SET token = %s WHERE id = 'b'", [VAULT.encrypt("EAAtwo", "b")])
     before = db.execute("SELECT id, token FROM integration ORDER BY id").fetchall()
     with pytest.raises(VaultError):
         integrations.rotate_tokens(db, Vault([Vault.new_key(), fresh]))

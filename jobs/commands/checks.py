@@ -9,9 +9,11 @@ from jobs.commands.store import connected
 from jobs.database import latest_version, schema_version
 from jobs.incidents import Incident
 from jobs.settings import JobSettings
+from jobs.vault import VaultError
 from redisq import Finding
 
-_SAMPLE = 100  # tokens that must open: either the keys were lost or they were not
+_TOKENS = 10_000  # that must open; that many take half a second
+_TOKENS_SHOWN = 3
 _SILENT_SHOWN = 3
 _METRICS_SHOWN = 5
 
@@ -35,9 +37,23 @@ def _check_token_key() -> list[Finding]:
     application = Application()
     vault = application.vault
     with connected(application.job_settings) as connection:
-        tokens = connection.execute("SELECT token FROM integration WHERE deleted_at IS NULL LIMIT %s", [_SAMPLE])
-        for (token,) in tokens:
-            vault.decrypt(token)
+        pages = connection.execute(
+            "SELECT id, token FROM integration WHERE deleted_at IS NULL ORDER BY id LIMIT %s", [_TOKENS]
+        ).fetchall()
+    found = []
+    for page, token in pages:
+        try:
+            vault.decrypt(token, page)
+        except VaultError as error:
+            found.append(Finding("failed", "token key", str(error)))
+    if found:
+        more = len(found) - _TOKENS_SHOWN
+        rest = [Finding("failed", "token key", f"and {more} more pages have a token that does not open")]
+        return found[:_TOKENS_SHOWN] + (rest if more > 0 else [])
+    if unbound := sum(not vault.is_bound(token) for _, token in pages):
+        what = f"{unbound} {'token is' if unbound == 1 else 'tokens are'} not bound to a page yet"
+        how = "when every host has this release, run `redisq integration rotate-tokens`"
+        return [Finding("warning", "token key", f"opens the stored tokens, but {what}: {how}")]
     return [Finding("ok", "token key", "opens the stored tokens")]
 
 

@@ -4,7 +4,7 @@ import datetime as dt
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import BinaryIO
 
 import click
 
@@ -15,12 +15,12 @@ from jobs.integrations import Facts, Integration, Moved
 from jobs.providers.base import Load
 from jobs.providers.csvfiles import CsvProvider
 from jobs.providers.facebook import FacebookProvider
-from jobs.vault import Vault
+from jobs.vault import Vault, checked_token
 from redisq import protect, redact
 from redisq.cli import JSON_OPTION, Exit, Failed, page_note, say, show_document, show_table
 
 _TOKEN_FILE = click.option(
-    "--token-file", type=click.File("r"), default="-", metavar="FILE", help="Read the token there, not from stdin."
+    "--token-file", type=click.File("rb"), default="-", metavar="FILE", help="Read the token there, not from stdin."
 )
 
 
@@ -43,7 +43,7 @@ def integration() -> None:
 @click.option("--zone", metavar="ZONE", help="Time zone of a csv or import page, like Europe/Berlin.  [default: UTC]")
 @click.option("--user", metavar="USER", help="The person or group whose allowance pays for the calls.")
 @_TOKEN_FILE
-def add(token_file: TextIO, provider: str, page_id: str, zone: str | None, user: str | None, **page: str) -> None:
+def add(token_file: BinaryIO, provider: str, page_id: str, zone: str | None, user: str | None, **page: str) -> None:
     """Connect a page. Ends with 4 when it is connected already. The providers csv and import need no token.
 
     A page that was removed comes back, with its numbers, under the id that it had.
@@ -57,7 +57,8 @@ def add(token_file: TextIO, provider: str, page_id: str, zone: str | None, user:
         integrations.check(connection, provider=provider, page_id=page_id, user=user, **page)
         ids = page["organization_id"], page["integration_id"], page_id
         may_be_new = not integrations.is_connected(connection, *ids)
-    token = "-" if provider in _WITHOUT_TOKEN or not may_be_new else _read_token(token_file)
+    with _as_usage():
+        token = "-" if provider in _WITHOUT_TOKEN or not may_be_new else _read_token(token_file)
     with connected(application.job_settings) as connection, _as_usage():
         added = may_be_new and integrations.add(
             connection, vault, provider=provider, page_id=page_id, token=token, zone=zone, user=user, **page
@@ -72,6 +73,7 @@ def add(token_file: TextIO, provider: str, page_id: str, zone: str | None, user:
     say(f"connected {page['integration_id']}; {its_days}{another}")
 
 
+_LARGEST_FILE = 1_000_000  # bytes: a larger one is no token
 _CUT = ("name", "zone")  # columns of the list that give way on a narrow terminal
 _WITHOUT_TOKEN = ("csv", "import")
 _CHECKS: Mapping[str, Callable[[str], None]] = {
@@ -206,10 +208,12 @@ def remove(integration_id: str, yes: bool) -> None:
 @integration.command(epilog="Example: redisq integration reconnect fb-1 --token-file token")
 @click.argument("integration_id", metavar="ID")
 @_TOKEN_FILE
-def reconnect(integration_id: str, token_file: TextIO) -> None:
+def reconnect(integration_id: str, token_file: BinaryIO) -> None:
     """Store a fresh token for the page ID. What failed or was skipped is run again."""
     application = Application()
-    vault, token = application.vault, _read_token(token_file)
+    vault = application.vault
+    with _as_usage():
+        token = _read_token(token_file)
     max_age = application.job_settings.max_age_days
     with connected(application.job_settings) as connection, _as_usage():
         found = integrations.reconnect(connection, vault, integration_id, token, max_age_days=max_age)
@@ -225,7 +229,10 @@ def reconnect(integration_id: str, token_file: TextIO) -> None:
 
 @integration.command("rotate-tokens", epilog="Example: redisq integration rotate-tokens")
 def rotate_tokens() -> None:
-    """Encrypt every stored token anew. It is done with the first key of the key file, so that older keys can go."""
+    """Encrypt every stored token anew, bound to its page. The first key of the key file does it: older keys can go.
+
+    A release that does not bind tokens cannot open them afterwards.
+    """
     application = Application()
     vault = application.vault
     with connected(application.job_settings) as connection:
@@ -239,10 +246,12 @@ def new_key() -> None:
     click.echo(Vault.new_key())
 
 
-def _read_token(file: TextIO) -> str:
-    token = str(click.prompt("Token", hide_input=True, err=True) if file.isatty() else file.read()).strip()
-    protect(token)
-    return token
+def _read_token(file: BinaryIO) -> str:
+    """Return the token that a file, a pipe or the person at the terminal gives. Raise `ValueError`."""
+    given = click.prompt("Token", hide_input=True, err=True) if file.isatty() else file.read(_LARGEST_FILE)
+    for line in (given if isinstance(given, str) else given.decode(errors="replace")).splitlines():
+        protect(line.strip())
+    return checked_token(given)
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class Program(click.Group):
         return [item for item in names if item.value.startswith(incomplete)] + options
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program. A stream that its caller has closed swallows what is written to it."""
+        """Run the program. A stream that its caller has closed is empty, and swallows what is written."""
         hold_standard_streams()
         try:
             return super().main(*args, **kwargs)
