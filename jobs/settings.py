@@ -4,8 +4,8 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from typing import ClassVar, get_type_hints
-from urllib.parse import urlsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -13,6 +13,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from jobs.rights import OWNER
 from redisq import BadSettings, credential, protect
 
+_GRAPH_URL = re.compile(
+    r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*)(:(?P<port>\d{1,5}))?(/[\w.~/-]*)?",
+    re.ASCII,
+)
+# What libpq takes that nobody else may see.
+_SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 _PORTS = re.compile(r"[\d,]*")
 _LONGEST_DEADLINE = 366 * 86400.0
 
@@ -37,12 +43,7 @@ class JobSettings:
     app_secret: str | None = field(default=None, repr=False)  # from the credential `app-secret`
 
     def __post_init__(self) -> None:
-        try:
-            host = urlsplit(self.graph_url).hostname
-        except ValueError:
-            host = None
-        if not host or not self.graph_url.startswith(("http://", "https://")):
-            raise BadSettings(f"REDISQ_GRAPH_URL is {self.graph_url!r}, which is not an http or https address")
+        _check_graph_url(self.graph_url)
         if not 1 <= self.max_age_days <= 36_500:
             raise BadSettings(f"REDISQ_MAX_AGE_DAYS is {self.max_age_days}: take 1 to 36500")
         if not 0 <= self.aggregate_deadline <= _LONGEST_DEADLINE:
@@ -88,8 +89,28 @@ class JobSettings:
             name = f"REDISQ_{option.name.upper()}"
             if option.name not in given and (text := environ.get(name)):
                 given[option.name] = _read(name, text, kinds[option.name])
+        protect(environ.get("PGPASSWORD"))  # which libpq reads by itself
         settings = cls(**given)  # type: ignore[arg-type]  # each value was read by its field's type
         return cls(**{**given, "database_url": _dsn(settings.database_url, credential("database-password", environ))})  # type: ignore[arg-type]  # as above
+
+
+def _check_graph_url(url: str) -> None:
+    """Raise `BadSettings`, which does not quote the address: it may have a password where none belongs."""
+    match = _GRAPH_URL.fullmatch(url)
+    if not match or int(match["port"] or 1) not in range(1, 65536):
+        raise BadSettings("REDISQ_GRAPH_URL is no address: write https://host, with a port and a path if need be")
+    if match["scheme"] == "http" and not _is_loopback(match["host"]):
+        raise BadSettings(
+            "REDISQ_GRAPH_URL begins with http://, which would send tokens in clear: take https://; http:// is for"
+            " this machine alone (127.0.0.1, [::1] or localhost)"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _read(name: str, text: str, kind: object) -> object:
@@ -119,5 +140,6 @@ def _dsn(url: str, password: str | None) -> str:
         raise BadSettings("REDISQ_DATABASE_URL: write / : @ in a password as %2F %3A %40")
     if password:
         parts["password"] = password
-    protect(str(parts["password"]) if parts.get("password") else None)
+    for name in _SECRETS:
+        protect(str(parts[name]) if parts.get(name) else None)
     return make_conninfo(**parts)  # type: ignore[arg-type]  # what conninfo_to_dict gave

@@ -3,11 +3,11 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
-from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qs, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 from redisq.errors import BadSettings
 from redisq.redaction import protect
@@ -18,6 +18,16 @@ LONGEST_LEASE = 3600.0
 MOST_SLOTS = 128
 _PREFIX = re.compile(r"[^\s{}\x00-\x1f\x7f\ud800-\udfff]{1,64}")  # braces would move the hash tag
 _SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+# What may stand after the `?` of an address. Whatever else redis-py would take changes what a queue relies on.
+_OPTIONS = frozenset({"username", "password"})
+_TLS_OPTIONS = frozenset(
+    f"ssl_{name}"
+    for name in ("ca_certs", "ca_path", "cert_reqs", "certfile", "check_hostname", "ciphers", "keyfile", "password")
+)
+_SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
+_SECRET_OPTIONS = ("password", "sentinel_password", "ssl_password")
+_SERVER = re.compile(r"(\[[^\[\]@]+\]|[\w.-]+)(:(?P<port>\d{1,5}))?")
+_DATABASE = r"\d{1,5}"
 _PORTS = {"sentinel": 26379}  # where a node's is not given; else 6379
 
 Address = tuple[str, int]
@@ -81,7 +91,8 @@ class Settings:
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
         """Read the environment; raise `BadSettings` naming the variable that cannot be used.
 
-        The password of Redis comes from the credential `redis-password` when there is one.
+        The password of Redis comes from the credential `redis-password` when there is one, that of the sentinels from
+        `sentinel-password`.
         """
         given: dict[str, object] = {}
         for option in fields(cls):
@@ -91,8 +102,10 @@ class Settings:
         url = str(given.get("redis_url", cls.__dataclass_fields__["redis_url"].default))
         if password := credential("redis-password", environ):
             url = with_password(url, password)
+        if _split(url).scheme.endswith("+sentinel") and (password := credential("sentinel-password", environ)):
+            url = _with_option(url, "sentinel_password", password)
         query = parse_qs(_split(url).query)
-        for secret in (_split(url).password, *query.get("password", ()), *query.get("sentinel_password", ())):
+        for secret in (_split(url).password, *(each for name in _SECRET_OPTIONS for each in query.get(name, ()))):
             protect(secret)
             protect(unquote(secret or ""))
         return cls(**{**given, "redis_url": url})  # type: ignore[arg-type]  # each value was read by its field's type
@@ -101,18 +114,24 @@ class Settings:
 def credential(name: str, environ: Mapping[str, str] = os.environ) -> str | None:
     """Return the secret `name`, None when it is not set; an empty file counts as not set.
 
-    Looked for in the file that `REDISQ_<NAME>_FILE` names, then in systemd's `$CREDENTIALS_DIRECTORY`.
+    Looked for in the file that `REDISQ_<NAME>_FILE` names, then in systemd's `$CREDENTIALS_DIRECTORY`. The whole and
+    each line of it is a protected secret from then on.
     """
     path, variable = credential_file(name, environ), _file_variable(name)
     if path is None:
         return None
     try:
-        secret = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        if isinstance(error, FileNotFoundError) and not environ.get(variable):
+        secret = path.read_text(encoding="utf-8-sig").strip()
+    except FileNotFoundError as error:
+        if not environ.get(variable):
             return None
-        raise BadSettings(f"{variable}: cannot read {path}: {error}") from None
-    protect(secret)
+        raise BadSettings(f"{variable}: cannot read {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # the latter for what is no text, or no name of a file
+        cause = (isinstance(error, OSError) and error.strerror) or "it is not UTF-8 text"
+        raise BadSettings(f"{variable}: cannot read {path}: {cause}") from None
+    for line in (secret, *secret.splitlines()):
+        if not line.startswith("#"):
+            protect(line.strip())
     return secret or None
 
 
@@ -133,6 +152,12 @@ def with_password(url: str, password: str) -> str:
     parts = _split(url)
     user, _, host = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:{quote(password, safe='')}@{host}"))
+
+
+def _with_option(url: str, name: str, value: str) -> str:
+    parts = _split(url)
+    others = [pair for pair in parts.query.split("&") if pair and pair.partition("=")[0] != name]
+    return urlunsplit(parts._replace(query="&".join([*others, f"{name}={quote(value, safe='')}"])))
 
 
 def without_password(url: str) -> str:
@@ -169,24 +194,80 @@ def plain_url(url: str) -> str:
 
 
 def _check_address(url: str) -> None:
-    parts = _split(url)
+    """Raise `BadSettings`, which never quotes the address: a part of it may be a part of a password."""
+    if not url.isprintable() or " " in url:
+        raise BadSettings("REDISQ_REDIS_URL has a blank or a character that cannot be seen")
     if not url.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES)):
         raise BadSettings(
             "REDISQ_REDIS_URL must begin with redis://, rediss:// or unix://, or for sentinels or a cluster with "
             "redis+sentinel:// or redis+cluster:// (rediss+ for TLS)"
         )
-    way, path = parts.scheme.partition("+")[2], parts.path.strip("/")
-    servers = parts.netloc.rpartition("@")[2].split(",")
-    if not way and len(servers) > 1:
+    parts = _split(url)
+    if "@" in parts.path or parts.fragment or url.endswith("#"):
+        raise BadSettings("REDISQ_REDIS_URL: write / ? # @ in a password as %2F %3F %23 %40")
+    way = parts.scheme.partition("+")[2] or parts.scheme
+    _check_servers(parts.netloc.rpartition("@")[2], way)
+    _check_path(parts.path, way)
+    _check_options(parts, way)
+
+
+def _check_servers(named: str, way: str) -> None:
+    if way == "unix":
+        if named:
+            raise BadSettings("REDISQ_REDIS_URL: a socket has three slashes before its path, unix:///run/redis.sock")
+        return
+    servers = named.split(",")
+    if way in ("redis", "rediss") and len(servers) > 1:
         raise BadSettings("REDISQ_REDIS_URL names several servers: sentinels need redis+sentinel://")
-    if way and not all(servers):
-        raise BadSettings("REDISQ_REDIS_URL has a server without a name: write host:port,host:port")
-    if way == "sentinel" and not re.fullmatch(r"[^/]+(/\d+)?", path):
-        raise BadSettings(
-            "REDISQ_REDIS_URL must end with the service that the sentinels watch: host:port,host:port/service"
-        )
-    if way == "cluster" and path not in ("", "0"):
-        raise BadSettings(f"REDISQ_REDIS_URL ends with {parts.path}: a cluster has no databases")
+    for server in servers:
+        match = _SERVER.fullmatch(server)
+        if not match:
+            raise BadSettings("REDISQ_REDIS_URL has a server without a name: write host:port,host:port")
+        if match["port"] and not 1 <= int(match["port"]) <= 65535:
+            raise BadSettings("REDISQ_REDIS_URL has a port that is none: take 1 to 65535")
+
+
+def _check_path(path: str, way: str) -> None:
+    match way:
+        case "unix":
+            if not re.fullmatch(r"/.*[^/]", path):
+                raise BadSettings("REDISQ_REDIS_URL names no socket: write its path, unix:///run/redis.sock")
+        case "sentinel":
+            if not re.fullmatch(rf"/[^/]+(/{_DATABASE})?", path):
+                raise BadSettings(
+                    "REDISQ_REDIS_URL must end with the service that the sentinels watch: host:port,host:port/service, "
+                    "or /service/1 for its database 1"
+                )
+        case "cluster":
+            if path not in ("", "/", "/0"):
+                raise BadSettings("REDISQ_REDIS_URL ends with a database: a cluster has none but 0")
+        case _:
+            if not re.fullmatch(rf"(/({_DATABASE})?)?", path):
+                raise BadSettings(
+                    "REDISQ_REDIS_URL must end with the number of a database, or with the server: redis://host:6379/0"
+                )
+
+
+def _check_options(parts: SplitResult, way: str) -> None:
+    known = _OPTIONS
+    if parts.scheme.startswith("rediss"):
+        known |= _TLS_OPTIONS
+    if way == "sentinel":
+        known |= _SENTINEL_OPTIONS
+    if way == "unix" or (way in ("redis", "rediss") and parts.path in ("", "/")):
+        known |= {"db"}
+    given = parse_qsl(parts.query, keep_blank_values=True)
+    names = [name for name, _ in given]
+    if not known.issuperset(names):
+        raise BadSettings(f"REDISQ_REDIS_URL has an option that is not known here: it may have {_listed(known)}")
+    if len(set(names)) < len(names) or not all(value for _, value in given):
+        raise BadSettings("REDISQ_REDIS_URL has an option twice, or one without a value")
+    if not re.fullmatch(_DATABASE, dict(given).get("db", "0")):
+        raise BadSettings("REDISQ_REDIS_URL has an option db that is not the number of a database")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _split(url: str) -> SplitResult:
@@ -196,7 +277,8 @@ def _split(url: str) -> SplitResult:
     except ValueError:
         # Without the cause, which may quote a part of the password.
         raise BadSettings(
-            "REDISQ_REDIS_URL is no address: check host and port, and write / : @ in a password as %2F %3A %40"
+            "REDISQ_REDIS_URL is no address: check host and port, and "
+            "write / : ? # @ in a password as %2F %3A %3F %23 %40"
         ) from None
     return parts
 
