@@ -49,7 +49,7 @@ class SettingsKind(Protocol):
 class Settings:
     """Each field is the variable `REDISQ_<FIELD>`. Times are seconds."""
 
-    CREDENTIALS: ClassVar[tuple[str, ...]] = ("redis-password",)
+    CREDENTIALS: ClassVar[tuple[str, ...]] = ("redis-password", "sentinel-password")
     ADDRESSES: ClassVar[Mapping[str, Callable[[str], str]]] = {"redis_url": lambda url: without_password(url)}
 
     redis_url: str = field(default="redis://127.0.0.1:6379/0", repr=False)
