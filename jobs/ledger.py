@@ -3,7 +3,6 @@
 import datetime as dt
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, LiteralString
 
@@ -386,10 +385,10 @@ _IS_OPEN = "(state IN ('expected', 'dead') OR read_again_at IS NOT NULL)"
 _OPEN = f"""
 SELECT integration_id, organization_id, day, queue, state FROM ingest_day_state s
 WHERE (state <> 'done' OR (SELECT NOT refresh_needed FROM integration i WHERE i.id = s.integration_id))
-  AND day BETWEEN %(first)s AND %(last)s AND {_IS_OPEN}
+  AND day = %(day)s AND {_IS_OPEN}
   AND (%(organization)s::text IS NULL OR organization_id = %(organization)s)
   AND (%(page)s::text IS NULL OR integration_id = %(page)s)
-ORDER BY day DESC, row_number() OVER (PARTITION BY day, organization_id ORDER BY integration_id), organization_id
+ORDER BY row_number() OVER (PARTITION BY organization_id ORDER BY integration_id), organization_id
 """
 
 # A look at each row by its key: right after a plan the planner knows nothing yet of the day's rows and would read
@@ -401,7 +400,6 @@ SELECT id, day FROM unnest(%s::text[], %s::date[]) AS listed (id, day) CROSS JOI
 """
 
 
-@contextmanager
 def open_rows(
     connection: Connection[Any],
     first: dt.date,
@@ -410,19 +408,22 @@ def open_rows(
     chunk: int,
     organization_id: str | None = None,
     integration_id: str | None = None,
-) -> Iterator[Iterator[list[Open]]]:
-    """Give the rows from `first` to `last` that are expected, dead or wanted again, in chunks, within a `with` block.
+) -> Iterator[list[Open]]:
+    """Yield the rows from `first` to `last` that are expected, dead or wanted again, in chunks.
 
-    The newest day comes first, and within a day the organizations take turns. The list stays on the server. A row that
+    The newest day comes first, and within a day the organizations take turns. One day's list is held at a time: a
+    cursor on the server would need its session, which a pooler gives to others between two transactions. A row that
     ended while earlier chunks were enqueued is left out, because its job would call the provider for nothing.
     """
-    span = {"first": first, "last": last, "organization": organization_id, "page": integration_id}
-    with connection.cursor("open_rows", row_factory=class_row(Open), withhold=True) as cursor:
+    day = last
+    while day >= first:
+        of_day = {"day": day, "organization": organization_id, "page": integration_id}
         fail_point("open_rows.before")
-        cursor.execute(_OPEN, span)
+        listed = connection.execute(_OPEN, of_day).fetchall()
         fail_point("open_rows.after")
-        # A block, and not a generator alone: one that its caller leaves early would keep the cursor open.
-        yield (_still_open(connection, rows) for rows in iter(lambda: cursor.fetchmany(chunk), []))
+        for start in range(0, len(listed), chunk):
+            yield _still_open(connection, [Open(*row) for row in listed[start : start + chunk]])
+        day -= dt.timedelta(days=1)
 
 
 def _still_open(connection: Connection[Any], rows: Sequence[Open]) -> list[Open]:
@@ -799,26 +800,34 @@ SELECT d.organization_id, d.day,
        coalesce((SELECT s.queue FROM ingest_day_state s
                  WHERE s.organization_id = d.organization_id AND s.day = d.day LIMIT 1), 'default')
 FROM (SELECT DISTINCT organization_id, day FROM aggregate_dirty) AS d
-WHERE {_NOTHING_EXPECTED}
+WHERE ({_NOTHING_EXPECTED}
    OR (SELECT true FROM ingest_day_state s
-       WHERE s.organization_id = d.organization_id AND s.day = d.day AND s.created_at < %s LIMIT 1)
+       WHERE s.organization_id = d.organization_id AND s.day = d.day AND s.created_at < %(before)s LIMIT 1))
+  AND (%(day)s::date IS NULL OR d.day < %(day)s OR d.day = %(day)s AND d.organization_id > %(organization)s)
 ORDER BY d.day DESC, d.organization_id
+LIMIT %(most)s
 """
+_DUE_AT_ONCE = 10_000  # each question goes through all marks
 
 
-@contextmanager
 def due_everywhere(
     connection: Connection[Any], planned_before: dt.datetime, *, chunk: int
-) -> Iterator[Iterator[list[tuple[str, dt.date, str]]]]:
-    """Give what changed and waits for no page, or was planned too long ago, within a `with` block.
+) -> Iterator[list[tuple[str, dt.date, str]]]:
+    """Yield what changed and waits for no page, or was planned too long ago, in chunks of (organization, day, queue).
 
-    In chunks of (organization, day, queue).
+    The newest day comes first.
     """
-    with connection.cursor("due_everywhere", withhold=True) as cursor:
+    after: tuple[str | None, dt.date | None] = (None, None)
+    while True:
+        where = {"before": planned_before, "organization": after[0], "day": after[1], "most": _DUE_AT_ONCE}
         fail_point("due_everywhere.before")
-        cursor.execute(_DUE, [planned_before])
+        listed = connection.execute(_DUE, where).fetchall()
         fail_point("due_everywhere.after")
-        yield iter(lambda: cursor.fetchmany(chunk), [])
+        for start in range(0, len(listed), chunk):
+            yield listed[start : start + chunk]
+        if len(listed) < _DUE_AT_ONCE:
+            return
+        after = listed[-1][:2]
 
 
 @fail_points

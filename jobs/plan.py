@@ -110,18 +110,15 @@ class Plan:
         dead, until the operator requeues it.
         """
         total, began, left_out = Planned(), self._clock().timestamp(), LeftOut()
-        with (
-            self._pool.connection() as connection,
-            ledger.open_rows(
+        with self._pool.connection() as connection:
+            for rows in ledger.open_rows(
                 connection,
                 first,
                 last or first,
                 chunk=CHUNK,
                 organization_id=organization_id,
                 integration_id=integration_id,
-            ) as chunks,
-        ):
-            for rows in chunks:
+            ):
                 # A queue keeps the order within it; rows of one day are rarely on two.
                 for queue, group in groupby(sorted(rows, key=_queue_of), key=_queue_of):
                     of_queue = list(group)
@@ -250,11 +247,8 @@ class Reconcile:
 
     def _enqueue_sums(self, now: dt.datetime, left_out: LeftOut) -> int:
         created = 0
-        with (
-            self._pool.connection() as connection,
-            ledger.due_everywhere(connection, now - self._deadline, chunk=CHUNK) as chunks,
-        ):
-            for chunk in chunks:
+        with self._pool.connection() as connection:
+            for chunk in ledger.due_everywhere(connection, now - self._deadline, chunk=CHUNK):
                 for queue, group in groupby(sorted(chunk, key=lambda due: due[2]), key=lambda due: due[2]):
                     due = [(id, day) for id, day, _ in group]
                     with left_out.guard(f"{len(due)} sums on queue {queue}", rows=len(due)):

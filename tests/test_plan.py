@@ -134,10 +134,25 @@ def test_a_page_that_ended_meanwhile_is_not_called_again(world: World) -> None:
     """A long plan reads its list once; workers are at work behind it."""
     world.connect("org", "a", "b", "c")
     ledger.expect(world.db, DAY, queue="default")
-    with ledger.open_rows(world.db, DAY, DAY, chunk=1) as chunks:
-        assert [row.integration_id for row in next(chunks)] == ["a"]
-        world.ingest("org", "b")
-        assert [[row.integration_id for row in rows] for rows in chunks] == [[], ["c"]]
+    chunks = ledger.open_rows(world.db, DAY, DAY, chunk=1)
+    assert [row.integration_id for row in next(chunks)] == ["a"]
+    world.ingest("org", "b")
+    assert [[row.integration_id for row in rows] for rows in chunks] == [[], ["c"]]
+
+
+def test_due_sums_are_found_in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cursor stays open on the server: a pooler may give its session to others between two questions."""
+    monkeypatch.setattr("jobs.ledger._DUE_AT_ONCE", 2)
+    marks = [(organization, day) for day in (DAY, BEFORE) for organization in ("a", "b", "c")]
+    for organization in ("a", "b", "c"):
+        world.connect(organization, f"page-of-{organization}")
+    for organization, day in marks:
+        world.db.execute(
+            "INSERT INTO aggregate_dirty (organization_id, day, reason) VALUES (%s, %s, %s)",
+            [organization, day, "late"],
+        )
+    found = [due for chunk in ledger.due_everywhere(world.db, NOW, chunk=1) for due in chunk]
+    assert [(organization, day) for organization, day, _ in found] == marks
 
 
 def test_a_plan_that_breaks_off_leaves_its_connection_as_it_was(world: World, database: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, ClassVar, LiteralString
@@ -43,11 +42,6 @@ LARGE = {
     "metric_refusal",
     "page_load",
 }
-
-
-def read_all(rows: AbstractContextManager[Iterator[Any]]) -> list[Any]:
-    with rows as chunks:
-        return list(chunks)
 
 
 PAGE = Integration(
@@ -190,7 +184,7 @@ HOT = [
     ),
     Hot(
         "open rows",
-        lambda db: read_all(ledger.open_rows(db, LAST, LAST, chunk=500)),
+        lambda db: list(ledger.open_rows(db, LAST, LAST, chunk=500)),
         {"ingest_day_state_open", "ingest_day_state_pkey"},
         "A plan reads one day's open rows, and looks at each again by its key before it is enqueued.",
     ),
@@ -226,7 +220,7 @@ HOT = [
     ),
     Hot(
         "due everywhere",
-        lambda db: read_all(ledger.due_everywhere(db, NOW, chunk=500)),
+        lambda db: list(ledger.due_everywhere(db, NOW, chunk=500)),
         {"ingest_day_state_expected", "ingest_day_state_of_organization"},
         "It goes through all marks, for each is a day to look at, and must not go through the ledger for any of them.",
         reads=frozenset({"aggregate_dirty"}),
