@@ -6,14 +6,14 @@ import re
 import select
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, sql
 from psycopg.abc import PQGen
 from psycopg.errors import Diagnostic
 from psycopg.pq import ConnStatus
@@ -30,8 +30,15 @@ _LOCK = 0x7265646973710001  # any number that nobody else locks: "redisq" and on
 _FILE = re.compile(r"(?P<version>[0-9]{4})_[a-z0-9_]+\.sql\Z")
 # A statement of ours takes milliseconds: one that takes longer than this waits for something that is broken.
 # The path is fixed so that nothing which somebody else can create is found in place of a table of ours.
-_PATH = "-c search_path=public,pg_temp"
-OPTIONS = f"{_PATH} -c statement_timeout=30s -c lock_timeout=20s -c idle_in_transaction_session_timeout=60s"
+# They are defaults of the role that the services and commands have: a pooler refuses what a client sends when it
+# connects, and may give each transaction another session.
+WANTED = {
+    "search_path": "public, pg_temp",
+    "statement_timeout": "30s",
+    "lock_timeout": "20s",
+    "idle_in_transaction_session_timeout": "1min",
+}
+_LOCK_WAIT = "10s"  # of a migration; whoever waits behind it then gets the lock before its own time is over
 # Seconds until one statement counts as unanswered. PostgreSQL itself ends it before that, so somebody is gone behind a
 # machine that still acknowledges what it gets: a server that is frozen, or that a pooler cannot reach any more. Less
 # than a handler has to come back after its time limit.
@@ -104,6 +111,7 @@ class _Telling(Connection[Any]):
     """
 
     refusal = ""
+    limit: float | None = None  # seconds for one statement, instead of `_ANSWER`
     _last_words: list[psycopg.Error]
 
     @classmethod
@@ -122,7 +130,7 @@ class _Telling(Connection[Any]):
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Wait as any other, up to `_ANSWER`. Then close: a late answer would be taken for the next one."""
-        limit, began = timeout or _ANSWER, time.monotonic()
+        limit, began = timeout or self.limit or _ANSWER, time.monotonic()
         try:
             return super().wait(gen, interval, limit)
         except psycopg.OperationalError as error:
@@ -134,6 +142,78 @@ class _Telling(Connection[Any]):
                 self.pgconn.finish()
                 raise psycopg.OperationalError(f"postgresql did not answer within {limit:g} s") from error
             raise
+
+
+_AS_IT_IS = f"SELECT pg_backend_pid(), {', '.join(f'current_setting({name!r})' for name in WANTED)}".encode()
+_SET = f"SELECT {', '.join(f'set_config({name!r}, {value!r}, false)' for name, value in WANTED.items())}".encode()
+
+
+def _settle(connection: Connection[Any]) -> None:
+    """Have the limits in force on a new connection, and prepare no statement where a pooler might take it elsewhere."""
+    pid, *found = connection.execute(_AS_IT_IS).fetchone() or (0,)
+    if pid != connection.info.backend_pid:
+        connection.prepare_threshold = None
+    if found != list(WANTED.values()):
+        # Behind a pooler this holds for the session that it lends right now, which nobody has but this role.
+        connection.execute(_SET)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How a command or a service reaches the database."""
+
+    pooler: Literal["", "session", "transaction"]  # its mode, as far as can be told; "" when there is none
+    differing: dict[str, str]  # the role's default of each of `WANTED` that is something else
+
+
+def inspect_line(dsn: str) -> Line:
+    """Return what lies between here and the database, and what is in force there by itself.
+
+    Raise `psycopg.OperationalError`.
+    """
+    with _Telling.connect(dsn, prepare_threshold=None, **_FOR_COMMANDS) as connection, connection.transaction():
+        # Whoever had a pooler's session before may have set something.
+        for name in WANTED:
+            connection.execute(sql.SQL("SET LOCAL {} TO DEFAULT").format(sql.Identifier(name)))
+        pid, *found = connection.execute(_AS_IT_IS).fetchone() or (0,)
+    differing = {name: has for (name, wanted), has in zip(WANTED.items(), found, strict=True) if has != wanted}
+    with _Telling.connect(dsn, prepare_threshold=None, **_FOR_COMMANDS) as connection:
+        [pid] = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+        if pid == connection.info.backend_pid:
+            return Line("", differing)
+        with _Telling.connect(dsn, prepare_threshold=None, **_FOR_COMMANDS) as other:
+            return Line("transaction" if _is_lent(pid, connection, other) else "session", differing)
+
+
+def _is_lent(pid: int, connection: Connection[Any], other: _Telling) -> bool:
+    """Tell whether the session `pid`, in which `connection` made its last statement, serves others between two."""
+    other.limit = 3.0
+    try:
+        with other.transaction():
+            theirs = other.execute("SELECT pg_backend_pid()").fetchone()
+            ours = connection.execute("SELECT pg_backend_pid()").fetchone()
+    except psycopg.OperationalError:
+        return False  # there is no other session to be had as long as we have ours
+    return theirs == (pid,) or ours != (pid,)
+
+
+def set_defaults(dsn: str) -> None:
+    """Make `WANTED` the defaults of the role that `dsn` names, in its database. Every role may do so for itself."""
+    with psycopg.connect(dsn, prepare_threshold=None, **_FOR_COMMANDS) as connection:
+        with _alone(connection):
+            for name, value in WANTED.items():
+                connection.execute(
+                    sql.SQL("ALTER ROLE CURRENT_USER IN DATABASE {} SET {} = {}").format(
+                        sql.Identifier(connection.info.dbname), sql.Identifier(name), _value(value)
+                    )
+                )
+        # A session stays as it began, and a pooler would lend this one to others for an hour.
+        with suppress(psycopg.OperationalError):
+            connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def _value(text: str) -> sql.Composable:
+    return sql.SQL(", ").join(sql.Literal(part) for part in text.split(", "))
 
 
 def _note_last_words(words: list[psycopg.Error], notice: Diagnostic) -> None:
@@ -158,14 +238,20 @@ def _limits(*, connecting: int, silence: int) -> dict[str, int]:
     }
 
 
-_OF_SERVICES = _limits(connecting=5, silence=12)
-_OF_COMMANDS = _limits(connecting=3, silence=3)  # a person waits
+_GIVEN: dict[str, Any] = {"autocommit": True, "application_name": APPLICATION}
+_FOR_SERVICES = _GIVEN | _limits(connecting=5, silence=12)
+_FOR_COMMANDS = _GIVEN | _limits(connecting=3, silence=3)  # a person waits
 
 
 def connect(dsn: str) -> Connection[Any]:
     """Return a connection for a command, which commits each statement by itself. Raise `psycopg.OperationalError`."""
-    given: dict[str, Any] = {"autocommit": True, "application_name": APPLICATION, "options": OPTIONS, **_OF_COMMANDS}
-    return _Telling.connect(dsn, **given)
+    connection = _Telling.connect(dsn, **_FOR_COMMANDS)
+    try:
+        _settle(connection)
+    except psycopg.Error:
+        connection.close()
+        raise
+    return connection
 
 
 def open_pool(dsn: str, *, size: int, wait: float = POOL_WAIT) -> Pool:
@@ -177,12 +263,8 @@ def open_pool(dsn: str, *, size: int, wait: float = POOL_WAIT) -> Pool:
     return ConnectionPool(
         dsn,
         connection_class=_Telling,
-        kwargs={
-            "autocommit": True,
-            "application_name": APPLICATION,
-            "options": OPTIONS,
-            **_OF_SERVICES,
-        },
+        kwargs=_FOR_SERVICES,
+        configure=_settle,
         min_size=0,
         max_size=size,
         timeout=wait,
@@ -238,28 +320,45 @@ def upgrade(dsn: str, *, runtime: str | None = None) -> list[str]:
 
     With `runtime` that role gets the rights that the services and commands need, and the schema's owner keeps the rest.
 
-    Any number may run at once: one works, the others wait and find nothing to do. Raise `SchemaError` when an
+    Any number may run at once: each file is applied by one of them, and the others wait. Raise `SchemaError` when an
     applied file was edited since, the database is newer than this release, or there is no such role.
     """
-    given: dict[str, Any] = {"autocommit": True, "application_name": APPLICATION, "options": _PATH, **_OF_COMMANDS}
-    with psycopg.connect(dsn, **given) as connection:
+    with psycopg.connect(dsn, prepare_threshold=None, **_FOR_COMMANDS) as connection:
         if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
             # In SQL_ASCII every text comes back as bytes.
             raise SchemaError(
                 f"the database has encoding {encoding}: create it with ENCODING 'UTF8' TEMPLATE template0"
             )
-        connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])  # gone with the connection, however it ends
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS schema_migrations ("
-            " version integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,"
-            " applied_at timestamptz NOT NULL DEFAULT now())"
-        )
-        applied = [_apply(connection, migration) for migration in _missing(connection)]
+        with _alone(connection):
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS schema_migrations ("
+                " version integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,"
+                " applied_at timestamptz NOT NULL DEFAULT now())"
+            )
+            missing = _missing(connection)
+        applied = [migration.name for migration in missing if _apply(connection, migration)]
         if runtime:
-            if not rights.exists(connection, runtime):
-                raise SchemaError(f"there is no role {runtime!r} to give rights to: create it first")
-            rights.grant(connection, runtime)
+            with _alone(connection):
+                if not rights.exists(connection, runtime):
+                    raise SchemaError(f"there is no role {runtime!r} to give rights to: create it first")
+                rights.grant(connection, runtime)
         return applied
+
+
+@contextmanager
+def _alone(connection: Connection[Any]) -> Iterator[None]:
+    """Begin a transaction that waits for other upgrades, however long they take, and for no other lock for long.
+
+    Whoever reads a table waits behind an upgrade that waits for it. All of it ends with the transaction: behind a
+    pooler the next one may have another session.
+    """
+    with connection.transaction():
+        connection.execute(f"SET LOCAL search_path = {WANTED['search_path']}".encode())
+        connection.execute("SET LOCAL statement_timeout = 0")
+        connection.execute("SET LOCAL lock_timeout = 0")
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+        connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_WAIT}'".encode())
+        yield
 
 
 def schema_version(connection: Connection[Any]) -> int:
@@ -301,11 +400,14 @@ def _missing(connection: Connection[Any]) -> list[Migration]:
     return [migration for migration in known if migration.version not in applied]
 
 
-def _apply(connection: Connection[Any], migration: Migration) -> str:
-    with connection.transaction():
+def _apply(connection: Connection[Any], migration: Migration) -> bool:
+    """Apply one file; False when another upgrade has done so meanwhile."""
+    with _alone(connection):
+        if migration.version not in {known.version for known in _missing(connection)}:
+            return False
         connection.execute(migration.sql)
         connection.execute(
             "INSERT INTO schema_migrations (version, name, checksum) VALUES (%s, %s, %s)",
             [migration.version, migration.name, migration.checksum],
         )
-    return migration.name
+    return True

@@ -85,7 +85,7 @@ class _Server(ABC):
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -324,7 +324,7 @@ def _unprivileged_user() -> pwd.struct_passwd:
     return known.get("postgres") or known["nobody"]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port below the range of outgoing connections: one of those could take it while a server restarts.
 
     So is the port 10,000 above it, where a node of a Redis cluster talks to the others.

@@ -88,17 +88,18 @@ def test_every_point_is_driven() -> None:
 _LOOKS = {
     *("inspect_server", "read_config", "_clock", "inspect_durability", "coverage", "explained", "list_all"),
     *("count_all", "has_page", "schema_version", "all_open", "fallen_silent", "facts", "removed_as"),
-    *("check", "is_connected", "fired_slots", "what_became", "sum_of", "count_planned"),
+    *("check", "is_connected", "fired_slots", "what_became", "sum_of", "count_planned", "inspect_line", "_is_lent"),
 }
 _LOOKS |= {"place", "catalog", "present", "ledger"}  # of an import, before a person is asked
 # Set up and kept by people, each in one transaction, before any job or beside all of them.
 _SET_UP = {"add", "disable", "rotate_tokens", "upgrade", "_apply", "_missing", "enable", "move", "rename", "remove"}
+_SET_UP |= {"set_defaults", "_alone"}
 # Parts of a call that has its points; the bell's are in `_listen`.
 _PARTS = {"_letters", "_store", "_end", "_still_open", "subscription", "_mind_the_silence"}
 # Ask for a connection before the call that needs one, or give it back after it: where the master is (sentinels, a
-# cluster's nodes), and whether a pooled one lives. They move nothing, have bounds of their own, and what fails is a
-# server that is away.
-_CONNECTING = {"connect", "_ask", "_check", "get_connection", "release"}
+# cluster's nodes), whether a pooled one lives, and its limits. They move nothing, have bounds of their own, and what
+# fails is a server that is away.
+_CONNECTING = {"_ask", "_check", "get_connection", "release", "connect", "_settle"}
 
 
 def test_every_call_to_a_server_lies_between_two_points() -> None:

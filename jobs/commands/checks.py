@@ -1,12 +1,13 @@
 """What `redisq doctor` checks of the application."""
 
 import datetime as dt
+from typing import Literal
 
 from jobs import health, incidents
 from jobs.app import Application
 from jobs.clock import apart, database_time, host_time
-from jobs.commands.store import connected
-from jobs.database import latest_version, schema_version
+from jobs.commands.store import connected, one_line
+from jobs.database import WANTED, inspect_line, latest_version, schema_version
 from jobs.incidents import Incident
 from jobs.settings import JobSettings
 from jobs.vault import VaultError
@@ -31,6 +32,20 @@ def _check_database() -> list[Finding]:
         return [*found, Finding("ok", "schema", f"version {version}")]
     hint = "run `redisq db upgrade`" if version < needed else "install a newer release"
     return [*found, Finding("failed", "schema", f"version {version}, this release needs {needed}: {hint}")]
+
+
+def _check_limits() -> list[Finding]:
+    settings = JobSettings.from_environment()
+    with one_line(settings):
+        line = inspect_line(settings.database_url)
+    through = f"through a pooler in {line.pooler} mode, such as PgBouncer" if line.pooler else "no pooler in between"
+    if not line.differing:
+        return [Finding("ok", "limits", f"are defaults of the role; {through}")]
+    found = ", ".join(f"{name} is {value!r}, not {WANTED[name]!r}" for name, value in line.differing.items())
+    # Without a pooler of transactions each connection sets them for itself.
+    level: Literal["failed", "warning"] = "failed" if line.pooler == "transaction" else "warning"
+    how = "run `redisq db upgrade`" + (", then RECONNECT in the console of PgBouncer" if line.pooler else "")
+    return [Finding(level, "limits", f"{found} by default of the role; {through}: {how}")]
 
 
 def _check_token_key() -> list[Finding]:
@@ -112,6 +127,7 @@ def _moment(at: dt.datetime) -> str:
 
 CHECKS = {
     "database": _check_database,
+    "limits": _check_limits,
     "token key": _check_token_key,
     "app secret": _check_app_secret,
     "providers": _check_providers,

@@ -3,7 +3,7 @@
 import click
 
 from jobs.commands.store import one_line
-from jobs.database import latest_version, upgrade
+from jobs.database import latest_version, set_defaults, upgrade
 from jobs.settings import JobSettings
 from redisq.cli import say
 
@@ -19,6 +19,7 @@ def upgrade_() -> None:
     settings = JobSettings.from_environment()
     with one_line(settings):
         applied = upgrade(settings.owner_url or settings.database_url, runtime=settings.runtime_role)
+        set_defaults(settings.database_url)
     for name in applied:
         click.echo(name)
     say(f"the schema is at version {latest_version()}")
