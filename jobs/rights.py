@@ -39,10 +39,20 @@ _READABLE_OF_INTEGRATION = (
 
 
 def grant(connection: Connection[Any], runtime: str) -> None:
-    """Give the role `runtime`, and `READER` when there is one, exactly their rights; those of before are taken back."""
+    """Give the role `runtime`, and `READER` when there is one, exactly their rights; those of before are taken back.
+
+    Nobody else but the owner and superusers can connect to the database afterwards, unless it is granted by name.
+    """
     connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # as it is since PostgreSQL 15
+    database = sql.Identifier(connection.info.dbname)
+    connection.execute(sql.SQL("REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC").format(database))
+    roles = [runtime, READER] if exists(connection, READER) else [runtime]
+    for role in roles:
+        name = sql.Identifier(role)
+        connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM {}").format(database, name))
+        connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database, name))
     _give(connection, runtime, RUNTIME)
-    if exists(connection, READER):
+    if READER in roles:
         _give(connection, READER, dict.fromkeys(RUNTIME, "SELECT") | {"integration": _READABLE_OF_INTEGRATION})
 
 

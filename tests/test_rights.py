@@ -11,15 +11,16 @@ import pytest
 from psycopg import errors, sql
 
 from jobs import ledger, rights
-from jobs.database import SchemaError, open_pool, upgrade
+from jobs.database import Migration, SchemaError, migrations, open_pool, upgrade
 from jobs.rights import READER, RUNTIME
 from jobs.vault import Vault
 from tests.many_pages import many_days, many_pages
 from tests.program import Shell
-from tests.roles import SERVICES, as_role, as_services, create_roles
+from tests.roles import OWNER_PASSWORD, SERVICES, as_role, as_services, create_owner, create_roles
 
 PROJECT = Path(__file__).resolve().parents[1]
 DAY = dt.date(2026, 3, 7)
+STRANGER = "redisq_stranger"
 
 # Whoever adds a fixture that opens the database adds the role it opens it with.
 AS_SERVICES = (
@@ -99,6 +100,34 @@ def test_an_upgrade_takes_back_what_was_given_by_hand(database: str) -> None:
         assert connection.execute(may_delete, [SERVICES]).fetchone() == (False,)
 
 
+def test_nobody_connects_or_makes_temporary_tables_who_was_not_named(dsn: str) -> None:
+    """Other databases of the server have roles of their own, and a temporary table fills the disk of all."""
+    create_roles(dsn)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        if not rights.exists(connection, STRANGER):
+            connection.execute(f"CREATE ROLE {STRANGER} LOGIN PASSWORD 'of-the-tests'".encode())
+        connection.execute(f"GRANT ALL ON DATABASE {connection.info.dbname} TO {READER}".encode())
+    upgrade(dsn, runtime=SERVICES)
+    for role in (SERVICES, READER):
+        with psycopg.connect(as_role(role, dsn)) as connection, pytest.raises(errors.InsufficientPrivilege):
+            connection.execute("CREATE TEMPORARY TABLE mine (id int)")
+    with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+        psycopg.connect(as_role(STRANGER, dsn))
+
+
+def test_an_upgrade_that_waits_for_a_lock_gives_way(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every job that reads the table waits behind it. What was applied before stays, and the rest is for the next."""
+    known = migrations()
+    more = Migration(len(known) + 1, "0999_more.sql", b"ALTER TABLE organization ADD COLUMN more int")
+    monkeypatch.setattr("jobs.database.migrations", lambda: [*known, more])
+    monkeypatch.setattr("jobs.database._LOCK_WAIT", "100ms")
+    with psycopg.connect(database) as reader:
+        reader.execute("SELECT FROM organization")
+        with pytest.raises(errors.LockNotAvailable):
+            upgrade(database)
+    assert upgrade(database) == [more.name]
+
+
 def test_an_upgrade_for_a_role_that_is_not_there_says_so(database: str) -> None:
     """The role is a cluster's, and so an administrator's to create."""
     with pytest.raises(SchemaError, match="there is no role 'nobody'"):
@@ -112,19 +141,6 @@ def test_a_worker_at_work_is_not_disturbed_by_an_upgrade(database: str) -> None:
         with pool.connection() as connection:
             assert connection.execute("SELECT count(*) FROM ingest_day_state").fetchone() == (0,)
         owner.commit()
-
-
-OWNER_PASSWORD = "canary-owner"
-
-
-def create_owner(dsn: str) -> None:
-    """Create the owner, and make the database its own."""
-    create_roles(dsn)
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        if not rights.exists(connection, "redisq_owner"):
-            connection.execute(f"CREATE ROLE redisq_owner LOGIN PASSWORD '{OWNER_PASSWORD}'".encode())
-        database = sql.Identifier(connection.info.dbname)
-        connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO redisq_owner").format(database))
 
 
 def test_db_upgrade_is_the_owner_and_gives_the_services_their_rights(redis_url: str, dsn: str, tmp_path: Path) -> None:
