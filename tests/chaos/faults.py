@@ -60,14 +60,16 @@ SHAPES = {
     "flush redis": Shape(4.0),
     "step the clock forward": Shape(0.8),
     "step the clock back": Shape(0.5),
+    "leave a log unread": Shape(1.0, LEASE, 3 * LEASE),
+    "lose names": Shape(0.7, 0.3, 1.5 * LEASE),
     "terminate backends": Shape(1.5),
     "restart postgres": Shape(0.4),
 }
 FIRST = "flush redis under a slow job"
 ALONE = 4.5  # seconds that it takes to find its moment and to do its harm, which nothing else may undo
-OUTAGES = {"partition", "freeze redis", "redis away beyond a lease"}
+OUTAGES = {"partition", "freeze redis", "redis away beyond a lease", "lose names"}
 FORWARD = (20.0, 90.0)  # seconds of a step: over slots, and beyond every lease
-BACK = (LEASE, LEASE + 2.0)  # a job that is due waits so much longer
+BACK = (LEASE, 90.0)
 LOOK = 0.1  # seconds between looks for a slow job
 LOOKS = 30
 
@@ -277,6 +279,23 @@ class Hand:
 
     def _step_the_clock_back(self, fault: Fault) -> bool:
         return self._site.clock.step(-BACK[0] - fault.pick * (BACK[1] - BACK[0]))
+
+    # -- the machine ---------------------------------------------------------------------------------------------------
+
+    def _leave_a_log_unread(self, fault: Fault) -> bool:
+        roles = ("worker", "worker", "scheduler")
+        member = self._site.pick(roles[int(fault.pick * len(roles))], fault.pick * len(roles) % 1)
+        member.read_log(go_on=False)
+        self._later(fault.lasts, member.read_log)
+        return True
+
+    def _lose_names(self, fault: Fault) -> bool:
+        """And every connection: those that there are need no name."""
+        struck = self._site.names.lose()
+        self._later(fault.lasts, self._site.names.find)
+        self._site.proxy.close_all()
+        self._site.terminate_backends()
+        return struck
 
     # -- PostgreSQL ----------------------------------------------------------------------------------------------------
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from jobs.servers import PostgresServer
 from tests.chaos.auditor import Auditor, Findings, Violation
-from tests.chaos.faults import BACK, Hand, plan
+from tests.chaos.faults import Hand, plan
 from tests.chaos.load import CANARY, ENOUGH
 from tests.chaos.pace import Pace
 from tests.chaos.site import CREW, LEASE, Site
 from tests.waiting import eventually
 
-# A lease, a keeper's look and 5 s are what it takes; a job that a clock step has put off waits for it. Seconds in
-# which the crew got no processor do not count. What never settles is what this is for: the time itself is in the table.
-SETTLE = 2 * (LEASE + 5.0 + 5.0 + BACK[1])
+# A lease, a keeper's look and 5 s are what it takes. Seconds in which the crew got no processor do not count. What
+# never settles is what this is for: the time itself is in the table.
+SETTLE = 2 * (LEASE + 5.0 + 5.0)
 _PATIENCE = 0.05  # seconds between looks at who has died
 
 
@@ -95,8 +95,10 @@ def _mend(site: Site) -> None:
     """Undo what a fault may have left."""
     site.proxy.heal()
     site.admin.config_set("maxmemory", "0")
+    site.names.find()
     for member in site.members:
         member.signal(signal.SIGCONT)
+        member.read_log()
 
 
 def _settle(site: Site, auditor: Auditor) -> float | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -28,12 +31,35 @@ LEASE = 3.0  # the shortest that the settings allow
 CREW = {"worker": 2, "scheduler": 2, "producer": 2}
 
 
+class Names:
+    """The name service of the crew: a library that is preloaded finds no name while a file is there."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "no-names"
+        self.environment: dict[str, str] = {}
+        if compiler := shutil.which("cc"):
+            library, source = directory / "names.so", Path(__file__).with_name("names.c")
+            subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+            self.environment = {"LD_PRELOAD": str(library), "CHAOS_NO_NAMES": str(self._file)}
+
+    def lose(self) -> bool:
+        """Let no name be found; False when there is no compiler to make the library with."""
+        self._file.touch()
+        return bool(self.environment)
+
+    def find(self) -> None:
+        """Let every name be found again."""
+        self._file.unlink(missing_ok=True)
+
+
 class Member:
     """One place in the crew: a process, and the next one when it has ended."""
 
     def __init__(self, role: str, number: int, environment: dict[str, str], log: Path) -> None:
         self.role, self.number = role, number
         self._environment, self.log = environment, log
+        self._log_is_read = threading.Event()
+        self._log_is_read.set()
         self._process = self._start()
         self.dismissed = False
 
@@ -65,18 +91,34 @@ class Member:
     def end(self) -> int:
         """Return the exit code of a process that has ended, or is killed now."""
         self._process.kill()
+        self.read_log()
+        self._reader.join()
         return self._process.wait()
 
+    def read_log(self, *, go_on: bool = True) -> None:
+        """Take in what the process writes, or no more of it: then its pipe is full soon."""
+        (self._log_is_read.set if go_on else self._log_is_read.clear)()
+
     def _start(self) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [*ends_with_us("KILL"), sys.executable, "-m", "tests.chaos.load", self.role, str(self.number)],
-                cwd=PROJECT,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        ours, theirs = os.pipe()
+        fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
+        process = subprocess.Popen(
+            [*ends_with_us("KILL"), sys.executable, "-m", "tests.chaos.load", self.role, str(self.number)],
+            cwd=PROJECT,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=subprocess.STDOUT,
+        )
+        os.close(theirs)
+        self._reader = threading.Thread(target=self._keep_log, args=(ours,), daemon=True)
+        self._reader.start()
+        return process
+
+    def _keep_log(self, pipe: int) -> None:
+        with open(pipe, "rb", buffering=0) as lines, self.log.open("ab", buffering=0) as log:
+            while self._log_is_read.wait() and (some := lines.read(65536)):
+                log.write(some)
 
 
 def _children(process: int) -> list[int]:
@@ -95,6 +137,7 @@ class Site:
         self._seed, self._mutant = seed, mutant
         self.dsn = self._create_database()
         self.clock = Clock(directory)
+        self.names = Names(directory)
         # Without rewrites the append-only file is a journal of the whole run. With everysec Redis answers before it
         # writes while a sync is slow, and a kill loses what was answered; with `no` only a power cut does.
         options = ["--auto-aof-rewrite-percentage", "0", "--appendfsync", "no"]
@@ -145,14 +188,15 @@ class Site:
         # All workers meet the proxy's faults, and of the others one each: those see what is true.
         proxied = role == "worker" or number == 0
         environment = os.environ | {
-            "REDISQ_REDIS_URL": self.proxy.url if proxied else self.redis.url,
+            "REDISQ_REDIS_URL": (self.proxy.url if proxied else self.redis.url).replace("127.0.0.1", "localhost"),
             "REDISQ_LEASE": f"{LEASE:g}",
             "REDISQ_SLOTS": "8",
             "REDISQ_GRACE": "1",
-            "CHAOS_DSN": self.dsn,
+            "CHAOS_DSN": self.dsn.replace("127.0.0.1", "localhost"),
             "CHAOS_DIRECTORY": str(self.directory),
             "CHAOS_SEED": str(self._seed),
             mutants.VARIABLE: self._mutant,
+            **self.names.environment,
         }
         return Member(role, number, environment, self.directory / f"{role}-{number}.log")
 
