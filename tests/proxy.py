@@ -36,7 +36,9 @@ class _Link:
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
-        self.request = b""  # the last that the client sent: redis-py waits for a reply before it sends the next
+        # The last that the client sent, in however many parts it came: redis-py waits for a reply before the next.
+        self.request = b""
+        self.is_answered = False
 
     def close(self) -> None:
         for end in (self.client, self.server):
@@ -136,7 +138,8 @@ class Proxy:
             while data := link.client.recv(1 << 16):
                 self._count()
                 self._open.wait()
-                link.request = data
+                link.request = data if link.is_answered else link.request + data
+                link.is_answered = False
                 if self._match(data, None):
                     break
                 link.server.sendall(data)
@@ -148,6 +151,7 @@ class Proxy:
         try:
             while data := link.server.recv(1 << 16):
                 self._open.wait()
+                link.is_answered = True
                 rule = self._match(link.request, data)
                 if rule is None:
                     link.client.sendall(data)
