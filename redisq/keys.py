@@ -32,6 +32,7 @@ class Keys:
     """ready LIST(id) · delayed ZSET(id, due ms) · dead HASH(id, verdict) · dead_index ZSET(id, ms) ·
     jobs HASH(id, envelope) · runs HASH(id, run record) · errors HASH(id, history) ·
     workers HASH(worker, "beat info") · schedulers HASH(scheduler, "beat info"), beside the first queue only ·
+    roll ZSET(worker, 0 or ms since when it has no entry and no jobs) ·
     slots HASH(schedule, ms of the slot that was looked at last) · fired HASH(schedule, ms of the last that fired) ·
     totals HASH(word, count) · clock HASH(seen, stepped: ms; by: ms) · bell CHANNEL(ms until a job is due)
     """
@@ -47,6 +48,7 @@ class Keys:
     errors: str = field(init=False)
     workers: str = field(init=False)
     schedulers: str = field(init=False)
+    roll: str = field(init=False)
     slots: str = field(init=False)
     fired: str = field(init=False)
     totals: str = field(init=False)

@@ -28,6 +28,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import orjson
 from redis import Redis
+from redis.exceptions import NoPermissionError
 
 from redisq import scripts
 from redisq.config import LONGEST_LEASE
@@ -43,9 +44,11 @@ BULK = 500  # jobs in one script: about 5 ms of the server's time
 BULK_BYTES = 2**20  # of envelopes, after which a script takes no more: large ones must not hold up the server either
 REAP = 100  # jobs moved by one reap or promote: about 1 ms
 FIRST_LINE = 200  # characters of a detail's first line that a job's history keeps for good
+FORGET = 3600.0  # seconds without an entry and without jobs, until a worker run goes off the roll
 REPLICATION = 1.0  # seconds that an enqueue waits for replicas: less than a client waits for an answer
 _RUN = re.compile(rb"\S+ (\d+) (\d+) (\d+) \d+")  # the record that `prelude.lua` describes
 _TOKEN = re.compile(rb"\S+")
+NOBODY = "-"  # the token of a job that nobody runs
 _NUMBER = re.compile(rb"\d{1,14}")
 
 R = TypeVar("R")
@@ -328,7 +331,8 @@ class Queue:
 
     def heartbeat(self, worker: str, info: Mapping[str, Argument]) -> bool:
         """Renew the worker's lease; False when it had none: at the first beat, or because it was reaped."""
-        return bool(scripts.heartbeat(self._redis, (self.keys.workers,), (worker, orjson.dumps(dict(info)))))
+        k = self.keys
+        return bool(scripts.heartbeat(self._redis, (k.workers, k.roll), (worker, orjson.dumps(dict(info)))))
 
     def retire(self, worker: str) -> bool:
         """Take the worker off the books; False when it still holds jobs, which the reaper then brings back."""
@@ -379,11 +383,33 @@ class Queue:
         return [_entry(id, value) for id, value in self._redis.hgetall(self.keys.workers).items()]
 
     @fail_points
+    def roll(self) -> dict[str, float]:
+        """Return the worker runs that may have a processing list: any that had an entry, until `FORGET` seconds later.
+
+        Each with 0.0, or with the ms since when it has neither an entry nor jobs.
+        """
+        pairs: Any = self._redis.zrange(self.keys.roll, 0, -1, withscores=True)  # of bytes and floats
+        return {_text(run): since for run, since in pairs}
+
+    def muster(self, workers: Iterable[str]) -> list[str]:
+        """Return those of `workers` that hold jobs and have no entry, and note on the roll what was found."""
+        k = self.keys
+        runs = sorted(workers)
+        keys = (k.roll, k.workers, *map(k.processing, runs))
+        return _texts(scripts.muster(self._redis, keys, (_ms(FORGET), *runs)))
+
+    @fail_points
     def processing_lists(self, cursor: int = 0) -> tuple[int, list[str]]:
-        """Return one page of the worker runs that have a processing list, entry or not, and the next cursor."""
+        """Return one page of the worker runs that have a processing list, and the next cursor: 0 at the end.
+
+        There is no page, and no next one, where SCAN is not permitted.
+        """
         prefix = self.keys.processing("")
         pattern = "".join(f"\\{c}" if c in "*?[]\\" else c for c in prefix) + "*"
-        cursor, keys = self._redis.scan(cursor, match=pattern, count=1000)
+        try:
+            cursor, keys = self._redis.scan(cursor, match=pattern, count=1000)
+        except NoPermissionError:
+            return 0, []
         return cursor, [_text(key).removeprefix(prefix) for key in keys]
 
     @fail_points
@@ -435,21 +461,22 @@ class Queue:
         workers = [worker.id for worker in self.workers()]
         [key] = wire(id)
         with self._redis.pipeline(transaction=False) as pipe:  # a full Redis refuses even reads inside MULTI
-            # The source and not the hash: a script that the server has forgotten would fail the round trip.
-            pipe.eval(scripts.where.source, 4, k.jobs, k.runs, k.delayed, k.dead, key)
+            # No script: who only looks may run none.
+            pipe.hexists(k.dead, key)
             for name in (k.jobs, k.runs, k.errors):
                 pipe.hget(name, key)
             pipe.zscore(k.delayed, key)
             for worker in workers:
                 pipe.lpos(k.processing(worker), key)
-            (state,), envelope, record, history, due_ms, *places = pipe.execute()
-        if not state:
+            dead, envelope, record, history, due_ms, *places = pipe.execute()
+        state = _state(dead, envelope, record, due_ms)
+        if state is None:
             return None
         counts = _RUN.fullmatch(record or b"")
         deliveries, attempts, crashes = map(int, counts.groups()) if counts else (0, 0, 0)
         return Explained(
             id,
-            _text(state),
+            state,
             self._job(envelope),
             None if due_ms is None else due_ms / 1000,
             next((worker for worker, place in zip(workers, places, strict=True) if place is not None), None),
@@ -560,7 +587,18 @@ def _texts(values: Iterable[Any]) -> list[str]:
 def _token(record: Any) -> str:
     # As `token_of` in `prelude.lua` has it.
     found = _TOKEN.match(record or b"")
-    return _text(found[0]) if found else "-"
+    return _text(found[0]) if found else NOBODY
+
+
+def _state(dead: bool, envelope: bytes | None, record: bytes | None, due_ms: float | None) -> str | None:
+    # As `state_of` in `prelude.lua` has it.
+    if dead:
+        return "dead"
+    if envelope is None:
+        return None
+    if _RUN.fullmatch(record or b"") and _token(record) != NOBODY:
+        return "processing"
+    return "ready" if due_ms is None else "delayed"
 
 
 def _words(value: Any) -> list[str]:

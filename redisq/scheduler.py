@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from redisq.cron import Schedule
 from redisq.job import Registry
 from redisq.keys import new_run
 from redisq.outage import Outage, is_outage
-from redisq.queue import REAP, Queue
+from redisq.queue import FORGET, REAP, Queue
 from redisq.server import describe
 
 LOOK = 5.0  # seconds between looks that nobody has asked for: what a lost ring, or a step of a clock, costs at most
@@ -86,9 +86,10 @@ class Keeper:
         self._lease = lease
         self._watch = Watch(lease)
         self._clock: tuple[float, float] | None = None  # the time of Redis, and ours by the monotonic clock
-        self._cursor = 0
-        self._scan_at = 0.0
-        self._orphans: set[str] = set()  # lists that a scan has found, with or without a worker's entry
+        self._met: dict[str, float] = {}  # when we last saw the entry of each worker: a wiped Redis has no roll
+        self._cursor: int | None = 0  # None once all keys were looked through
+        self._muster_at = 0.0
+        self._orphans: set[str] = set()  # workers that had a list and, maybe, no entry
 
     def promote(self) -> float:
         """Make ready what is due; return the seconds until there may be more. Raise `redis.RedisError`."""
@@ -123,11 +124,8 @@ class Keeper:
     def _reap(self, now: float) -> None:
         workers = self.queue.workers()
         beats = {worker.id: worker.beat for worker in workers}
-        # A claim that a frozen Redis ran late lands in the list of a worker that was forgotten: no entry tells of it.
-        if self._cursor or now >= self._scan_at:
-            self._cursor, lists = self.queue.processing_lists(self._cursor)
-            self._orphans.update(lists)
-            self._scan_at = now + self._lease / 2
+        self._met = {worker: at for worker, at in self._met.items() if now - at < FORGET} | dict.fromkeys(beats, now)
+        self._find_orphans(beats, now)
         beats |= {worker: "" for worker in self._orphans if worker not in beats}
         lapsed = self._watch.look(beats, now, {worker.id: worker.lease for worker in workers})
         if self._watch.anyone_silent(now):
@@ -142,6 +140,19 @@ class Keeper:
                 # What is wrong with one worker's keys must not keep the jobs of the others.
                 extra = {"queue": self.queue.name, "worker": worker, "cause": describe(error)}
                 log.error("cannot bring back the jobs of a worker that is gone", extra=extra)
+
+    def _find_orphans(self, beats: Collection[str], now: float) -> None:
+        """Look for lists without an entry: a claim that a frozen Redis ran late lands in that of a worker long gone."""
+        if now >= self._muster_at:
+            roll = self.queue.roll()
+            unclear = [run for run in {*roll, *self._met} if run not in beats or roll.get(run) != 0.0]
+            if unclear:
+                self._orphans.update(self.queue.muster(unclear))
+            self._muster_at = now + self._lease / 2
+        if self._cursor is not None:  # once, where it is permitted: a release before this one kept no roll
+            cursor, lists = self.queue.processing_lists(self._cursor)
+            self._cursor = cursor or None
+            self._orphans.update(lists)
 
     def _bring_back(self, worker: str, beat: str) -> None:
         back = dead = 0

@@ -25,6 +25,7 @@ WEAKNESSES = (
     "promote_in_two_commands",
     "reap_in_two_commands",
     "lists_without_entry_ignored",
+    "forgotten_at_once",
     "start_without_look",
 )
 
@@ -44,6 +45,7 @@ class Worker:
 
     processing: tuple[str, ...] = ()
     entry: bool = True
+    on_roll: bool = True  # or in the mind of a keeper that saw its entry
     alive: bool = True
     frozen: bool = False
     held: frozenset[Run] = frozenset()
@@ -55,7 +57,7 @@ class Worker:
         return self.alive and not self.frozen
 
     def order(self) -> tuple[object, ...]:
-        flags = (self.entry, self.alive, self.frozen, self.in_the_air)
+        flags = (self.entry, self.on_roll, self.alive, self.frozen, self.in_the_air)
         return (self.processing, flags, sorted(self.held), sorted(self.moved))
 
 
@@ -139,12 +141,17 @@ class Protocol:
             )
         for w, worker in enumerate(s.workers):
             yield from self._worker(s, w, worker)
-            if not worker.acts and (worker.entry or (worker.processing and self.weak != "lists_without_entry_ignored")):
+            adopted = worker.processing and worker.on_roll and self.weak != "lists_without_entry_ignored"
+            if not worker.acts and (worker.entry or adopted):
                 yield f"reap {w}", self._reap(s, w)
             elif not worker.alive and not worker.entry and not worker.processing and not worker.in_the_air:
-                yield f"start {w}", s.but_worker(w, entry=True, alive=True)
+                yield f"start {w}", s.but_worker(w, entry=True, on_roll=True, alive=True)
+            # Nothing is in the air for an hour.
+            over = not worker.in_the_air or self.weak == "forgotten_at_once"
+            if worker.on_roll and not worker.alive and not worker.entry and not worker.processing and over:
+                yield f"forget {w}", s.but_worker(w, on_roll=False)
             if worker.frozen:
-                yield f"thaw {w}", s.but_worker(w, frozen=False, entry=True)
+                yield f"thaw {w}", s.but_worker(w, frozen=False, entry=True, on_roll=True)
 
     def faults(self, s: State) -> Iterator[tuple[str, State]]:
         """Yield what the world may do."""

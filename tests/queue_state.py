@@ -130,7 +130,8 @@ def read(redis: Redis) -> State:
         time, keys, ready, delayed, index, *rest = pipe.execute()
     dead, runs, errors, jobs, workers, slots, fired, totals = map(_texts, rest[: len(hashes)])
     now = time[0] * 1000 + time[1] // 1000
-    unknown = {key.decode() for key in keys} - {KEYS.ready, KEYS.delayed, KEYS.dead_index, KEYS.clock, *hashes, *lists}
+    singles = {KEYS.ready, KEYS.delayed, KEYS.dead_index, KEYS.clock, KEYS.roll}
+    unknown = {key.decode() for key in keys} - {*singles, *hashes, *lists}
     assert not unknown, f"keys that no queue has: {unknown}"
     assert sorted(dead) == sorted(id.decode() for id in index), "dead letters and their index differ"
     return State(

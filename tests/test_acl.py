@@ -70,6 +70,8 @@ KEEP: Mapping[str, Step] = {
     "promote": lambda queue, _: queue.promote(),
     "try_write": lambda queue, _: queue.try_write(),
     "workers": lambda queue, _: queue.workers(),
+    "roll": lambda queue, _: queue.roll(),
+    "muster": lambda queue, _: queue.muster(["w", "gone", "new"]),
     "processing_lists": lambda queue, _: queue.processing_lists(),
     "reap": lambda queue, _: queue.reap("gone", "", crashes=3),
     "reap_dead": lambda queue, _: queue.reap("gone", "", crashes=1),
@@ -198,6 +200,14 @@ def test_jobs_end_together_where_lrange_is_forbidden(admin: Redis, client_of: Ca
     assert Queue(admin, "default").processing("w") == [("c", claimed[2].token)]
 
 
+@pytest.mark.parametrize("user", ["worker", "scheduler"])
+def test_a_keeper_does_without_scan(user: str, admin: Redis, client_of: Callable[[str], Redis]) -> None:
+    """It only finds lists that a release without a roll has left."""
+    staged(admin)
+    assert Queue(admin, "default").processing_lists()[1]
+    assert Queue(client_of(user), "default").processing_lists() == (0, [])
+
+
 @pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize(
     "words",
@@ -205,6 +215,7 @@ def test_jobs_end_together_where_lrange_is_forbidden(admin: Redis, client_of: Ca
         ["FLUSHALL"],
         ["FLUSHDB"],
         ["KEYS", "*"],
+        ["SCAN", 0],
         ["CONFIG", "GET", "*"],
         ["CONFIG", "SET", "maxmemory", "1"],
         ["ACL", "LIST"],

@@ -31,8 +31,8 @@ ROW = {module: row for row, modules in enumerate(LAYERS) for module in modules}
 # Beside the names of `redisq`: the application's commands build on the library's, its programs are started by it.
 WIRING = {"redisq.cli": ("jobs/program.py", "jobs/commands/"), "redisq.service": ("jobs/program.py", "bin/")}
 
-# Scripts that draw no arrow: shared helpers, the look that moves nothing, the entries of workers, a first slot.
-NO_ARROW = {"prelude", "where", "heartbeat", "retire", "begin"}
+# Scripts that draw no arrow: shared helpers, looks that move nothing, the entries of workers, a first slot.
+NO_ARROW = {"prelude", "where", "muster", "heartbeat", "retire", "begin"}
 
 
 def _sources(folder: str) -> list[Path]:

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from redisq import BadJob, Failure, Job, Queue, Settings, connect
 from redisq.job import MAX_BYTES
-from redisq.queue import BULK, REAP, Claimed
+from redisq.queue import BULK, FORGET, REAP, Claimed
 from tests.queue_state import KEYS, Run, State, job, put, read
 
 BOOM = Failure("transient", "boom", "it went boom")
@@ -859,6 +859,37 @@ def test_processing_lists_are_found_without_an_entry(redis: Redis) -> None:
     assert queue.processing_lists() == (0, ["w:1"])
 
 
+def test_a_run_is_on_the_roll_from_its_first_beat_and_outlives_its_entry(queue: Queue) -> None:
+    """Whatever takes its entry away: a late claim may still fill its list."""
+    queue.heartbeat("w", {})
+    assert queue.retire("w")
+    assert queue.roll() == {"w": 0.0}
+
+
+def test_the_muster_finds_lists_that_no_entry_speaks_for(redis: Redis, queue: Queue) -> None:
+    """Those with an entry are the affair of its lease."""
+    foreign = b"foreign \xff".decode("utf-8", "surrogateescape")
+    put(redis, State(processing={"w": ("a",), "gone": ("b",)}, workers={"w": 7}))
+    redis.lpush(KEYS.processing("").encode() + b"foreign \xff", "c")
+    redis.set(KEYS.processing("bad"), "no list")
+    assert set(queue.muster(["w", "bad", "gone", "idle", foreign])) == {"gone", foreign}
+    assert queue.roll() == {"w": 0.0, "gone": 0.0, foreign: 0.0}
+
+
+def test_a_run_is_forgotten_once_its_list_was_empty_for_an_hour(redis: Redis, queue: Queue) -> None:
+    """Not sooner, and not while it has an entry or jobs, whatever the roll says."""
+    now = queue.now() * 1000
+    put(redis, State(processing={"holds": ("a",)}, workers={"lives": 7}))
+    ago = {"holds": 9, "lives": 9, "long over": 1.01, "just over": 0.5, "of a clock set right": -24}
+    redis.zadd(KEYS.roll, {run: now - hours * FORGET * 1000 for run, hours in ago.items()} | {"left": 0})
+    assert queue.muster(queue.roll()) == ["holds"]
+    roll = queue.roll()
+    assert (roll.pop("holds"), roll.pop("lives")) == (0.0, 0.0)
+    assert roll.pop("just over") == pytest.approx(now - FORGET * 500, abs=1)
+    assert set(roll) == {"left", "of a clock set right"}
+    assert all(now - 1 <= since <= queue.now() * 1000 + 1 for since in roll.values())
+
+
 # -- a full Redis ----------------------------------------------------------------------------------------------------
 
 
@@ -900,6 +931,7 @@ FREEING: dict[str, Callable[[Queue], object]] = {
     "heartbeat": lambda queue: queue.heartbeat("w", {}),
     "first heartbeat": lambda queue: queue.heartbeat("new", {}) is False,
     "retire": lambda queue: queue.retire("idle"),
+    "muster": lambda queue: queue.muster(["w"]) == [] and queue.roll() == {"w": 0.0},
     "requeue": lambda queue: queue.requeue(["x"])[0],
     "remove": lambda queue: queue.remove(["x"])[0],
 }

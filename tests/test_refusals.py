@@ -135,10 +135,10 @@ def test_a_redis_that_refuses_only_to_wait_is_asked_instead(refusal: Refusal, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["lrange", "scan"])
+@pytest.mark.parametrize("command", ["lrange", "hgetall"])
 def test_one_forbidden_command_is_one_line(command: str, tmp_path: Path, stage: Stage) -> None:
     """What failed must work again before Redis counts as back; that something else works says nothing."""
-    # The keeper scans less often than it promotes, at this lease.
+    # The keeper looks at the workers less often than it promotes, at this lease.
     with private_redis(tmp_path / "redis") as server, Crew(stage, server.url, slots=4, lease=15) as crew:
         queue = queue_of(server)
         [worker] = crew.workers(1)

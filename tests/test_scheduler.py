@@ -210,6 +210,48 @@ def test_promise_1_a_list_that_no_worker_speaks_for_is_adopted(redis: Redis, que
     assert state.but(ready=()) == BACK
 
 
+def _late_claim(redis: Redis, queue: Queue) -> None:
+    """Have the claim of a worker without an entry arrive."""
+    assert not redis.exists(KEYS.workers)
+    queue.enqueue(job("a"))
+    queue.send([queue.claim("w", 1)])
+    assert read(redis).processing == {"w": ("a",)}
+
+
+def test_a_list_that_is_filled_after_its_worker_left_is_adopted(redis: Redis, queue: Queue) -> None:
+    """The roll knows of it, though no keeper ever saw its entry."""
+    keeper = Keeper(queue, LEASE)
+    keeper.watch()  # the look through all keys is over
+    queue.heartbeat("w", {})
+    queue.retire("w")
+    _late_claim(redis, queue)
+    assert _keep(keeper, redis, "a").totals == {"crashed": 1}
+
+
+def test_a_list_of_an_older_release_is_adopted_by_a_keeper_that_never_saw_its_worker(
+    redis: Redis, queue: Queue
+) -> None:
+    """Whose heartbeat writes no roll: the keepers of this release do, from its entry."""
+    late = Keeper(queue, LEASE)
+    late.watch()
+    redis.hset(KEYS.workers, "w", "7 {}")
+    early = Keeper(queue, LEASE)
+    eventually(lambda: early.watch() and queue.roll() == {"w": 0.0})
+    redis.delete(KEYS.workers)
+    _late_claim(redis, queue)
+    assert _keep(late, redis, "a").totals == {"crashed": 1}
+
+
+def test_a_list_that_is_filled_after_redis_was_wiped_is_adopted(redis: Redis, queue: Queue) -> None:
+    """The roll is gone with all else; a keeper that saw the worker has it in mind."""
+    keeper = Keeper(queue, LEASE)
+    queue.heartbeat("w", {})
+    keeper.watch()
+    redis.flushall()
+    _late_claim(redis, queue)
+    assert _keep(keeper, redis, "a").totals == {"crashed": 1}
+
+
 def test_a_list_is_not_adopted_while_its_worker_registers(redis: Redis, queue: Queue) -> None:
     """It had lost its entry, not its life."""
     put(redis, RUNNING.but(workers={}))

@@ -32,7 +32,7 @@ ATTEMPTS = 3
 MINUTE = 60_000  # ms between two slots of the only schedule
 
 # What the queue may leave behind when nothing is left to do.
-KEYS = {"jobs", "runs", "errors", "dead", "dead_index", "slots", "fired", "totals", "clock"}
+KEYS = {"jobs", "runs", "errors", "dead", "dead_index", "slots", "fired", "totals", "clock", "roll"}
 
 # Where each id stands at one instant: the ids of `jobs`, then the ids of every place.
 _CENSUS = """

@@ -706,7 +706,7 @@ class Exported(Story):
 
 STORIES: dict[str, type[Story]] = {
     **dict.fromkeys(("claim", "ack", "fail", "defer", "bury", "promote"), Work),
-    **dict.fromkeys(("await_ready", "workers", "processing_lists", "heartbeat", "listen"), Idle),
+    **dict.fromkeys(("await_ready", "workers", "roll", "muster", "processing_lists", "heartbeat", "listen"), Idle),
     **dict.fromkeys(("inspect_fitness", "processing"), Start),
     **dict.fromkeys(("release", "retire"), Drain),
     **dict.fromkeys(("reap", "try_write"), Bereaved),
