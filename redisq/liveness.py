@@ -46,18 +46,19 @@ def look(queues: Sequence[Queue], first: Queue, lease: float) -> Sight:
 
     A run has lapsed when it was silent for its own lease and for `lease`: the longer one, as a reaper has it.
     """
-    now = first.now()
     return Sight(
-        now,
-        {queue.name: [_seen(entry, queue.now(), lease) for entry in queue.workers()] for queue in queues},
-        [_seen(entry, now, lease) for entry in first.schedulers()],
+        first.now(),
+        {queue.name: _seen(queue.workers(), queue.now(), lease) for queue in queues},
+        _seen(first.schedulers(), first.now(), lease),
         {name: slot for queue in queues for name, slot in queue.last_slots().items()},
     )
 
 
-def _seen(entry: RunEntry, now: float, lease: float) -> Seen:
-    silent = max(0.0, now - float(entry.beat or 0) / 1000)
-    return Seen(entry, silent, silent > max(entry.lease, lease))
+def _seen(entries: Sequence[RunEntry], now: float, lease: float) -> list[Seen]:
+    silences = [max(0.0, now - float(entry.beat or 0) / 1000) for entry in entries]
+    return [
+        Seen(entry, silent, silent > max(entry.lease, lease)) for entry, silent in zip(entries, silences, strict=True)
+    ]
 
 
 def inspect_runs(sight: Sight, needed: Collection[str], units: Units) -> list[Finding]:
