@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.retry import Retry
 
 from redisq.config import Settings
@@ -66,6 +66,23 @@ def inspect_server(client: "Redis") -> list[Finding]:
         _role(info, config),
         _clock(client),
     ]
+
+
+def inspect_access(client: "Redis") -> list[Finding]:
+    """Return whether this Redis asks for a password, also when the client has one. Raise `redis.RedisError`."""
+    pool = client.connection_pool
+    nobody = {"username": None, "password": None, "credential_provider": None}
+    connection: Any = pool.connection_class(**{**pool.connection_kwargs, **nobody})  # whose methods have no types
+    try:
+        connection.connect()
+        connection.send_command("PING")
+        connection.read_response()
+    except (AuthenticationError, ResponseError):
+        return [Finding("ok", "password", "nobody gets in without one")]
+    finally:
+        connection.disconnect()
+    text = "Redis lets in whoever reaches it: set requirepass, and put the password into the file redis-password"
+    return [Finding("warning", "password", text)]
 
 
 def read_config(client: "Redis", *patterns: str) -> dict[Any, Any]:

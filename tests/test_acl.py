@@ -15,7 +15,7 @@ from redis.exceptions import AuthenticationError, ResponseError
 from jobs.servers import RedisServer
 from redisq import Failure, Job, Queue, Settings, connect
 from redisq.queue import Claimed
-from redisq.server import inspect_server, require_fit
+from redisq.server import inspect_access, inspect_server, require_fit
 from tests.redis_users import ACL, USERS, acl_with_passwords, as_user, guarded_redis, password_of
 from tests.waiting import patience
 
@@ -45,7 +45,7 @@ def _listen(queue: Queue, _client: Redis) -> None:
 
 # What each program asks of the queue that `staged` has made ready.
 LOOK: Mapping[str, Step] = {
-    "doctor": lambda _, client: inspect_server(client),
+    "doctor": lambda _, client: inspect_server(client) + inspect_access(client),
     "counts": lambda queue, _: queue.counts(),
     "workers": lambda queue, _: queue.workers(),
     "explain": lambda queue, _: [queue.explain(id) for id in ("ready", "held", "delayed", "dead")],

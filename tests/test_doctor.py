@@ -13,7 +13,7 @@ from jobs.servers import RedisServer, private_redis
 from redisq import Settings, connect
 from redisq.durability import inspect_durability
 from redisq.fitness import Fitness
-from redisq.server import inspect_server
+from redisq.server import inspect_access, inspect_server
 from tests.program import NOWHERE, Shell
 from tests.refusals import OUTAGES, admin, forbidding
 from tests.waiting import eventually
@@ -151,6 +151,20 @@ def test_a_failover_needs_a_replica_and_loses_by_the_lag_that_is_allowed(start: 
 def test_a_node_of_a_cluster_without_a_replica_takes_its_slots_along(start: Start) -> None:
     """Nothing is lost, and nothing is accepted either."""
     assert "its slots are down" in said(start("--cluster-enabled", "yes"))["a failover"][1]
+
+
+def test_a_redis_that_asks_for_no_password_is_a_warning(tmp_path: Path) -> None:
+    """On loopback too, where every user of the machine gets in; and for a client that has a password of its own."""
+    with private_redis(tmp_path) as server, connect(Settings(redis_url=server.url)) as client:
+        client.execute_command("ACL", "SETUSER", "own", "on", ">secret", "~*", "&*", "+@all")
+        for login in ("", "own:secret@"):
+            with connect(Settings(redis_url=f"redis://{login}127.0.0.1:{server.port}/0")) as anybody:
+                [found] = inspect_access(anybody)
+            assert (found.level, found.subject) == ("warning", "password")
+            assert "requirepass" in found.text
+        client.config_set("requirepass", "secret")
+        with connect(Settings(redis_url=f"redis://:secret@127.0.0.1:{server.port}/0")) as known:
+            assert [each.level for each in inspect_access(known)] == ["ok"]
 
 
 def test_where_settings_may_not_be_read_it_says_what_to_ask(start: Start) -> None:

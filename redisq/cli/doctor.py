@@ -16,7 +16,7 @@ from redisq.cli.session import Session
 from redisq.durability import inspect_durability
 from redisq.liveness import inspect_runs, inspect_slots
 from redisq.schedules import check_schedules, oddities
-from redisq.server import Finding, inspect_server
+from redisq.server import Finding, inspect_access, inspect_server
 
 Check = Callable[[], Iterable[Finding]]
 
@@ -30,7 +30,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     application: Mapping[str, Check] = load(session.parts.checks)
     checks = {
         "settings": lambda: _settings(session),
-        "redis": lambda: session.on_each_server(inspect_server),
+        "redis": lambda: session.on_each_server(lambda client: inspect_server(client) + inspect_access(client)),
         "durability": lambda: session.on_each_server(partial(_durability, session)),
         "workers": lambda: _runs(session),
         "schedules": lambda: _schedules(session),
