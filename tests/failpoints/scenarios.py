@@ -237,6 +237,16 @@ class Idle(Work):
             self.until(lambda each=each: self.ended([each.id]) or self.strike.struck())  # type: ignore[misc]
 
 
+class LateClaim(Idle):
+    """The same, and the first job lies in the list of a worker that is long gone: only the roll tells of it."""
+
+    def begin(self) -> None:
+        self.queue.enqueue(self.jobs[0])
+        self.queue.send([self.queue.claim("gone", 1)])
+        self.redis.zadd(self.queue.keys.roll, {"gone": 0})
+        super().begin()
+
+
 class Drain(Story):
     """A worker is told to leave while it runs jobs that do not end in time; another one is there."""
 
@@ -706,8 +716,9 @@ class Exported(Story):
 
 STORIES: dict[str, type[Story]] = {
     **dict.fromkeys(("claim", "ack", "fail", "defer", "bury", "promote"), Work),
-    **dict.fromkeys(("await_ready", "workers", "roll", "muster", "processing_lists", "heartbeat", "listen"), Idle),
+    **dict.fromkeys(("await_ready", "workers", "processing_lists", "heartbeat", "listen"), Idle),
     **dict.fromkeys(("inspect_fitness", "processing"), Start),
+    **dict.fromkeys(("roll", "muster"), LateClaim),
     **dict.fromkeys(("release", "retire"), Drain),
     **dict.fromkeys(("reap", "try_write"), Bereaved),
     **dict.fromkeys(("fire", "last_slots", "now", "schedulers"), Slots),
