@@ -215,6 +215,23 @@ def test_lines_of_two_services_in_one_pipe_stay_whole(redis_url: str, queue: Que
         assert all(orjson.loads(line) for line in reader.lines())
 
 
+@pytest.mark.parametrize("ends", [a_pipe, a_socket, a_terminal])
+def test_long_lines_arrive_whole_and_in_order(ends: Callable[[], tuple[int, int]]) -> None:
+    """Longer than a pipe takes in one piece, and than the whole pipe; and none cuts the line before it."""
+    ours, theirs = ends()
+    outlet = Outlet(theirs)
+    lengths = [1, 4094, 4095, 4096, 4097, 65535, 65537, 5, 300_000]
+    for number, length in enumerate(lengths):
+        outlet.put(str(number) * length, 0)
+        if number == 3:
+            assert outlet.send() or ends is a_terminal
+    reader = Reader(ours)
+    eventually(outlet.send)
+    eventually(lambda: len(reader.lines()) == len(lengths))
+    assert [(line[0], len(line)) for line in reader.lines()] == [(str(n), each) for n, each in enumerate(lengths)]
+    os.close(theirs)
+
+
 def test_what_waits_for_a_reader_has_a_bound() -> None:
     """A worker whose log is never read must not fill the memory."""
     ours, theirs = os.pipe()
