@@ -526,6 +526,18 @@ def test_attempts_that_are_left_out_of_a_long_history_are_counted(redis: Redis, 
     assert {"omitted": 37} in (document["errors"] if command == "dlq show" else document["jobs"][0]["errors"])
 
 
+@pytest.mark.parametrize(
+    ("line", "code"), [("status", 69), ("--nonsense", 2), ("dlq show no:such", 69), ("dlq remove --all", 1)]
+)
+@pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-", "<&- >&- 2>&-", "</dev/null >/dev/full 2>/dev/full"])
+def test_a_command_that_can_say_nothing_still_ends_with_its_code(streams: str, line: str, code: int) -> None:
+    """A script under a full disk goes by the code."""
+    nowhere = Shell({"REDISQ_REDIS_URL": "redis://127.0.0.1:1/0"})
+    command = ["sh", "-c", f'exec "$@" {streams}', "sh", str(Path(sys.executable).with_name("redisq")), *line.split()]
+    ran = subprocess.run(command, env=nowhere.all(), stdin=subprocess.DEVNULL, check=False)
+    assert ran.returncode == code
+
+
 def test_status_of_an_unknown_job_says_where_it_looked(shell: Shell) -> None:
     """A job that is done is gone from Redis, so the ledger is asked; where it is away nothing is guessed."""
     ran = shell.run("status", "ingest:fb-1:2026-03-08")

@@ -1,9 +1,11 @@
 """The program: a table of commands, each loaded when it is called."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +89,8 @@ class Program(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program. A stream that its caller has closed is empty, and swallows what is written."""
         hold_standard_streams()
+        if sys.stderr is sys.__stderr__:
+            sys.stderr = _deaf_to_errors(sys.stderr)
         try:
             return super().main(*args, **kwargs)
         finally:
@@ -105,6 +109,20 @@ class Program(click.Group):
             if error.errno not in _CANNOT_WRITE:
                 raise
             raise Failed(_unwritten(error)) from None
+
+
+class _Deaf(io.FileIO):
+    """Standard error. What cannot be written there can be said nowhere else: the exit code has to tell it."""
+
+    def write(self, data: Any, /) -> int:
+        with suppress(OSError):
+            super().write(data)
+        return len(data)
+
+
+def _deaf_to_errors(stream: Any) -> io.TextIOWrapper:
+    raw = io.BufferedWriter(_Deaf(stream.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
 
 
 def _end_output() -> None:
