@@ -2,11 +2,15 @@
 
 import math
 
+_LONG = 1000 * 365 * 86400.0  # seconds; more is no age, but a foreign number
+
 
 def age(seconds: float) -> str:
     """Return a span of time in its two largest units: 45s, 3m 20s, 2h 5m, 4d 3h."""
     if not math.isfinite(seconds):
         return str(seconds)
+    if seconds > _LONG:
+        return "over 1000y"
     left = max(0, round(seconds))
     parts = []
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):

@@ -7,13 +7,15 @@
    | enqueue        | | '--- release, reap ----'  |  | bury; fail, defer, reap
    | with a delay   | |                           |  | beyond their limit
    |        promote | | requeue                   |  |
-   |                | |                           v  v
+   |         hasten | |                           v  v
    '-----------> DELAYED <------ fail, defer ---- DEAD -----> (gone)
-                                                      remove
+                    |                              ^  remove
+                    '---------- cancel ------------'
 ```
 
-A word of the picture is a method here and a file in `lua/`. DEAD is reached from PROCESSING only; DELAYED likewise,
-or from (new). `claim` has two halves: an idle worker waits in `await_ready` (BLMOVE), a busy one takes what is there.
+A word of the picture is a method here and a file in `lua/`. DEAD is reached from PROCESSING, and from DELAYED by an
+operator; DELAYED from PROCESSING or from (new). `claim` has two halves: an idle worker waits in `await_ready` (BLMOVE),
+a busy one takes what is there.
 """
 
 import math
@@ -32,7 +34,7 @@ from redis.exceptions import NoPermissionError
 
 from redisq import scripts
 from redisq.config import LONGEST_LEASE
-from redisq.errors import BadJob
+from redisq.errors import LONGEST_DELAY, BadJob
 from redisq.failpoints import fail_points
 from redisq.job import JSON, Job
 from redisq.keys import Keys
@@ -45,6 +47,7 @@ BULK_BYTES = 2**20  # of envelopes, after which a script takes no more: large on
 REAP = 100  # jobs moved by one reap or promote: about 1 ms
 FIRST_LINE = 200  # characters of a detail's first line that a job's history keeps for good
 FORGET = 3600.0  # seconds without an entry and without jobs, until a worker run goes off the roll
+FAR = 7 * 86400.0  # seconds; a job that waits for longer is shown to the operator, who may not have meant it
 REPLICATION = 1.0  # seconds that an enqueue waits for replicas: less than a client waits for an answer
 _RUN = re.compile(rb"\S+ (\d+) (\d+) (\d+) \d+")  # the record that `prelude.lua` describes
 _TOKEN = re.compile(rb"\S+")
@@ -108,6 +111,7 @@ class Failure:
 
 
 CRASH = Failure("crash", "worker_gone", "the worker that ran this job disappeared")
+CANCELLED = Failure("cancelled", "by_operator", "an operator cancelled it while it was delayed")
 CRASHES = Failure("crash", "crash_limit", "this job was running each time its worker disappeared")
 
 
@@ -250,7 +254,7 @@ class Queue:
         """Take a schedule's slot and put its job in.
 
         Return None when the slot, or a later one, was taken before; else "new", or the state in which the job already
-        is, or "none" for a slot without a job.
+        is, "far" for one that is delayed for hours yet, or "none" for a slot without a job.
         """
         k = self.keys
         args = (schedule, slot_ms, self._own(job).id if job else "", job.encode() if job else b"")
@@ -264,7 +268,7 @@ class Queue:
 
     def _enqueue(self, batch: Sequence[tuple[str, bytes]], delay: float) -> Call[list[str]]:
         k = self.keys
-        args: list[Argument] = [_ms(delay), k.bell]
+        args: list[Argument] = [_ms(checked_delay(delay)), k.bell]
         for pair in batch:
             args += pair
         return Call(scripts.enqueue, (k.jobs, k.runs, k.dead, k.ready, k.delayed, k.clock), args, _words)
@@ -298,7 +302,15 @@ class Queue:
     def fail(self, worker: str, claimed: Claimed, failure: Failure, *, attempts: int, delay: float) -> Call[str]:
         """Try again in `delay` seconds, or lay it down when `attempts` are spent: "delayed", "dead" or "lost"."""
         line = _line("A", failure, claimed, worker)
-        args = (claimed.id, claimed.token, attempts, _ms(delay), line, failure.record(), self.keys.bell)
+        args = (
+            claimed.id,
+            claimed.token,
+            attempts,
+            _ms(min(delay, LONGEST_DELAY)),
+            line,
+            failure.record(),
+            self.keys.bell,
+        )
         keys = (*self._down(worker, self.keys.delayed), self.keys.clock)
         return Call(scripts.fail, keys, args, _text)
 
@@ -306,7 +318,16 @@ class Queue:
         """Run again in `delay` seconds at no cost, or lay it down when deferred for more than `limit` seconds."""
         line = _line("D", failure, claimed, worker)
         verdict = Failure(failure.error_class, f"{failure.reason}_too_long", failure.detail).record()
-        args = (claimed.id, claimed.token, _ms(limit), _ms(delay), line, verdict, self.keys.bell)
+        # One that asks for more than its limit, by mistake, is looked at again when that is over.
+        args = (
+            claimed.id,
+            claimed.token,
+            _ms(limit),
+            _ms(min(delay, limit, LONGEST_DELAY)),
+            line,
+            verdict,
+            self.keys.bell,
+        )
         keys = (*self._down(worker, self.keys.delayed), self.keys.clock)
         return Call(scripts.defer, keys, args, _text)
 
@@ -516,6 +537,21 @@ class Queue:
         ids = self._redis.zrevrange(self.keys.dead_index, start, start + count - 1)
         return self._letters(_texts(ids))
 
+    def hasten(self, id: str) -> bool:
+        """Make a delayed job ready, the next to be claimed; False when it is not delayed."""
+        return bool(scripts.hasten(self._redis, (self.keys.delayed, self.keys.ready), wire(id)))
+
+    def cancel(self, id: str) -> bool:
+        """Lay a delayed job down as dead; False when it is not delayed."""
+        k = self.keys
+        keys = (k.delayed, k.dead, k.dead_index, k.totals)
+        return bool(scripts.cancel(self._redis, keys, [*wire(id), CANCELLED.record()]))
+
+    def last_delayed(self) -> tuple[str, float] | None:
+        """Return the id of the job that is due last, and the seconds until then; None when nothing is delayed."""
+        found: Any = self._redis.zrevrange(self.keys.delayed, 0, 0, withscores=True)
+        return (_text(found[0][0]), found[0][1] / 1000 - self.now()) if found else None
+
     def requeue(self, ids: Sequence[str]) -> list[int]:
         """Make dead letters ready again, their attempts forgiven: 1 done, 0 not dead, -1 the job itself is missing."""
         k = self.keys
@@ -566,6 +602,13 @@ class Queue:
         """Send as `send` does, and return the half that waits for the answers. It must be called, once."""
         receive = scripts.post(self._redis, [(call.script, call.keys, call.args) for call in calls])
         return lambda: [call.read(answer) for call, answer in zip(calls, receive(), strict=True)]
+
+
+def checked_delay(seconds: float) -> float:
+    """Return `seconds` if a job may be put off for so long; raise `BadJob`, a `ValueError`, otherwise."""
+    if not 0 <= seconds <= LONGEST_DELAY:
+        raise BadJob(f"a delay of {seconds:g} s is not usable: take 0 to {LONGEST_DELAY:.0f} s, which is a year")
+    return seconds
 
 
 def _ms(seconds: float) -> int:

@@ -251,6 +251,9 @@ class Clockwork:
                     log.warning("missed slot passed over by its policy", extra=extra | {"missed": schedule.missed})
                 case "dead":
                     log.error("slot not fired: its job lies dead; requeue or remove it", extra=extra)
+                case "far":
+                    text = "slot fired, but its job is delayed for hours: `redisq job run` or `redisq job cancel` it"
+                    log.warning(text, extra=extra)
                 case state:
                     log.info("slot fired", extra=extra | {"state": state})
 

@@ -165,6 +165,8 @@ class Protocol:
                 "flush",
                 replace(s, jobs=frozenset(), ready=(), delayed=(), dead=(), records=blank, workers=forgotten, half=()),
             )
+        for id in set(s.delayed):
+            yield f"cancel {id}", replace(s, delayed=_without(s.delayed, id), dead=_with(s.dead, id))
         for w, worker in enumerate(s.workers):
             if worker.in_the_air and not worker.alive:
                 continue

@@ -332,7 +332,18 @@ def test_the_command_line(redis: Redis, redis_url: str, monkeypatch: pytest.Monk
     monkeypatch.setenv("REDISQ_REDIS_URL", as_user(redis_url, "operator"))
     monkeypatch.setenv("REDISQ_DATABASE_URL", f"postgresql://redisq:{SECRET}@{NOWHERE}/redisq")
     commands = [
-        *("", "status", "dlq list", "dlq show", "dlq requeue", "dlq remove --yes", "schedule list", "schedule next"),
+        *(
+            "",
+            "status",
+            "dlq list",
+            "dlq show",
+            "dlq requeue",
+            "dlq remove --yes",
+            "job run",
+            "job cancel",
+            "schedule list",
+            "schedule next",
+        ),
         *("completion", "doctor", "enqueue ingest", "enqueue plan", "enqueue aggregate", "enqueue reconcile"),
         *("coverage", "backfill", "integration add", "integration list", "integration reconnect", "integration show"),
         *("integration enable", "integration move", "integration rename", "integration remove --yes", "org list"),

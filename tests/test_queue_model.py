@@ -268,6 +268,17 @@ class Machine(RuleBasedStateMachine):
             del self.model.delayed[id]
         self.model.ready += due
 
+    @rule(id=one_of(IDS), how=one_of(("hasten", "cancel")), twice=st.booleans())
+    def an_operator_moves_a_delayed_job(self, id: str, how: str, twice: bool) -> None:
+        move = getattr(self.queue, how)
+        was_delayed = self.model.delayed.pop(id, None) is not None
+        assert move(id) == was_delayed
+        assert not (twice and move(id))
+        if was_delayed and how == "hasten":
+            self.model.ready.insert(0, id)
+        elif was_delayed:
+            self.model.dead.append(id)
+
     @precondition(lambda self: self.model.delayed)
     @rule(hours=one_of((1, 10_000)))
     def clock_is_set_back(self, hours: int) -> None:
@@ -399,6 +410,8 @@ MUTANTS = {
     "promote that only copies": ("promote", "redis.call('ZREM', KEYS[1], unpack(due))", ""),
     "a clock set back that nobody minds": ("promote", "    shift(step)\n", ""),
     "a clock set back that is minded again and again": ("promote", "'seen', at, ", "'seen', seen, "),
+    "hasten that only copies": ("hasten", "redis.call('ZREM', KEYS[1], ARGV[1]) == 0", "false"),
+    "cancel of anything": ("cancel", "redis.call('ZREM', KEYS[1], ARGV[1]) == 0", "false"),
     "a claim that counts no delivery": ("claim", "run.deliveries = run.deliveries + 1", ""),
     "a claim that starts what was reaped": ("claim", "redis.call('LREM', KEYS[2], '1', ARGV[i]) == 1", "true"),
     "requeue of anything": ("requeue", "redis.call('HEXISTS', KEYS[1], id) == 1", "true"),

@@ -11,10 +11,12 @@ from redis import Redis
 from redisq.cli.config import inspect_settings
 from redisq.cli.loading import load
 from redisq.cli.outcome import Exit, Failed
-from redisq.cli.output import JSON_OPTION, show_document, show_table
+from redisq.cli.output import JSON_OPTION, clean, show_document, show_table
 from redisq.cli.session import Session
 from redisq.durability import inspect_durability
+from redisq.durations import age
 from redisq.liveness import inspect_runs, inspect_slots
+from redisq.queue import FAR
 from redisq.schedules import check_schedules, oddities
 from redisq.server import Finding, inspect_access, inspect_server
 
@@ -35,6 +37,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         "workers": lambda: _runs(session),
         "schedules": lambda: _schedules(session),
         "slots": lambda: _slots(session),
+        "delays": lambda: _delays(session),
         **application,
     }
     findings: list[Finding] = []
@@ -89,3 +92,14 @@ def _schedules(session: Session) -> list[Finding]:
 def _slots(session: Session) -> list[Finding]:
     overdue = inspect_slots(session.look(session.queues(None)), session.schedules(), session.parts.units)
     return overdue or [Finding("ok", "slots", "none is overdue")]
+
+
+def _delays(session: Session) -> list[Finding]:
+    found = []
+    for queue in session.queues(None):
+        last = queue.last_delayed()
+        if last and last[1] > FAR:
+            what = f"{clean(last[0])} on queue {queue.name} waits for {age(last[1])}"
+            mend = f"redisq job run {clean(last[0])}, or redisq job cancel {clean(last[0])}"
+            found.append(Finding("warning", "delays", f"{what}. If that is a mistake: {mend}"))
+    return found or [Finding("ok", "delays", "no job is delayed for more than a week")]

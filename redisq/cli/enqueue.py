@@ -13,7 +13,7 @@ from redisq.cli.outcome import Exit, Failed
 from redisq.cli.output import JSON_OPTION, clean, say, show_document
 from redisq.cli.session import Session
 from redisq.job import Kind
-from redisq.queue import REPLICATION
+from redisq.queue import REPLICATION, checked_delay
 
 
 class _Kinds(click.Group):
@@ -58,7 +58,7 @@ def _command(session: Session, kind: Kind[Any]) -> click.Command:
             metavar="QUEUE",
             help=f"Instead of {kind.queue}.",
         ),
-        click.Option(["--delay"], type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Run it later."),
+        click.Option(["--delay"], type=float, default=0.0, metavar="SECONDS", help="Run it later, a year at most."),
         click.Option(
             ["--wait", "replicas"],
             type=click.IntRange(0, 100),
@@ -93,6 +93,7 @@ def _run(
     try:
         job = kind.job(kind.payload(**values), queue=queue)
         job.encode()  # what cannot be carried is refused before anybody notes that it comes
+        checked_delay(delay)
         load(session.parts.before_enqueue)(job)
     except ValueError as error:
         raise Failed(clean(error), Exit.USAGE) from None

@@ -25,6 +25,7 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # the disk of a file th
 CORE: Commands = {
     "enqueue": ("redisq.cli.enqueue:enqueue", "Put one job into its queue."),
     "status": ("redisq.cli.status:status", "Show every queue and worker, or where one job is."),
+    "job": ("redisq.cli.job:job", "Run a delayed job now, or cancel it."),
     "dlq": ("redisq.cli.dlq:dlq", "List, show, requeue and remove dead letters."),
     "schedule": ("redisq.cli.schedule:schedule", "Show the schedules and when they fire."),
     "doctor": ("redisq.cli.doctor:doctor", "Check everything that the promises rest on."),

@@ -12,7 +12,7 @@ from redisq.cli.session import QUEUE_OPTION, Session
 from redisq.durations import age
 from redisq.errors import BadSettings
 from redisq.liveness import Seen, Sight, inspect_runs, inspect_slots
-from redisq.queue import Explained, Queue
+from redisq.queue import FAR, Explained, Queue
 from redisq.server import Finding, inspect_server
 
 Row = dict[str, Any]
@@ -184,7 +184,9 @@ def _why(queue: Queue, found: Explained, sight: Sight) -> str:
                 return "its worker is gone; the next look of a worker or a scheduler brings it back"
             return f"runs on {found.worker}"
         case "delayed":
-            return f"runs in {age((found.due or 0.0) - queue.now())}{last}"
+            wait = (found.due or 0.0) - queue.now()
+            now = f"; to run it now: redisq job run {found.id}" if wait > FAR else ""
+            return f"runs in {age(wait)}{last}{now}"
         case _:
             return f"given up{last}; see `redisq dlq show`, then `redisq dlq requeue`"
 

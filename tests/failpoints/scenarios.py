@@ -410,6 +410,29 @@ class Operator(Story):
                 assert self.queue.where(self.ids) == ["dead"] * 3
 
 
+class Delayed(Story):
+    """An operator's command about a delayed job is struck and typed again."""
+
+    id = "effect:1"
+    commands: ClassVar[dict[str, tuple[str, ...]]] = {
+        "hasten": ("job", "run", id),
+        "cancel": ("job", "cancel", id),
+    }
+
+    def begin(self) -> None:
+        self.queue.enqueue(job(*self.id.split(":")), delay=3600.0)
+        self.strike.arm()
+        self.start("redisq", *self.commands[self.case.point.call])
+
+    def settled(self) -> bool:
+        # It was done before the strike when it ends with 3: the job is not delayed any more.
+        return self.units[0].exitcode() in (0, 3)
+
+    def judge(self) -> None:
+        where = {"hasten": "ready", "cancel": "dead"}
+        assert self.queue.where([self.id]) == [where[self.case.point.call]]
+
+
 class Day(Story):
     """A day of pages: planned, read, summed up and reconciled by two workers, on a database of its own."""
 
@@ -723,6 +746,7 @@ STORIES: dict[str, type[Story]] = {
     **dict.fromkeys(("reap", "try_write"), Bereaved),
     **dict.fromkeys(("fire", "last_slots", "now", "schedulers"), Slots),
     "begin": Ahead,
+    **dict.fromkeys(Delayed.commands, Delayed),
     "enqueue": Produce,
     **dict.fromkeys((*Operator.commands, "where"), Operator),
     **dict.fromkeys(
