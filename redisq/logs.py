@@ -1,10 +1,14 @@
 """The log of a service: one JSON line for each record, redacted."""
 
 import logging
+import sys
+import threading
 import time
+import traceback
 from datetime import UTC, datetime
 from functools import cache
 from itertools import islice
+from types import TracebackType
 from typing import Any
 
 import orjson
@@ -18,6 +22,7 @@ from redisq.redaction import is_harmless, names_a_secret, redact
 _RESERVED = frozenset(RESERVED_ATTRS)  # what every record has; the rest was given as `extra`
 _NOWHERE = "(unknown file)"  # as logging says it
 _TEXTLESS = frozenset([int, float, bool, type(None), datetime])
+_FRAMES = 12  # of a stack that are told, the innermost
 _LARGEST = 63  # bits of a number
 _DEEPEST = 20  # levels of what is given as `extra`
 _STANDARD = len(logging.LogRecord("", 0, _NOWHERE, 0, "", (), None).__dict__)  # of those, that a record begins with
@@ -33,7 +38,37 @@ def log_json(level: str, outlet: Outlet | None = None) -> "TurnHandler":
     # No line says it, and each record would pay for finding it out (the logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # nor where in the code it was told
+    _adopt_others()
     return handler
+
+
+def _adopt_others() -> None:
+    """Have what libraries and the interpreter write to stderr by themselves become records of the log."""
+    log = logging.getLogger("redisq.stray")
+    logging.captureWarnings(True)
+
+    def of_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_type is not SystemExit:
+            _tell(log, "a thread has ended with an error", args.exc_type, args.exc_value, args.exc_traceback)
+
+    def of_object(args: Any) -> None:  # sys.UnraisableHookArgs, which is there for type checkers only
+        _tell(log, "an error was ignored", args.exc_type, args.exc_value, args.exc_traceback)
+
+    def of_process(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        _tell(log, "the process ends with an error", kind, error, trace)
+
+    threading.excepthook, sys.unraisablehook, sys.excepthook = of_thread, of_object, of_process
+
+
+def _tell(
+    log: logging.Logger,
+    message: str,
+    kind: type[BaseException],
+    error: BaseException | None,
+    trace: TracebackType | None,
+) -> None:
+    cause = "".join(traceback.format_exception_only(kind, error)).strip()
+    log.error(message, extra={"cause": cause, "stack": "".join(traceback.format_tb(trace, limit=-_FRAMES))})
 
 
 def quick_record(logger: logging.Logger, level: int, message: str, fields: dict[str, Any]) -> logging.LogRecord:
@@ -88,9 +123,8 @@ class TurnHandler(logging.Handler):
             record.lostLines = self._lost
         try:
             line = self.format(record)
-        except Exception:  # noqa: BLE001  # as the base class does: what cannot be formatted must not end its thread
-            self.handleError(record)
-            return
+        except Exception as error:  # noqa: BLE001  # what cannot be formatted must not end its thread
+            line = self.format(_without_arguments(record, error))
         self._lost = 0 if self.outlet.put(line, record.levelno) else self._lost + 1
         if record.name != "redisq.worker" or record.levelno > logging.INFO:
             self.flush()
@@ -98,6 +132,13 @@ class TurnHandler(logging.Handler):
     def flush(self) -> None:
         """Write what waits, as far as its reader takes it."""
         self.outlet.send()
+
+
+def _without_arguments(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
+    """Return a record of what is left of one whose arguments do not fit its message."""
+    message = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
+    fields = {"name": record.name, "levelno": record.levelno, "levelname": record.levelname, "created": record.created}
+    return logging.makeLogRecord({**fields, "msg": message, "notFormatted": type(error).__name__})
 
 
 class _JsonFormatter(OrjsonFormatter):

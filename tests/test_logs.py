@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import select
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -334,3 +337,47 @@ def test_what_a_record_factory_adds_is_in_every_line(handler: TurnHandler) -> No
     finally:
         logging.setLogRecordFactory(before)
     assert [orjson.loads(handler.format(record))["trace"] for record in records] == [0, 1, 2]
+
+
+STRAY = """
+import logging, sys, threading, warnings
+from redisq.logs import log_json
+
+class Bad:
+    def __del__(self):
+        raise ValueError("in a destructor, token=canary")
+    def __str__(self):
+        raise ValueError("has no text")
+
+def fail():
+    raise ValueError("in a thread, token=canary")
+
+log_json("info")
+logging.getLogger("psycopg").warning("error ignored in %r: %s", "close", ValueError("two\\nlines"))
+logging.getLogger("psycopg.pool").error("wrong %d", "arguments")
+logging.getLogger("other").error("an object: %s", Bad())
+warnings.simplefilter("always")
+warnings.warn("something is deprecated", DeprecationWarning)
+warnings.warn("something was left open", ResourceWarning)
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+bad = Bad()
+del bad
+raise RuntimeError("the end, token=canary")
+"""
+
+
+def test_what_others_write_by_themselves_is_json_too() -> None:
+    """A warning of a library, an error in a destructor or a thread: the reader of the log knows lines of JSON only."""
+    ran = subprocess.run([sys.executable, "-c", STRAY], capture_output=True, text=True, timeout=60, check=False)
+    lines = [json.loads(line) for line in ran.stderr.splitlines()]
+    told = " ".join(f"{line['message']} {line.get('cause', '')}" for line in lines)
+    for text in (
+        *("error ignored in 'close'", "wrong %d", "an object: %s", "something is deprecated"),
+        *("something was left open", "in a destructor", "in a thread", "the end"),
+    ):
+        assert text in told
+    assert all(line["level"] in ("WARNING", "ERROR") for line in lines)
+    assert "canary" not in ran.stderr
+    assert ran.returncode == 1

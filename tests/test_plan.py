@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gc
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import psycopg
 import pytest
 from redis import Redis, RedisError
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry as Repeat
 
 from jobs import integrations, ledger, payloads
@@ -168,6 +170,28 @@ def test_a_plan_that_breaks_off_leaves_its_connection_as_it_was(world: World, da
         with pytest.raises(RedisError):
             plan.enqueue_open(DAY)
         assert first.tb is not None
+
+
+def test_a_plan_that_loses_both_stores_leaves_nothing_to_be_ignored(
+    world: World, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator's terminal must not show "Exception ignored" beside the one line that says what happened."""
+    world.connect("org", "page")
+    ledger.expect(world.db, DAY, queue="default")
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+
+    def both_fail(_name: str) -> Queue:
+        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        world.fetch(f"{others} WHERE datname = current_database() AND pid <> pg_backend_pid()")
+        raise RedisConnectionError("redis is gone, too")
+
+    with open_pool(as_services(database), size=1) as pool:
+        plan = Plan(pool, both_fail, world.kinds, world.fan_in)
+        with pytest.raises((RedisError, psycopg.OperationalError)):
+            plan.enqueue_open(DAY)
+    gc.collect()
+    assert ignored == []
 
 
 def test_a_backfill_has_a_queue_of_its_own(world: World) -> None:
