@@ -270,7 +270,8 @@ _FOUND = (
     *("n_unsupported", "n_refused", "n_unreadable", "completeness", "value_coverage", "is_final", "missing", "zone"),
     *("pages_hash", "inputs_hash", "computed_at"),
 )
-# A metric that does not add up has no value. It is restated when its largest page's number changes.
+# A metric that does not add up has no value. It is restated when its largest page's number changes. A sum over other
+# pages is another sum: it is restated only if a number of a page changed, too.
 _STORE = f"""
 INSERT INTO org_metric_daily AS o ({", ".join((*_KEY, *_FOUND))})
 VALUES ({", ".join(f"%({name})s" for name in (*_KEY, *_FOUND))})
@@ -278,7 +279,12 @@ ON CONFLICT (organization_id, day, metric) DO UPDATE
 SET {", ".join(f"{name} = excluded.{name}" for name in _FOUND)},
     revision = o.revision + CASE WHEN o.inputs_hash = excluded.inputs_hash THEN 0 ELSE 1 END,
     restated_after_final = o.restated_after_final OR (
-        o.is_final AND (o.value, o.page_max) IS DISTINCT FROM (excluded.value, excluded.page_max))
+        o.is_final AND (o.value, o.page_max) IS DISTINCT FROM (excluded.value, excluded.page_max)
+        AND (o.pages_hash = excluded.pages_hash OR EXISTS (
+            SELECT FROM ingest_day_state s JOIN page_metric_history h
+              ON h.integration_id = s.integration_id AND h.day = s.day AND h.metric = excluded.metric
+            WHERE s.organization_id = excluded.organization_id AND s.day = excluded.day
+              AND h.old_value IS NOT NULL AND h.observed_at > o.computed_at)))
 WHERE (o.inputs_hash, o.is_final) IS DISTINCT FROM (excluded.inputs_hash, excluded.is_final)
 """
 

@@ -299,6 +299,36 @@ def test_a_restated_row_is_a_new_revision_and_flagged_when_it_was_final(world: W
     assert world.fetch("SELECT metric FROM org_metric_daily WHERE restated_after_final") == [VIEWS]
 
 
+@pytest.mark.parametrize(
+    ("numbers", "is_restated"),
+    [
+        ({"b": 5}, False),  # a page that had no number yet
+        ({"a": 10}, False),  # the same number once more
+        ({"a": 10, "b": 5}, False),
+        ({"a": 11}, True),
+        ({"a": 11, "b": 5}, True),
+    ],
+)
+def test_a_final_sum_is_restated_only_by_a_number_that_changed(
+    world: World, numbers: dict[str, int], is_restated: bool
+) -> None:
+    """A page that is read late adds to the sum. Whoever reported the old one missed a page, and no number was wrong."""
+    world.provider.answers["a", DAY] = {VIEWS: 10}
+    for page in ("a", "b"):
+        world.ingest("org", page)
+    world.aggregate("org")
+    assert world.fetch("SELECT is_final FROM org_metric_daily WHERE metric = %s", VIEWS) == [True]
+    world.now += dt.timedelta(days=1)
+    world.provider.fetched_at = world.now
+    for page, number in numbers.items():
+        world.provider.answers[page, DAY] = {VIEWS: number}
+        world.ingest("org", page)
+    world.aggregate("org")
+    total = sum({"a": 10, **numbers}.values())
+    found = world.fetch("SELECT value, restated_after_final FROM org_metric_daily WHERE metric = %s", VIEWS)
+    assert found == [(total, is_restated)]
+
+
 def test_a_page_that_a_person_took_away_is_not_expected(world: World) -> None:
     """Disabling it is how an operator says so. One that waits for its owner is still missed."""
     world.connect("org", "c")
