@@ -449,7 +449,7 @@ class Ingest:
         """Return the verdict on a day that the provider must not be asked for, None when it may be."""
         moved = integration.organization_id != entry.organization_id
         if why_not := "moved" if moved else integration.why_not():
-            if why_not == "refresh_needed" and self._has_the_letter(connection, entry):
+            if why_not == "refresh_needed" and self._has_the_letter(connection, integration, entry):
                 return still_dead(entry, integration.refresh_reason or why_not)
             return skipped(entry, why_not)
         if (now.date() - entry.day).days > self._max_age_days:
@@ -529,15 +529,12 @@ class Ingest:
         span = self._provider(integration).span_days
         return not self._windows.begin(entry.integration_id, entry.day, now, span)
 
-    def _has_the_letter(self, connection: Connection[Any], entry: Entry) -> bool:
-        """Tell whether the dead letter that says that the page must be connected again is, or may be, this job's.
-
-        It may when a later day's call has mended the day meanwhile, and no other day of the page is dead.
-        """
-        kept = ledger.kept(connection, entry.integration_id, entry.day)
-        if kept is None or kept.wanted_again:  # such days may be many, and wait together
-            return False
-        return kept.state == "dead" or (kept.state == "done" and not kept.beside_dead)
+    def _has_the_letter(self, connection: Connection[Any], integration: Integration, entry: Entry) -> bool:
+        """Tell whether the dead letter that says that the page must be connected again is this job's."""
+        if integration.refresh_day:
+            return integration.refresh_day == entry.day
+        kept = ledger.kept(connection, entry.integration_id, entry.day)  # a worker of an earlier release noted no day
+        return kept is not None and kept.state == "dead"
 
     def _read_together(
         self, request: "_Request", day: dt.date, others: list[dt.date], now: dt.datetime
@@ -623,9 +620,13 @@ class Ingest:
         ledger.close_gates(connection, integration.provider, verdict.gates, now)
         # Both or neither: the page that must be connected again, and the one dead letter that says so.
         with connection.transaction() if verdict.needs_reconnect else nullcontext():
-            reason = entry.reason or ""
-            if verdict.needs_reconnect and not integrations.set_refresh_needed(connection, integration, reason):
-                raise Defer(0.0, "token_changed", "the page was connected again while its old token was refused")
+            if verdict.needs_reconnect:
+                day = integrations.set_refresh_needed(connection, integration, entry.reason or "", entry.day)
+                if day is None:
+                    raise Defer(0.0, "token_changed", "the page was connected again while its old token was refused")
+                if day != entry.day:  # a run beside this one has found out, and its dead letter says so
+                    verdict = skipped(replace(entry, error_class=None, detail=None), "refresh_needed")
+                    entry = verdict.entry
             recorded = ledger.record(connection, entry, integration.provider, verdict.answer)
         self._under_way.note((entry.organization_id, entry.day), recorded.days)
         if recorded.has_letters:

@@ -23,8 +23,8 @@ _OF_A_MACHINE = {"localtime", "Factory"}  # names of zones that mean something e
 
 _COLUMNS = """
     i.id, i.organization_id, i.provider, i.internal_id, i.name, i.token, i.disabled, i.in_between_steps,
-    i.refresh_needed, i.refresh_reason, i.deleted_at IS NOT NULL OR o.deleted_at IS NOT NULL AS deleted, i.zone,
-    i.user_id
+    i.refresh_needed, i.refresh_reason, i.refresh_day,
+    i.deleted_at IS NOT NULL OR o.deleted_at IS NOT NULL AS deleted, i.zone, i.user_id
 """
 _SOURCE = "integration i JOIN organization o ON o.id = i.organization_id"
 
@@ -43,6 +43,7 @@ class Integration:
     in_between_steps: bool
     refresh_needed: bool
     refresh_reason: str | None
+    refresh_day: dt.date | None  # whose dead letter says that the page must be connected again
     deleted: bool
     zone: str  # the time zone of its days
     user_id: str | None  # whose allowance pays for its calls; None when that is not known
@@ -153,8 +154,8 @@ _NAME_CHARACTERS = 200
 # A removed page that is added under its old id is the same page, because its numbers are still stored under that id.
 _BRING_BACK = """
 UPDATE integration SET deleted_at = NULL, name = %(name)s, token = %(token)s, zone = %(zone)s, user_id = %(user)s,
-    disabled = false, in_between_steps = false, refresh_needed = false, refresh_reason = NULL, read_since = now(),
-    updated_at = now()
+    disabled = false, in_between_steps = false, refresh_needed = false, refresh_reason = NULL, refresh_day = NULL,
+    read_since = now(), updated_at = now()
 WHERE id = %(id)s AND organization_id = %(organization)s AND provider = %(provider)s AND internal_id = %(page)s
   AND deleted_at IS NOT NULL
 """
@@ -449,7 +450,7 @@ def reconnect(
     token = checked_token(token)
     with connection.transaction():
         updated = connection.execute(
-            "UPDATE integration SET token = %s, refresh_needed = false, refresh_reason = NULL,"
+            "UPDATE integration SET token = %s, refresh_needed = false, refresh_reason = NULL, refresh_day = NULL,"
             " read_since = CASE WHEN disabled THEN now() ELSE read_since END, disabled = false, updated_at = now()"
             " WHERE id = %s AND deleted_at IS NULL",
             [vault.encrypt(token, integration_id), integration_id],
@@ -469,17 +470,22 @@ def reconnect(
 
 
 @fail_points
-def set_refresh_needed(connection: Connection[Any], integration: Integration, reason: str) -> bool:
-    """Note that a person must connect the page again; False when somebody did since `integration` was read.
+def set_refresh_needed(
+    connection: Connection[Any], integration: Integration, reason: str, day: dt.date
+) -> dt.date | None:
+    """Note that a person must connect the page again; return the day whose dead letter says so.
 
-    A refusal of the old token says nothing about the new one.
+    That is `day`, or the day of a run that found out before. None when somebody has connected the page since
+    `integration` was read: a refusal of the old token says nothing about the new one.
     """
-    updated = connection.execute(
-        "UPDATE integration SET refresh_needed = true, refresh_reason = %s, updated_at = now()"
-        " WHERE id = %s AND token = %s",
-        [reason, integration.id, integration.token],
-    )
-    return updated.rowcount == 1
+    row = connection.execute(
+        "UPDATE integration SET refresh_needed = true, updated_at = now(),"
+        " refresh_reason = CASE WHEN refresh_needed THEN refresh_reason ELSE %(reason)s END,"
+        " refresh_day = CASE WHEN refresh_needed THEN coalesce(refresh_day, %(day)s) ELSE %(day)s END"
+        " WHERE id = %(id)s AND token = %(token)s RETURNING refresh_day",
+        {"reason": reason, "day": day, "id": integration.id, "token": integration.token},
+    ).fetchone()
+    return row[0] if row else None
 
 
 def rotate_tokens(connection: Connection[Any], vault: Vault) -> int:

@@ -63,7 +63,6 @@ class Kept:
     state: State
     updated_at: dt.datetime
     wanted_again: bool
-    beside_dead: bool  # it is done, and another day of the page is dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,10 +496,8 @@ def kept(connection: Connection[Any], integration_id: str, day: dt.date) -> Kept
     """Return what the ledger knows of the day, None when it was never planned or read."""
     with connection.cursor(row_factory=class_row(Kept)) as cursor:
         return cursor.execute(
-            "SELECT organization_id, state, updated_at, read_again_at IS NOT NULL AS wanted_again,"
-            " state = 'done' AND EXISTS ("
-            "  SELECT FROM ingest_day_state d WHERE d.integration_id = s.integration_id AND d.state = 'dead'"
-            " ) AS beside_dead FROM ingest_day_state s WHERE integration_id = %s AND day = %s",
+            "SELECT organization_id, state, updated_at, read_again_at IS NOT NULL AS wanted_again"
+            " FROM ingest_day_state WHERE integration_id = %s AND day = %s",
             [integration_id, day],
         ).fetchone()
 

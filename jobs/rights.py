@@ -34,7 +34,7 @@ RUNTIME = {
 # Encrypted as they are, the tokens are nobody's to read.
 _READABLE_OF_INTEGRATION = (
     "SELECT (id, organization_id, provider, internal_id, name, zone, user_id, disabled, in_between_steps,"
-    " refresh_needed, refresh_reason, created_at, read_since, updated_at, deleted_at)"
+    " refresh_needed, refresh_reason, refresh_day, created_at, read_since, updated_at, deleted_at)"
 )
 
 

@@ -802,6 +802,53 @@ def test_a_dead_letter_that_tells_of_a_page_stays_though_its_day_was_mended(worl
     assert world.states()["page"] == ("done", "read_with_later_day")
 
 
+@pytest.mark.parametrize("other", [DAY - dt.timedelta(days=2), DAY - dt.timedelta(days=89)])
+def test_of_runs_that_find_out_together_that_a_token_is_lost_one_leaves_a_dead_letter(
+    world: World, other: dt.date
+) -> None:
+    """They were under way beside each other. An owner who must connect one page again is told once."""
+    world.now = NOW.replace(day=10)  # recent days are read beside each other
+    for day in (DAY, other):
+        world.provider.answers["page", day] = EXPIRED
+    meanwhile(world, lambda: died.append(dies(world, other)))
+    died: list[bool] = []
+    died.append(dies(world, DAY))
+    assert sorted(died) == [False, True]
+    states = world.fetch("SELECT state, reason FROM ingest_day_state ORDER BY state")
+    assert states == [("dead", "token_expired"), ("skipped", "refresh_needed")]
+    integrations.reconnect(world.db, world.vault, "page", "fresh")
+    assert set(world.fetch("SELECT state FROM ingest_day_state")) == {"dead", "expected"}
+
+
+def dies(world: World, day: dt.date, **delivery: float) -> bool:
+    try:
+        world.ingest("org", "page", day, **delivery)
+    except Permanent:
+        return True
+    return False
+
+
+def test_waiting_jobs_of_mended_days_leave_no_dead_letter_beside_the_one_of_their_page(world: World) -> None:
+    """A call that was in the air brought all of them, also the day whose dead letter says what is wrong."""
+    world.now = NOW.replace(day=10)
+    later = DAY + dt.timedelta(days=1)
+    wait_for_it(world, DAY, later, back(1))
+    for day in (DAY, later, back(1)):
+        world.provider.answers["page", day] = {VIEWS: 1}
+
+    def refused() -> None:
+        world.provider.answers["page", DAY] = EXPIRED
+        assert dies(world, DAY)
+        world.provider.answers["page", DAY] = {VIEWS: 1}
+
+    meanwhile(world, refused)
+    world.ingest("org", "page", later)
+    assert refresh_needed(world)
+    assert set(world.fetch("SELECT state FROM ingest_day_state WHERE integration_id = 'page'")) == {"done"}
+    waiting = [dies(world, day, enqueued_at=LONG_AGO) for day in (back(1), DAY, later)]
+    assert waiting == [False, True, False]
+
+
 def test_days_that_a_later_one_has_brought_are_no_dead_letters_of_their_page(world: World) -> None:
     """Dozens of their jobs may still wait when the page is refused: one letter tells of it, not one for each."""
     wait_for_it(world, DAY, back(1), back(2), back(89))

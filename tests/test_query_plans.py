@@ -55,6 +55,7 @@ PAGE = Integration(
     in_between_steps=False,
     refresh_needed=False,
     refresh_reason=None,
+    refresh_day=None,
     deleted=False,
     zone="America/Los_Angeles",
     user_id=None,
