@@ -82,25 +82,30 @@ def reconcile(world: World) -> Planned:
     return world.reconciles.reconcile()[0]
 
 
+NO_NAME = (
+    "ALTER TABLE organization DROP CONSTRAINT organization_id_check;"
+    "INSERT INTO organization (id) VALUES ('no name!');"
+    "UPDATE ingest_day_state SET organization_id = 'no name!' WHERE integration_id = 'bad'"
+)
 LOOPS = {
     "plan, a queue that cannot be": Loop(
         "UPDATE ingest_day_state SET queue = 'no queue!' WHERE integration_id = 'bad'",
         lambda world: world.plans.enqueue_open(DAY),
         (f"ingest:good:{DAY}",),
     ),
-    "plan, a day that has not begun": Loop(
-        "UPDATE ingest_day_state SET day = '2999-01-01' WHERE integration_id = 'bad'",
-        lambda world: world.plans.enqueue_open(DAY, dt.date(2999, 1, 2)),
+    "plan, a name that cannot be": Loop(
+        NO_NAME,
+        lambda world: world.plans.enqueue_open(DAY),
         (f"ingest:good:{DAY}",),
     ),
     "reconcile, the days": Loop(
-        "UPDATE ingest_day_state SET day = '2999-01-01' WHERE integration_id = 'bad'",
+        NO_NAME,
         reconcile,
         (f"ingest:good:{DAY}",),
     ),
     "reconcile, the sums": Loop(
         "INSERT INTO aggregate_dirty (organization_id, day, reason)"
-        " VALUES ('no name!', '2026-03-01', 'x'), ('other', '2026-03-01', 'x'), ('other', '2999-03-01', 'x')",
+        " VALUES ('no name!', '2026-03-01', 'x'), ('other', '2026-03-01', 'x')",
         reconcile,
         ("aggregate:other:2026-03-01", f"ingest:bad:{DAY}", f"ingest:good:{DAY}"),
     ),

@@ -128,7 +128,7 @@ def test_a_refusal_of_the_old_token_does_not_condemn_the_new_one(db: Connection[
     as_read = integrations.find(db, "page")
     assert as_read
     integrations.reconnect(db, VAULT, "page", "EAAfresh")
-    assert not integrations.set_refresh_needed(db, as_read, "token_expired")
+    assert not integrations.set_refresh_needed(db, as_read, "token_expired", dt.date(2026, 3, 7))
     found = integrations.find(db, "page")
     assert found
     assert not found.refresh_needed
