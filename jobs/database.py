@@ -175,26 +175,35 @@ def inspect_line(dsn: str) -> Line:
         # Whoever had a pooler's session before may have set something.
         for name in WANTED:
             connection.execute(sql.SQL("SET LOCAL {} TO DEFAULT").format(sql.Identifier(name)))
-        pid, *found = connection.execute(_AS_IT_IS).fetchone() or (0,)
+        _, *found = connection.execute(_AS_IT_IS).fetchone() or (0,)
     differing = {name: has for (name, wanted), has in zip(WANTED.items(), found, strict=True) if has != wanted}
     with _Telling.connect(dsn, prepare_threshold=None, **_FOR_COMMANDS) as connection:
-        [pid] = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
-        if pid == connection.info.backend_pid:
+        if _session_of(connection) == connection.info.backend_pid:
             return Line("", differing)
         with _Telling.connect(dsn, prepare_threshold=None, **_FOR_COMMANDS) as other:
-            return Line("transaction" if _is_lent(pid, connection, other) else "session", differing)
+            return Line("transaction" if _shares(connection, other) else "session", differing)
 
 
-def _is_lent(pid: int, connection: Connection[Any], other: _Telling) -> bool:
-    """Tell whether the session `pid`, in which `connection` made its last statement, serves others between two."""
-    other.limit = 3.0
+def _session_of(connection: Connection[Any]) -> int:
+    [pid] = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+    return int(pid)
+
+
+def _shares(connection: Connection[Any], other: _Telling) -> bool:
+    """Tell whether a pooler gives the session of `connection` to `other` between two statements.
+
+    Others may have the free sessions meanwhile, so that one look is not enough.
+    """
+    other.limit = 10.0
     try:
-        with other.transaction():
-            theirs = other.execute("SELECT pg_backend_pid()").fetchone()
-            ours = connection.execute("SELECT pg_backend_pid()").fetchone()
+        for _ in range(10):
+            ours = _session_of(connection)
+            with other.transaction():
+                if _session_of(other) == ours or _session_of(connection) != ours:
+                    return True
     except psycopg.OperationalError:
-        return False  # there is no other session to be had as long as we have ours
-    return theirs == (pid,) or ours != (pid,)
+        pass  # there is no second session to be had as long as we have ours
+    return False
 
 
 def set_defaults(dsn: str) -> None:

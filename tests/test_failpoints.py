@@ -97,7 +97,7 @@ _LOOKS = {
         "list_all",
     ),
     *("count_all", "has_page", "schema_version", "all_open", "fallen_silent", "facts", "removed_as"),
-    *("check", "is_connected", "fired_slots", "what_became", "sum_of", "count_planned", "inspect_line", "_is_lent"),
+    *("check", "is_connected", "fired_slots", "what_became", "sum_of", "count_planned", "inspect_line", "_session_of"),
 }
 _LOOKS |= {"last_delayed"}  # of doctor
 _LOOKS |= {"place", "catalog", "present", "ledger"}  # of an import, before a person is asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -71,8 +72,10 @@ def test_days_are_read_planned_and_put_back_through_it(
         assert done == [(12 + 12 + 6,)]
         assert installed.queue.counts()["dead"] == 0
         assert "database" not in installed.log().replace(f"/{dsn}", "")
-        found = installed.redisq("doctor").stdout
-        assert f"are defaults of the role; through a pooler in {mode} mode" in " ".join(found.split())
+        findings = json.loads(installed.redisq("doctor", "--json").stdout)["findings"]
+        [limits] = [each for each in findings if each["subject"] == "limits"]
+        what = f"are defaults of the role; through a pooler in {mode} mode, such as PgBouncer"
+        assert limits == {"level": "ok", "subject": "limits", "text": what}
 
 
 def test_the_limits_hold_through_it(dsn: str, pooler: PgBouncer) -> None:
