@@ -123,7 +123,7 @@ def test_a_pooler_whose_server_is_gone_is_an_outage(dsn: str, pooler: PgBouncer)
             [pid] = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
         with psycopg.connect(dsn, autocommit=True) as admin:
             admin.execute("SELECT pg_terminate_backend(%s)", [pid])
-            eventually(lambda: not admin.execute("SELECT FROM pg_stat_activity WHERE pid = %s", [pid]).fetchone())
+            eventually(lambda: not admin.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [pid]).fetchone())
 
         def works() -> bool:
             try:
