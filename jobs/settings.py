@@ -28,7 +28,10 @@ class JobSettings:
     """Each field is the variable `REDISQ_<FIELD>`."""
 
     CREDENTIALS: ClassVar[tuple[str, ...]] = ("database-password", "database-owner-password", "token-key", "app-secret")
-    ADDRESSES: ClassVar[Mapping[str, Callable[[str], str]]] = {"database_url": lambda url: _address(_dsn(url, None))}
+    ADDRESSES: ClassVar[Mapping[str, Callable[[str], str]]] = {
+        "database_url": lambda url: _address(_dsn(url, None)),
+        "graph_url": lambda url: _checked_graph_url(url),
+    }
 
     database_url: str = field(default="postgresql://redisq@127.0.0.1/redisq", repr=False)
     graph_url: str = "https://graph.facebook.com"
@@ -43,7 +46,7 @@ class JobSettings:
     app_secret: str | None = field(default=None, repr=False)  # from the credential `app-secret`
 
     def __post_init__(self) -> None:
-        _check_graph_url(self.graph_url)
+        _checked_graph_url(self.graph_url)
         if not 1 <= self.max_age_days <= 36_500:
             raise BadSettings(f"REDISQ_MAX_AGE_DAYS is {self.max_age_days}: take 1 to 36500")
         if not 0 <= self.aggregate_deadline <= _LONGEST_DEADLINE:
@@ -94,8 +97,8 @@ class JobSettings:
         return cls(**{**given, "database_url": _dsn(settings.database_url, credential("database-password", environ))})  # type: ignore[arg-type]  # as above
 
 
-def _check_graph_url(url: str) -> None:
-    """Raise `BadSettings`, which does not quote the address: it may have a password where none belongs."""
+def _checked_graph_url(url: str) -> str:
+    """Return `url` as it is. Raise `BadSettings`, which does not quote it: a password may stand where none belongs."""
     match = _GRAPH_URL.fullmatch(url)
     if not match or int(match["port"] or 1) not in range(1, 65536):
         raise BadSettings("REDISQ_GRAPH_URL is no address: write https://host, with a port and a path if need be")
@@ -104,6 +107,7 @@ def _check_graph_url(url: str) -> None:
             "REDISQ_GRAPH_URL begins with http://, which would send tokens in clear: take https://; http:// is for"
             " this machine alone (127.0.0.1, [::1] or localhost)"
         )
+    return url
 
 
 def _is_loopback(host: str) -> bool:

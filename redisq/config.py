@@ -161,7 +161,8 @@ def _with_option(url: str, name: str, value: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """Return `url` as it may be shown: without password and options."""
+    """Return `url` as it may be shown: without password and options. Raise `BadSettings` for what is no address."""
+    _check_address(url)
     parts = _split(url)
     user, _, host = parts.netloc.rpartition("@")
     name = user.partition(":")[0]

@@ -487,8 +487,8 @@ class Queue:
             for name in (k.jobs, k.runs, k.errors):
                 pipe.hget(name, key)
             pipe.zscore(k.delayed, key)
-            for worker in workers:
-                pipe.lpos(k.processing(worker), key)
+            for name in wire(*map(k.processing, workers)):
+                pipe.lpos(name, key)
             dead, envelope, record, history, due_ms, *places = pipe.execute()
         state = _state(dead, envelope, record, due_ms)
         if state is None:

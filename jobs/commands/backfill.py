@@ -95,7 +95,7 @@ def backfill(
     else:
         show_table(tuple(counts), [tuple(counts.values())])
         with connected(settings) as connection:
-            say("\n".join(_sentences(connection, total, selection, first, last)))
+            say(*_sentences(connection, total, selection, first, last))
     if total.left_out:
         raise Failed(f"{total.left_out:,} days could not be enqueued: the log of reconcile names them", Exit.PARTIAL)
 

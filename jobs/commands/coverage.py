@@ -19,7 +19,7 @@ from jobs.commands.days import check_range, in_range, no_page
 from jobs.commands.store import connected
 from jobs.ledger import EMPTY, MARKS, MISSING, NOBODYS, Coverage, Explained, State
 from jobs.settings import JobSettings
-from redisq.cli import JSON_OPTION, Exit, say, show_document
+from redisq.cli import JSON_OPTION, Exit, say, show_document, show_lines
 
 _WORDS: dict[State, str] = {"dead": "failed", "expected": "waiting"}
 _SPOKEN = {"notDue": "not due"}
@@ -148,7 +148,7 @@ def _show_grid(pages: Sequence[Coverage], days: Sequence[dt.date]) -> None:
         part = slice(places[0], places[-1] + 1)
         lines = [f"{month:{width}}  {' '.join(f'{day:%d}' for day in of_month)}"]
         lines += [f"{page.integration_id:{width}}   {'  '.join(page.marks[part])}" for page in pages]
-        click.echo("\n".join(lines))
+        show_lines(*lines)
 
 
 def _say_counts(counts: Mapping[str, int]) -> None:
@@ -181,7 +181,7 @@ def _say_reasons(reasons: Sequence[Explained]) -> None:
         if word != "done"
     ]
     if lines:
-        say("\n".join(lines))
+        say(*lines)
 
 
 def _say_imported(ids: Sequence[str]) -> None:
@@ -189,7 +189,7 @@ def _say_imported(ids: Sequence[str]) -> None:
     if len(ids) > _NAMED:
         say(f"{len(ids):,} pages: numbers are only imported")
     elif ids:
-        say("\n".join(f"{id}: numbers are only imported" for id in ids))
+        say(*(f"{id}: numbers are only imported" for id in ids))
 
 
 def _say_silent(pages: Sequence[Coverage], silent: Set[str]) -> None:
@@ -202,4 +202,4 @@ def _say_silent(pages: Sequence[Coverage], silent: Set[str]) -> None:
                 f"{page.integration_id}: {count} {'day' if count == 1 else 'days'} empty, and it had numbers before"
             )
     if lines:
-        say("\n".join(lines))
+        say(*lines)

@@ -29,7 +29,7 @@ from jobs.importing.numbers import DecimalMark
 from jobs.importing.reader import read, titles_in
 from jobs.importing.titles import key
 from redisq import BadSettings, RedisqError, redact
-from redisq.cli import JSON_OPTION, Exit, Failed, clean, say, show_document
+from redisq.cli import JSON_OPTION, Exit, Failed, clean, say, show_document, show_lines
 
 _AT_ONCE = 500  # jobs that one script enqueues; more would make other clients of Redis wait too long
 
@@ -92,7 +92,7 @@ def import_(
     with connected(application.job_settings) as connection:
         known = _understood(connection, integration_id, files, Answers(**answers), now, over_provider=over_provider)
     if not as_json:
-        click.echo(report(known.place, known.exports, known.outlook))
+        show_lines(*report(known.place, known.exports, known.outlook).split("\n"))
     _refuse_what_is_open(known, known_only=answers["known_only"])
     written, are_enqueued = None, False
     if not dry_run:
@@ -103,7 +103,7 @@ def import_(
             are_enqueued = _enqueue_sums(application, connection, written.sums)
     if as_json:
         show_document(document(known.place, known.exports, known.outlook, written, are_enqueued=are_enqueued))
-    say(told(written, are_enqueued=are_enqueued) if written else "nothing is written: --dry-run")
+    say(*(told(written, are_enqueued=are_enqueued).split("\n") if written else ["nothing is written: --dry-run"]))
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

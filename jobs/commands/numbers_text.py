@@ -10,12 +10,10 @@ from decimal import Decimal
 from fractions import Fraction
 from itertools import groupby
 
-import click
-
 from jobs.answers import Asked, Series
 from jobs.numbers import DAY_BEFORE, EXACT, MIXED, WEEK_BEFORE, Change, Day, Gap, Period, joined_gaps, percent
 from jobs.stored_pages import Event
-from redisq.cli import clean, digits
+from redisq.cli import clean, digits, show_lines
 
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", ".:-=+*%#"
 _PARTS, _ASCII_PARTS = " ▏▎▍▌▋▊▉█", "#"
@@ -244,7 +242,8 @@ def show_history(found: Sequence[Event]) -> None:
     columns = ("seen (UTC)", "day", "page", "metric", "", "from")
     if sum(_widths(columns, rows)) + len(columns) > _width():
         for seen, day, page, metric, what, source in rows:
-            _say(f"{seen}  {day}  {page}  {metric}\n             {what}, from {source}")
+            _say(f"{seen}  {day}  {page}  {metric}")
+            _say(f"             {what}, from {source}")
     else:
         print_table(columns, rows, right=set())
 
@@ -460,7 +459,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | Bar]], rig
         ]
         last = cells[-1].rstrip()
         cells[-1] = last if len(last) <= left else f"{last[: left - 1]}…"
-        click.echo(between.join(cells).rstrip())
+        show_lines(between.join(cells).rstrip())
 
 
 def _drawn(rows: Iterable[Sequence[str | Bar]], length: int) -> list[list[str]]:
@@ -474,16 +473,14 @@ def counted(number: int, noun: str) -> str:
 
 def _say(text: str) -> None:
     """Print a line that explains the numbers: a title, or what a mark means. It wraps at words; an id is never cut."""
-    for line in text.split("\n"):
-        indent = " " * (len(line) - len(line.lstrip()))
-        wrapped = textwrap.wrap(
-            clean(line),
-            _width(),
-            initial_indent=indent,
-            subsequent_indent=indent or "  ",
-            drop_whitespace=True,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for part in wrapped:
-            click.echo(part)
+    indent = " " * (len(text) - len(text.lstrip()))
+    wrapped = textwrap.wrap(
+        clean(text),
+        _width(),
+        initial_indent=indent,
+        subsequent_indent=indent or "  ",
+        drop_whitespace=True,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    show_lines(*wrapped)

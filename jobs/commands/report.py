@@ -28,7 +28,7 @@ from jobs.reasons import WHO_WORDS
 from jobs.report import Line, Missing, Report, Waiting, newest_day, report, whom_to_call
 from jobs.settings import JobSettings
 from redisq import redact
-from redisq.cli import JSON_OPTION, clean, say, show_document
+from redisq.cli import JSON_OPTION, clean, say, show_document, show_lines
 
 _FEW = 5  # pages that are named of a list that may be long
 _ROOM = 14  # characters that a number may have
@@ -232,7 +232,7 @@ def _sums(found: Report) -> None:
         )
         for line in found.lines
     ]
-    click.echo()
+    show_lines("")
     print_table(("metric", "total", "vs day", "vs weeks", "number"), rows, right={1, 2, 3, 4})
     if any(line.day.gaps for line in found.lines):
         _say("* pages are missing: see below")
@@ -267,7 +267,7 @@ def _waiting(found: Report) -> None:
         # Only the owner's act is the command itself. Whatever another person does comes before it.
         act = who[0].upper() + who[1:] + ("" if page.advice.who == "owner" else "; then")
         _say(f"  {page.integration_id}: {page.advice.words} ({page.reason}), {wait}{since}. {act}:")
-        click.echo(f"    {clean(page.command)}")  # on a line of its own, so that it can be copied
+        show_lines(f"    {page.command}")  # on a line of its own, so that it can be copied
 
 
 def _missing(found: Report) -> None:
@@ -315,13 +315,13 @@ def _number(value: object) -> str:
 
 
 def _title(text: str) -> None:
-    click.echo(f"\n{text}")
+    show_lines("", text)
 
 
 def _wrapped(text: str, indent: str = "  ") -> None:
     """Print a text in lines of at most 80 characters. An id is never broken."""
     for line in textwrap.wrap(clean(text), 78 - len(indent), break_long_words=False, break_on_hyphens=False):
-        click.echo(indent + line)
+        show_lines(indent + line)
 
 
 def _say(text: str) -> None:

@@ -5,7 +5,7 @@ import click
 from jobs.commands.store import one_line
 from jobs.database import latest_version, set_defaults, upgrade
 from jobs.settings import JobSettings
-from redisq.cli import say
+from redisq.cli import say, show_lines
 
 
 @click.group(epilog="Example: redisq db upgrade")
@@ -21,5 +21,5 @@ def upgrade_() -> None:
         applied = upgrade(settings.owner_url or settings.database_url, runtime=settings.runtime_role)
         set_defaults(settings.database_url)
     for name in applied:
-        click.echo(name)
+        show_lines(name)
     say(f"the schema is at version {latest_version()}")

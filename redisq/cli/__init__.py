@@ -11,6 +11,7 @@ from redisq.cli.output import (
     say,
     show_csv,
     show_document,
+    show_lines,
     show_table,
     track,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "say",
     "show_csv",
     "show_document",
+    "show_lines",
     "show_table",
     "track",
 ]

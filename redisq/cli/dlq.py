@@ -17,6 +17,7 @@ from redisq.cli.output import (
     say,
     show_document,
     show_fields,
+    show_lines,
     show_table,
 )
 from redisq.cli.session import QUEUE_OPTION, Session
@@ -270,6 +271,6 @@ def _show(queue: Queue, letter: DeadLetter) -> None:
     whole["payload"] = compact(whole["payload"]) if letter.job else f"unreadable: {envelope}"
     show_fields((name, value) for name, value in whole.items() if value is not None)
     for name, error in numbered(errors):
-        click.echo(f"\n{name}: {clean(error_line(error))}")
+        show_lines("", f"{name}: {clean(error_line(error))}")
         for line in str(error.get("traceback", "")).splitlines():
-            click.echo(f"    {' ' * (len(line) - len(line.lstrip()))}{clean(line)}")
+            show_lines(f"    {' ' * (len(line) - len(line.lstrip()))}{clean(line)}")

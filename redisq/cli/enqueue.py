@@ -10,7 +10,7 @@ import click
 
 from redisq.cli.loading import load
 from redisq.cli.outcome import Exit, Failed
-from redisq.cli.output import JSON_OPTION, clean, say, show_document
+from redisq.cli.output import JSON_OPTION, clean, say, show_document, show_lines
 from redisq.cli.session import Session
 from redisq.job import Kind
 from redisq.queue import REPLICATION, checked_delay
@@ -106,7 +106,7 @@ def _run(
         fields = {"id": found.id, "queue": job.queue, "created": found.created, "state": found.state}
         show_document(fields | {"replicas": reached} if replicas else fields)
     else:
-        click.echo(found.id)
+        show_lines(found.id)
     if not found.created:
         say(f"redisq: {found.id} exists on queue {job.queue}: it is {found.state}")
     if reached < replicas:

@@ -7,7 +7,7 @@ from typing import IO, Any
 
 import click
 
-from redisq.cli.output import wrapped
+from redisq.cli.output import one_line, wrapped
 
 
 class Exit(IntEnum):
@@ -48,6 +48,6 @@ class Failed(click.ClickException):
         self.exit_code = int(code)  # type: ignore[misc]  # click declares it for the class and reads it of the object
 
     def show(self, file: IO[Any] | None = None) -> None:
-        line = f"redisq: {self.message}"
+        line = one_line(f"redisq: {self.message}")
         is_read_by_a_person = file is None and sys.stderr.isatty()
         click.echo(wrapped(line) if is_read_by_a_person else line, file=file, err=file is None)

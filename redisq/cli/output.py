@@ -28,9 +28,24 @@ def clean(value: object) -> str:
     return " ".join(redact(text.encode("utf-8", "backslashreplace").decode()).split())
 
 
-def say(text: str) -> None:
-    """Tell the person at the terminal something that is no data. On a terminal its lines wrap between words."""
-    click.echo(wrapped(text) if sys.stderr.isatty() else text, err=True)
+def one_line(text: str) -> str:
+    """Return `text` as `clean` does, but with its blanks: columns stay where they are."""
+    return re.sub(r"[\n\t]", " ", redact(text, None))
+
+
+def say(*lines: str) -> None:
+    """Tell the person at the terminal something that is no data. On a terminal its lines wrap between words.
+
+    A line feed within a line is cleaned: it comes from a stored text, and what follows it would pass for ours.
+    """
+    for line in map(one_line, lines):
+        click.echo(wrapped(line) if sys.stderr.isatty() else line, err=True)
+
+
+def show_lines(*lines: str) -> None:
+    """Print lines of text, cleaned as those of `say`. Neither wraps nor cuts them."""
+    for line in lines:
+        click.echo(one_line(line))
 
 
 def wrapped(text: str) -> str:
@@ -110,7 +125,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, cut:
         return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for row in [[name.upper() for name in columns], *cells]:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        show_lines("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def show_fields(fields: Iterable[tuple[str, object]]) -> None:
@@ -118,7 +133,7 @@ def show_fields(fields: Iterable[tuple[str, object]]) -> None:
     cells = [(name, clean(value)) for name, value in fields]
     width = max(len(name) for name, _ in cells)
     for name, value in cells:
-        click.echo(f"{name:{width}}  {value}")
+        show_lines(f"{name:{width}}  {value}")
 
 
 def track(items: Sequence[T], label: str) -> Iterable[T]:

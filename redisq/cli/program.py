@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from click.shell_completion import CompletionItem
 
 from redisq.cli.loading import load
 from redisq.cli.outcome import EXIT_CODES, Exit, Failed
+from redisq.cli.output import one_line
 from redisq.cli.services import adopt_settings
 from redisq.outlet import hold_standard_streams
 from redisq.units import Units
@@ -90,6 +92,9 @@ class Program(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program. A stream that its caller has closed is empty, and swallows what is written."""
         hold_standard_streams()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):  # a letter that its encoding lacks is written as an escape
+                stream.reconfigure(errors="backslashreplace")
         if sys.stderr is sys.__stderr__:
             sys.stderr = _deaf_to_errors(sys.stderr)
         try:
@@ -104,6 +109,9 @@ class Program(click.Group):
         try:
             with ctx.obj.one_line():
                 return super().invoke(ctx)
+        except click.UsageError as error:  # it may quote any argument
+            error.message = one_line(error.message)  # type: ignore[misc]  # click means what it keeps it for
+            raise
         except KeyboardInterrupt:
             raise click.exceptions.Exit(Exit.INTERRUPTED) from None
         except OSError as error:

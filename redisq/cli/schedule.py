@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import click
 
 from redisq.cli.outcome import Exit, Failed
-from redisq.cli.output import JSON_OPTION, clean, moment, show_document, show_table
+from redisq.cli.output import JSON_OPTION, clean, moment, show_document, show_lines, show_table
 from redisq.cli.session import Session
 from redisq.cron import Schedule
 
@@ -45,7 +45,7 @@ def next_(session: Session, name: str, count: int, as_json: bool) -> None:
     if as_json:
         show_document({"name": name, "timezone": found.timezone, "slots": slots})
     else:
-        click.echo("\n".join(slots))
+        show_lines(*slots)
 
 
 def _entry(schedule: Schedule, last_ms: int | None, now: datetime) -> dict[str, object]:

@@ -7,7 +7,17 @@ import click
 
 from redisq.cli.loading import load
 from redisq.cli.outcome import Absent, Exit, Failed
-from redisq.cli.output import JSON_OPTION, clean, compact, moment, say, show_document, show_fields, show_table
+from redisq.cli.output import (
+    JSON_OPTION,
+    clean,
+    compact,
+    moment,
+    say,
+    show_document,
+    show_fields,
+    show_lines,
+    show_table,
+)
 from redisq.cli.session import QUEUE_OPTION, Session
 from redisq.durations import age
 from redisq.errors import BadSettings
@@ -46,7 +56,7 @@ def status(ctx: click.Context, job_id: str | None, queue_name: str | None, as_js
         columns = ("queue", "ready", "processing", "delayed", "dead", "done", "oldest dead")
         show_table(columns, [list(row.values()) for row in rows])
         if workers or schedulers:
-            click.echo()
+            show_lines("")
             show_table(("queue", "run", "host", "pid", "slots", "beat"), _beats(workers, schedulers), cut=("host",))
         for each in failed:
             say(f"redisq: {clean(each.text)}")
