@@ -61,6 +61,8 @@ READING = (
     ("backfill", "--org", ORGANIZATION, "--from", str(ago(3)), "--to", str(LAST), "--dry-run"),
     ("import", "--dry-run", f"none{FOREIGN}", "--integration", PAGE),
     ("enqueue", "ingest", "--org", ORGANIZATION, "--integration", PAGE, "--date", str(LAST)),
+    ("job", "cancel", ID),
+    ("job", "run", f"none{FOREIGN}"),
     (f"none{FOREIGN}",),
     ("status", f"--none{FOREIGN}"),
 )
