@@ -15,6 +15,7 @@ from redisq.errors import BadSettings, UnfitServer
 from redisq.failpoints import fail_points
 from redisq.topology import open_client
 
+SLOT = 60.0  # seconds: schedules fire by the minute
 OLDEST = (6, 2)
 COMMAND_TIMEOUT = 2.0
 _CONNECT_TIMEOUT = 2.0
@@ -131,6 +132,9 @@ def _memory(info: dict[str, Any]) -> list[Finding]:
     used, limit = info["used_memory"], info.get("maxmemory", 0)
     if not limit:
         return [Finding("warning", "memory", "maxmemory is not set: Redis grows until the system stops it")]
+    if used >= limit and info.get("maxmemory_policy") == "noeviction":
+        text = f"Redis is full, {used / 2**20:.0f} of {limit / 2**20:.0f} MiB used, and takes no job: raise maxmemory"
+        return [Finding("failed", "memory", text)]
     level: Literal["ok", "warning"] = "warning" if used > 0.8 * limit else "ok"
     return [Finding(level, "memory", f"{used / 2**20:.0f} of {limit / 2**20:.0f} MiB used")]
 
@@ -175,7 +179,8 @@ def _clock(client: "Redis") -> Finding:
     seconds, micros = client.time()
     skew = seconds + micros / 1e6 - (before + time.time()) / 2
     if abs(skew) > 2:
-        return Finding("warning", "clock", f"the clock of Redis is {skew:+.1f} s from this machine's: run NTP on both")
+        level: Literal["failed", "warning"] = "failed" if abs(skew) > SLOT else "warning"
+        return Finding(level, "clock", f"the clock of Redis is {skew:+.1f} s from this machine's: run NTP on both")
     return Finding("ok", "clock", f"within {abs(skew):.1f} s of Redis")
 
 

@@ -26,12 +26,12 @@ def private_redis(directory: Path, *, options: Sequence[str] = ()) -> RedisServe
     return servers.private_redis(directory, options=options)
 
 
-def guarded_redis(directory: Path, *, options: Sequence[str] = ()) -> RedisServer:
+def guarded_redis(directory: Path, *, options: Sequence[str] = (), binary: str | None = None) -> RedisServer:
     """Start a Redis with the users of the shipped file, each with a password of its own."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "redisq.acl"
     file.write_text(acl_with_passwords())
-    server = _GuardedRedis(directory, redis_program(), [*options, "--aclfile", str(file)])
+    server = _GuardedRedis(directory, binary or redis_program(), [*options, "--aclfile", str(file)])
     server.start()
     _guarded.add(server.port)
     return server

@@ -12,6 +12,7 @@ from jobs.incidents import Incident
 from jobs.settings import JobSettings
 from jobs.vault import VaultError
 from redisq import Finding
+from redisq.cli import Exit, Failed
 
 _TOKENS = 10_000  # that must open; that many take half a second
 _TOKENS_SHOWN = 3
@@ -24,6 +25,10 @@ def _check_database() -> list[Finding]:
     with connected(settings) as connection:
         version, needed = schema_version(connection), latest_version()
         disagree = apart(database_time(connection), host_time())
+        if connection.execute("SHOW transaction_read_only").fetchone() == ("on",):
+            address = settings.database_address
+            what = f"postgresql at {address} takes no writes: point REDISQ_DATABASE_URL at the primary"
+            raise Failed(what, Exit.UNREACHABLE)
     reached = Finding("ok", "database", f"postgresql answers at {settings.database_address}")
     found = (
         [reached, Finding("failed", "clock", f"{disagree}; until then no day is given up")] if disagree else [reached]

@@ -20,6 +20,7 @@ from redisq.queue import FAR
 from redisq.schedules import check_schedules, oddities
 from redisq.server import Finding, inspect_access, inspect_server
 
+_LETTERS = 1000  # of each queue, the newest
 Check = Callable[[], Iterable[Finding]]
 
 
@@ -38,6 +39,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         "schedules": lambda: _schedules(session),
         "slots": lambda: _slots(session),
         "delays": lambda: _delays(session),
+        "dead letters": lambda: _dead_letters(session),
         **application,
     }
     findings: list[Finding] = []
@@ -103,3 +105,17 @@ def _delays(session: Session) -> list[Finding]:
             mend = f"redisq job run {clean(last[0])}, or redisq job cancel {clean(last[0])}"
             found.append(Finding("warning", "delays", f"{what}. If that is a mistake: {mend}"))
     return found or [Finding("ok", "delays", "no job is delayed for more than a week")]
+
+
+def _dead_letters(session: Session) -> list[Finding]:
+    """Find the dead letters that hold something else than a job and a reason: no command can requeue them."""
+    found = []
+    for queue in session.queues(None):
+        letters = queue.dead_letters(count=_LETTERS)
+        strange = [letter.id for letter in letters if letter.job is None or letter.error_class == "unreadable"]
+        if strange:
+            what = f"{len(strange)} of queue {queue.name} cannot be read, such as {clean(strange[0])}"
+            found.append(
+                Finding("failed", "dead letters", f"{what}: redisq dlq show tells more, dlq remove gives it up")
+            )
+    return found or [Finding("ok", "dead letters", "all can be read")]
