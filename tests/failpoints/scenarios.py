@@ -426,11 +426,19 @@ class Delayed(Story):
 
     def settled(self) -> bool:
         # It was done before the strike when it ends with 3: the job is not delayed any more.
-        return self.units[0].exitcode() in (0, 3)
+        if self.units[0].exitcode() not in (0, 3):
+            return False
+        if self.case.point.call == "hasten":
+            if len(self.units) == 1:
+                self.start("worker")
+            return self.ended([self.id])
+        return True
 
     def judge(self) -> None:
-        where = {"hasten": "ready", "cancel": "dead"}
-        assert self.queue.where([self.id]) == [where[self.case.point.call]]
+        if self.case.point.call == "hasten":
+            self.assert_effects([self.id], runs=1)
+        else:
+            assert self.queue.where([self.id]) == ["dead"]
 
 
 class Day(Story):
