@@ -417,6 +417,13 @@ def an_overdue_slot(at: Installation) -> Iterator[None]:
         at.redis.hset(key, "daily", before)
 
 
+@fault("the job of a slot waits for a month", says="delays: reconcile:all on queue default waits for", code=0)
+def a_mistaken_delay(at: Installation) -> Iterator[None]:
+    assert Shell(at.environ).run("enqueue", "reconcile", "--delay", str(30 * 86400)).returncode == 0
+    yield None
+    assert Shell(at.environ).run("job", "run", "reconcile:all").returncode == 0
+
+
 @fault("a worker waits for PostgreSQL", says="claims nothing: database_away")
 def a_worker_waits(at: Installation) -> Iterator[Mapping[str, str]]:
     backends = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{SERVICES}'"
