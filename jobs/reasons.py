@@ -65,6 +65,8 @@ ADVICE: dict[str, Advice] = {
         "no worker has this provider; for csv set REDISQ_CSV_DIRECTORY and restart the workers", "operator"
     ),
     "token_unreadable": Advice("the stored token does not open, `redisq doctor` says why", "operator"),
+    "handler_did_not_run": Advice("a program error: the job did nothing", "operator"),
+    "rows_left_out": Advice("some rows could not be read, the log names them; the others are done", "operator"),
     "bad_payload": Advice("the job's content is not valid", "operator"),
     "wrong_organization": Advice("the page belongs to another organization by now", "operator"),
     "out_of_range": Advice("the day is older than the provider keeps", "nobody"),
@@ -79,6 +81,7 @@ ADVICE: dict[str, Advice] = {
     "lease_lost": Advice("the job's worker was interrupted; it runs again", "nobody"),
     "unfinished": Advice("reading the day took longer than one attempt; it goes on", "nobody"),
     "later_day_first": Advice("the day is read together with a later one", "nobody"),
+    "not_begun": Advice("the day has not begun yet", "nobody"),
     "token_changed": Advice("the page was connected again meanwhile; it runs again", "nobody"),
     "unknown_kind": Advice("no worker knows this kind of job", "operator"),
     "newer_envelope": Advice("the job was made by a newer release than the worker's", "operator"),
@@ -92,6 +95,7 @@ ADVICE: dict[str, Advice] = {
     "moved": Advice("a person moved the page to another organization", "nobody"),
     "deleted": Advice("a person removed the page", "nobody"),
     "abandoned": Advice("a person gave the day up", "nobody"),
+    "by_operator": Advice("a person cancelled the job", "nobody"),
     "read_with_later_day": Advice("the day was read together with a later one", "nobody"),
     # If the ledger has no reason for a day, its state is looked up here.
     "dead": Advice("reading it failed", "operator"),

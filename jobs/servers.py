@@ -316,7 +316,9 @@ def _as_unprivileged() -> list[str]:
         raise ServerError("PostgreSQL does not run as root, and there is no setpriv to change the user")
     user = _unprivileged_user()
     identity = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-    return [*identity, "--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    # The last has access(2), by which PostgreSQL looks for its programs, go by that right too.
+    right = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override", "--securebits=+no_setuid_fixup"]
+    return [*identity, *right]
 
 
 def _unprivileged_user() -> pwd.struct_passwd:

@@ -60,7 +60,8 @@ def test_the_errors_of_the_journal_are_the_jobs_that_died(inside: list[str], red
         worker.kill()
     shown = eventually(lambda: entries(inside, "worker stopped"))
     errors = [text for text, priority in shown if priority <= 3]
-    assert [orjson.loads(text)["message"] for text in errors if text.startswith("{")] == ["job dead"]
+    told = {orjson.loads(text)["message"] for text in errors if text.startswith("{")}
+    assert told == {"job dead", "a thread has ended with an error"}
     assert "well is wrong" in errors
     assert not [text for text, _ in shown if text.startswith("<") or '"time":' in text]
     assert {priority for text, priority in shown if '"job done"' in text} == {6}

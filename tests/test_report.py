@@ -359,7 +359,9 @@ def reasons_in_the_code() -> set[str]:
     found |= set(re.findall(r'"(?:transient|permanent|rate_limited)", "([a-z_]+)"', source))
     why_not = inspect.getsource(Integration.why_not)
     found |= set(re.findall(r'return "([a-z_]+)"', why_not))
-    classes = {"transient", "permanent", "rate_limited", "defer", "timeout", "crash", "parked"} - {"rate_limited"}
+    classes = {"transient", "permanent", "rate_limited", "defer", "timeout", "crash", "parked", "cancelled"} - {
+        "rate_limited"
+    }
     return {word for word in found if re.fullmatch(r"[a-z_]+", word)} - classes
 
 

@@ -779,7 +779,7 @@ def test_a_claim_that_was_answered_after_the_lease_starts_nothing(
         claim.release.set()
         eventually(lambda: queue.where(["effect:1"]) == ["ready"])  # ours still, so it went back unharmed
         assert stage.runs() == []
-        assert beats.fired > 1
+        assert beats.fired
         proxy.heal()
         eventually(lambda: stage.effects() == {"effect:1"})
     assert not census(redis)["jobs"]

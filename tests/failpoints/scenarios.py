@@ -747,8 +747,8 @@ class Exported(Story):
 
 STORIES: dict[str, type[Story]] = {
     **dict.fromkeys(("claim", "ack", "fail", "defer", "bury", "promote"), Work),
-    **dict.fromkeys(("await_ready", "workers", "processing_lists", "heartbeat", "listen"), Idle),
-    **dict.fromkeys(("inspect_fitness", "processing"), Start),
+    **dict.fromkeys(("await_ready", "workers", "heartbeat", "listen"), Idle),
+    **dict.fromkeys(("inspect_fitness", "processing", "processing_lists"), Start),
     **dict.fromkeys(("roll", "muster"), LateClaim),
     **dict.fromkeys(("release", "retire"), Drain),
     **dict.fromkeys(("reap", "try_write"), Bereaved),
