@@ -123,7 +123,7 @@ class DeadLetter:
     error_class: str
     reason: str
     detail: str
-    at: float  # seconds, Redis TIME
+    at: float  # seconds, Redis TIME; 0.0 when that is not known
     job: Job | None
     envelope: bytes
     errors: tuple[JSON, ...]  # of every attempt, oldest first; {"omitted": N} stands for N of very many
@@ -533,9 +533,23 @@ class Queue:
 
     @fail_points
     def dead_letters(self, *, start: int = 0, count: int = 100) -> list[DeadLetter]:
-        """Return dead letters, newest first."""
-        ids = self._redis.zrevrange(self.keys.dead_index, start, start + count - 1)
-        return self._letters(_texts(ids))
+        """Return dead letters, newest first. Those whose time is not known come last."""
+        k = self.keys
+        with self._redis.pipeline(transaction=False) as pipe:  # a full Redis refuses even reads inside MULTI
+            pipe.zrevrange(k.dead_index, start, start + count - 1)
+            pipe.zcard(k.dead_index)
+            pipe.hlen(k.dead)
+            ids, indexed, total = pipe.execute()
+        page = _texts(ids)
+        if total > indexed and len(page) < count:
+            first = max(0, start - indexed)
+            page += self._without_time()[first : first + count - len(page)]
+        return self._letters(page)
+
+    def oldest_dead(self) -> float | None:
+        """Return when the oldest dead letter was laid down, in seconds of Redis TIME; None when no time is known."""
+        found: Any = self._redis.zrevrange(self.keys.dead_index, -1, -1, withscores=True)
+        return found[0][1] / 1000 if found else None
 
     def hasten(self, id: str) -> bool:
         """Make a delayed job ready, the next to be claimed; False when it is not delayed."""
@@ -561,6 +575,17 @@ class Queue:
         """Delete dead letters for good; False for an id that is not dead."""
         k = self.keys
         return _bools(scripts.remove(self._redis, (k.dead, k.dead_index, k.runs, k.jobs, k.errors), ids))
+
+    def _without_time(self) -> list[str]:
+        """Return the ids of the dead letters that the index lacks: somebody has put their hands into Redis."""
+        k = self.keys
+        ids = sorted(_texts(self._redis.hkeys(k.dead)))
+        scores = [
+            score
+            for start in range(0, len(ids), BULK)
+            for score in self._redis.zmscore(k.dead_index, wire(*ids[start : start + BULK]))
+        ]
+        return [id for id, score in zip(ids, scores, strict=True) if score is None]
 
     def _letters(self, ids: Sequence[str]) -> list[DeadLetter]:
         if not ids:

@@ -50,6 +50,7 @@ LOOK: Mapping[str, Step] = {
     "workers": lambda queue, _: queue.workers(),
     "explain": lambda queue, _: [queue.explain(id) for id in ("ready", "held", "delayed", "dead")],
     "dead_letters": lambda queue, _: queue.dead_letters(),
+    "oldest_dead": lambda queue, _: queue.oldest_dead(),
     "last_slots": lambda queue, _: queue.last_slots(),
     "last_delayed": lambda queue, _: queue.last_delayed(),
     "fired_slots": lambda queue, _: queue.fired_slots(),
@@ -162,6 +163,7 @@ def staged(admin: Redis) -> None:
     admin.zadd(k.delayed, {"due": 1}, xx=True)  # long ago
     queue.heartbeat("w", {})
     queue.fire("schedule", 1, None)
+    admin.hset(k.dead, "unindexed", "by hand")
     admin.script_flush()
 
 

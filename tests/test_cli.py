@@ -253,6 +253,49 @@ def test_dead_letter_list_can_be_one_queue(redis: Redis, shell: Shell) -> None:
     ]
 
 
+def _put_by_hand(redis: Redis, *ids: str) -> None:
+    """Put dead letters in as somebody does who does not know of the index."""
+    for id in ids:
+        redis.hset(Queue(redis, "default").keys.dead, id, b"\xff\xfe")
+
+
+def test_a_dead_letter_that_the_index_lacks_is_listed_after_the_others(redis: Redis, shell: Shell) -> None:
+    """The count and the list agree, so that the pages end, and nobody takes 1970 for its time."""
+    bury(redis, ingest("fb-1"), ingest("fb-2"))
+    _put_by_hand(redis, "ingest:x:2026-11-18", "ingest:a:2026-11-18")
+    whole = shell.json("dlq", "list")
+    assert [(each["id"], each["at"] is None) for each in whole["deadLetters"]] == [
+        ("ingest:fb-2:2026-03-08", False),
+        ("ingest:fb-1:2026-03-08", False),
+        ("ingest:a:2026-11-18", True),
+        ("ingest:x:2026-11-18", True),
+    ]
+    paged = [shell.json("dlq", "list", "--limit", "1", "--offset", str(n))["deadLetters"] for n in range(5)]
+    assert [each["id"] for page in paged for each in page] == [each["id"] for each in whole["deadLetters"]]
+    shown = shell.run("dlq", "list")
+    assert [line.split()[-1] == "-" for line in shown.stdout.splitlines()[1:]] == [False, False, True, True]
+    assert shown.stderr == ""
+    for line in (["status", "ingest:x:2026-11-18"], ["dlq", "show", "ingest:x:2026-11-18"]):
+        assert "1970" not in shell.run(*line).stdout
+    oldest = shell.json("status")["queues"][0]["oldestDead"]
+    assert oldest == whole["deadLetters"][1]["at"]
+    assert "2 of queue default cannot be read, such as ingest:a:2026-11-18" in shell.run("doctor").stdout
+
+
+def test_all_dead_letters_are_those_that_the_index_lacks_too(
+    redis: Redis, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `--all` leaves behind, no command would ever find again."""
+    bury(redis, ingest("fb-1"))
+    _put_by_hand(redis, *(f"by-hand:{n}" for n in range(600)))
+    redis.hset(Queue(redis, "default").keys.jobs, "by-hand:599", Job("by-hand:599", "x", {}).encode())
+    found = shell.json("dlq", "requeue", "--all")
+    assert (found["requeued"], len(found["notRunnable"])) == (2, 599)
+    monkeypatch.setattr(hooks, "abandon", lambda letters: None)  # noqa: ARG005
+    assert shell.run_here("dlq", "remove", "--all", "--yes").output == "removed 599\n"
+    assert Queue(redis, "default").counts()["dead"] == 0
+
+
 def test_dead_letter_is_shown_whole(redis: Redis, shell: Shell) -> None:
     """The reason is found here or nowhere: the verdict, the payload, and the error of each attempt."""
     queue, job = Queue(redis, "default"), ingest()

@@ -283,6 +283,13 @@ def unreadable_letter(at: Installation) -> Iterator[None]:
     at.redis.zrem(keys.dead_index, id)
 
 
+@fault("a dead letter was put in by hand", says="1 of queue default cannot be read")
+def unindexed_letter(at: Installation) -> Iterator[None]:
+    at.redis.hset(Keys("default").dead, "ingest:acme-0:2026-11-18", b"\xff\xfe")
+    yield None
+    at.redis.hdel(Keys("default").dead, "ingest:acme-0:2026-11-18")
+
+
 # -- PostgreSQL -------------------------------------------------------------------------------------------------------
 
 setting("PostgreSQL is down", "cannot reach postgresql", UNREACHABLE, database_url=f"postgresql://{NOWHERE}/redisq")

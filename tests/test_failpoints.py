@@ -99,13 +99,13 @@ _LOOKS = {
     *("count_all", "has_page", "schema_version", "all_open", "fallen_silent", "facts", "removed_as"),
     *("check", "is_connected", "fired_slots", "what_became", "sum_of", "count_planned", "inspect_line", "_session_of"),
 }
-_LOOKS |= {"last_delayed"}  # of doctor
+_LOOKS |= {"last_delayed", "oldest_dead"}  # of doctor and status
 _LOOKS |= {"place", "catalog", "present", "ledger"}  # of an import, before a person is asked
 # Set up and kept by people, each in one transaction, before any job or beside all of them.
 _SET_UP = {"add", "disable", "rotate_tokens", "upgrade", "_apply", "_missing", "enable", "move", "rename", "remove"}
 _SET_UP |= {"set_defaults", "_alone"}
 # Parts of a call that has its points; the bell's are in `_listen`.
-_PARTS = {"_letters", "_store", "_end", "_still_open", "subscription", "_mind_the_silence"}
+_PARTS = {"_letters", "_without_time", "_store", "_end", "_still_open", "subscription", "_mind_the_silence"}
 # Ask for a connection before the call that needs one, or give it back after it: where the master is (sentinels, a
 # cluster's nodes), whether a pooled one lives, and its limits. They move nothing, have bounds of their own, and what
 # fails is a server that is away.

@@ -55,7 +55,7 @@ def list_(session: Session, queue_name: str | None, limit: int, offset: int, as_
     now = queues[0].now()
     show_table(
         ("id", "queue", "class", "reason", "age"),
-        [(each.id, queue.name, each.error_class, each.reason, age(now - each.at)) for queue, each in letters],
+        [(each.id, queue.name, each.error_class, each.reason, _age(each, now)) for queue, each in letters],
     )
     again = "redisq dlq list" + (f" --queue {queue_name}" if queue_name else "")
     page_note(len(letters), offset, sum(sizes), f"{again} --limit {limit}")
@@ -241,6 +241,10 @@ def _page(queues: Sequence[Queue], sizes: Sequence[int], offset: int, limit: int
         offset = max(0, offset - size)
 
 
+def _age(letter: DeadLetter, now: float) -> str:
+    return age(now - letter.at) if letter.at else "-"
+
+
 def _summary(queue: Queue, letter: DeadLetter) -> Row:
     return {
         "id": letter.id,
@@ -248,7 +252,7 @@ def _summary(queue: Queue, letter: DeadLetter) -> Row:
         "class": letter.error_class,
         "reason": letter.reason,
         "detail": letter.detail,
-        "at": moment(letter.at),
+        "at": moment(letter.at) if letter.at else None,
     }
 
 

@@ -65,13 +65,13 @@ def status(ctx: click.Context, job_id: str | None, queue_name: str | None, as_js
 
 def _counts(queue: Queue) -> Row:
     counts = queue.counts()
-    oldest = queue.dead_letters(start=counts["dead"] - 1, count=1) if counts["dead"] else []
+    oldest = queue.oldest_dead()
     states = {state: counts[state] for state in ("ready", "processing", "delayed", "dead")}
     return {
         "queue": queue.name,
         **states,
         "done": counts.get("total_done", 0),
-        "oldestDead": moment(oldest[0].at) if oldest else None,
+        "oldestDead": moment(oldest) if oldest else None,
     }
 
 
@@ -167,7 +167,7 @@ def _explained(queue: Queue, found: Explained, sight: Sight, session: Session) -
         "why": why,
         "worker": found.worker,
         "due": None if found.due is None else moment(found.due),
-        "deadSince": None if letter is None else moment(letter.at),
+        "deadSince": moment(letter.at) if letter and letter.at else None,
         "enqueuedAt": None if found.job is None else moment(found.job.enqueued_at),
         "deliveries": found.deliveries,
         "failedAttempts": found.attempts,
