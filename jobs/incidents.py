@@ -83,7 +83,8 @@ def judge(
         return "unclear"
     refusal = _note(connection, integration, error, now)
     if is_open(connection, integration.provider):
-        return "page" if _is_over(connection, integration, now, witness) else "incident"
+        _end_if_others_are_answered(connection, integration, now, witness)
+        return "incident"
     if error.fault != "app":
         return judge_again(connection, integration, refusal, now, witness)
     if _was_alone(connection, integration, error.reason, now, asked_at or now):
@@ -179,7 +180,8 @@ def judge_outage(
     """
     _note(connection, integration, error, now)
     if is_open(connection, integration.provider):
-        return "page" if _is_over(connection, integration, now, witness) else "incident"
+        _end_if_others_are_answered(connection, integration, now, witness)
+        return "incident"
     pages, silences = _count_outages(connection, integration.provider, now)
     is_silent = (
         error.is_silence
@@ -323,16 +325,18 @@ def take_probe(connection: Connection[Any], provider: str, now: dt.datetime) -> 
     return taken.rowcount == 1
 
 
-def _is_over(connection: Connection[Any], integration: Integration, now: dt.datetime, witness: Witness) -> bool:
-    """End the incident if the page that probed it failed alone, and tell whether it did.
+def _end_if_others_are_answered(
+    connection: Connection[Any], integration: Integration, now: dt.datetime, witness: Witness
+) -> None:
+    """End the incident if the page that probed it failed, and another is answered.
 
-    The pages that are left may all be at fault themselves, and would then never end it. A page that was called before
-    the incident opened is no probe, and asks nobody.
+    The pages that are left may all be at fault themselves, and would then never end it. Nothing is said of the page
+    that failed: the provider may have come back in between. So it waits, and is asked again. A page that was called
+    before the incident opened is no probe, and asks nobody.
     """
     answered = witness() if integration.incident else None
     if answered:
         _close_incident(connection, answered, now, now)
-    return answered is not None
 
 
 def note_answer(

@@ -396,7 +396,7 @@ class Ingest:
     ) -> "_Request":
         """Return what to ask for. Leave out metrics that are dead, and metrics that this page was refused today."""
         token = self._token_of(integration)  # this may end the run, so it must come before a probe is taken
-        catalog = self._catalog_of(connection, integration.provider, now, delivery.job.enqueued_at)
+        listed_at, catalog = self._catalog_of(connection, integration.provider, now, delivery.job.enqueued_at)
         utc_day = now.astimezone(dt.UTC).date()
         refused = dict(zip(integration.metrics_refused, integration.metrics_refused_on, strict=True))
         left_out = {name for name, day in refused.items() if day >= utc_day}
@@ -426,17 +426,22 @@ class Ingest:
             tuple(metric for metric in catalog.metrics if metric.name in left_out),
             catalog.dead,
             utc_day,
+            listed_at,
         )
 
-    def _catalog_of(self, connection: Connection[Any], provider: str, now: dt.datetime, enqueued_at: float) -> Catalog:
-        """Return the metrics of the provider. They are the same for every page, so they are not looked up for each.
+    def _catalog_of(
+        self, connection: Connection[Any], provider: str, now: dt.datetime, enqueued_at: float
+    ) -> tuple[dt.datetime, Catalog]:
+        """Return the metrics of the provider, and when they were looked up.
+
+        They are the same for every page, so they are not looked up for each.
 
         A job that was enqueued after a metric was added sees that metric.
         """
         known = self._catalogs.get(provider)
         if known is None or abs(now - known[0]) > CATALOG_AGE or known[0].timestamp() < enqueued_at:
             known = self._catalogs[provider] = (now, ledger.catalog_of(connection, provider))
-        return known[1]
+        return known
 
     def _without_a_call(
         self,
@@ -683,6 +688,7 @@ class _Request:
     left_out: Sequence[Metric]
     dead: frozenset[str]  # metrics that count as dead
     utc_day: dt.date
+    listed_at: dt.datetime  # when the metrics were looked up
 
     def read(self, days: list[dt.date]) -> Answer | ProviderError:
         """Return the answer for `days`, with each (metric, day) once."""
@@ -690,7 +696,7 @@ class _Request:
             answer = tidy(self.provider.read(self.page, days, self.metrics), days, self.metrics)
         except ProviderError as error:
             return error
-        return with_unasked(answer, self.left_out)
+        return replace(with_unasked(answer, self.left_out), listed_at=self.listed_at)
 
 
 def _unknown(provider: str) -> ProviderError:

@@ -367,13 +367,32 @@ def mend_values(connection: Connection[Any]) -> int:
     ).rowcount
 
 
+_IN_CALENDAR = "day BETWEEN '0001-01-01' AND '9999-12-31'"  # what Python can tell of; PostgreSQL also has 'infinity'
+
+
+@fail_points
+def strange_days(connection: Connection[Any]) -> list[str]:
+    """Return the open days and the marks that lie outside the calendar, a text for each, at most 20."""
+    rows = connection.execute(
+        "SELECT 'page ' || integration_id || ', day ' || day FROM ingest_day_state"
+        f" WHERE state IN ('expected', 'dead') AND NOT {_IN_CALENDAR}"
+        " UNION ALL SELECT 'organization ' || organization_id || ', day ' || day FROM aggregate_dirty"
+        f" WHERE NOT {_IN_CALENDAR} LIMIT 20"
+    )
+    return [text for (text,) in rows]
+
+
 @fail_points
 def open_days(connection: Connection[Any]) -> list[dt.date]:
-    """Return the days that have rows expected, dead or wanted again, newest first."""
+    """Return the days that have rows expected, dead or wanted again, newest first.
+
+    Days outside the calendar, which only a person can have put there, are left out: see `strange_days`.
+    """
     rows = connection.execute(
-        "SELECT day FROM ingest_day_state WHERE state IN ('expected', 'dead')"
+        "SELECT day FROM (SELECT day FROM ingest_day_state WHERE state IN ('expected', 'dead')"
         # A UNION, because each half has its own index.
-        " UNION SELECT day FROM ingest_day_state WHERE read_again_at IS NOT NULL ORDER BY day DESC"
+        " UNION SELECT day FROM ingest_day_state WHERE read_again_at IS NOT NULL) AS found"
+        f" WHERE {_IN_CALENDAR} ORDER BY day DESC"
     )
     return [day for (day,) in rows]
 
@@ -639,7 +658,7 @@ WITH incoming AS (
     WHERE s.integration_id = %(page)s AND s.day = ANY(%(read)s) AND CASE
         WHEN s.state IN ('expected', 'dead') THEN s.day <> %(day)s
         -- Without an answer the day cannot be read again.
-        WHEN s.state = 'done' THEN s.read_again_at <= coalesce(%(at)s, 'infinity')
+        WHEN s.state = 'done' THEN s.read_again_at <= coalesce(%(listed)s::timestamptz, 'infinity')
             OR (NOT s.has_value AND s.day = ANY(%(valued)s)) END
     RETURNING s.day, s.organization_id, s.letter_queue
 ), marked AS (
@@ -708,6 +727,8 @@ def record(connection: Connection[Any], entry: Entry, provider: str, answer: Ans
             "readings": _document(readings),
             "provider": provider,
             "at": answer.fetched_at if answer else None,
+            # Whoever wanted the day read again after that may want a metric that the answer does not have.
+            "listed": min(answer.fetched_at, answer.listed_at or answer.fetched_at) if answer else None,
             "read": answered if answer and entry.day in answered else [*answered, *_own_day(entry, answer)],
             "valued": sorted(valued),
         },
@@ -796,7 +817,7 @@ _DUE = f"""
 SELECT d.organization_id, d.day,
        coalesce((SELECT s.queue FROM ingest_day_state s
                  WHERE s.organization_id = d.organization_id AND s.day = d.day LIMIT 1), 'default')
-FROM (SELECT DISTINCT organization_id, day FROM aggregate_dirty) AS d
+FROM (SELECT DISTINCT organization_id, day FROM aggregate_dirty WHERE {_IN_CALENDAR}) AS d
 WHERE ({_NOTHING_EXPECTED}
    OR (SELECT true FROM ingest_day_state s
        WHERE s.organization_id = d.organization_id AND s.day = d.day AND s.created_at < %(before)s LIMIT 1))

@@ -237,6 +237,9 @@ class Reconcile:
         created = self._enqueue_sums(now, left_out)
         with self._pool.connection() as connection:
             days = ledger.open_days(connection)
+            for strange in ledger.strange_days(connection):
+                with left_out.guard(strange):
+                    raise ValueError("the day is outside the calendar: correct the row, or delete it")
         total = Planned()
         for day in days:
             with left_out.guard(f"the day {day}"):

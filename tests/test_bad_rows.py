@@ -109,6 +109,15 @@ LOOPS = {
         reconcile,
         ("aggregate:other:2026-03-01", f"ingest:bad:{DAY}", f"ingest:good:{DAY}"),
     ),
+    **{
+        f"reconcile, a day that is {day}": Loop(
+            f"UPDATE ingest_day_state SET day = '{day}' WHERE integration_id = 'bad';"
+            f"INSERT INTO aggregate_dirty (organization_id, day, reason) VALUES ('org', '{day}', 'x')",
+            reconcile,
+            (f"ingest:good:{DAY}",),
+        )
+        for day in ("infinity", "-infinity", "20000-01-01", "0044-03-15 BC")
+    },
     "reconcile, the mended letters": Loop(
         "UPDATE ingest_day_state SET letter_queue = 'no queue!' WHERE integration_id = 'bad'",
         reconcile,

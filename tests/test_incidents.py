@@ -296,12 +296,37 @@ def test_an_incident_ends_even_if_only_pages_at_fault_are_left_to_probe_it(world
         run(world, page)
     assert [is_open for _, is_open in world.fetch(INCIDENTS)] == [True]
     answers(world, *PAGES[:-WAVE])
+    later(world, PROBE)
+    assert run(world, PAGES[-1]).startswith("defer"), "the provider may have come back in between"
+    assert [is_open for _, is_open in world.fetch(INCIDENTS)] == [False]
     for attempt in (1, 2, 3):
         later(world, CONFIRM)
         for page in PAGES[-WAVE:]:
             run(world, page, attempt=attempt, is_last_attempt=attempt == 3)
     assert [is_open for _, is_open in world.fetch(INCIDENTS)] == [False]
     assert world.states() == dict.fromkeys(PAGES[-WAVE:], ("dead", error.reason))
+
+
+@pytest.mark.parametrize("error", [SILENT, BROKEN, PERMISSION, refusal("app")], ids=str)
+def test_a_probe_that_fails_just_before_the_provider_comes_back_costs_its_page_nothing(
+    world: World, error: ProviderError
+) -> None:
+    """One page is answered right after another failed: that says nothing of the one that failed."""
+    answers(world, *PAGES, error=error)
+    for page in PAGES:
+        run(world, page)
+    later(world, PROBE)
+
+    def come_back() -> None:
+        world.provider.during = lambda: None
+        answers(world, *PAGES[1:])
+
+    world.provider.during = come_back
+    assert run(world, PAGES[0], attempt=3, is_last_attempt=True).startswith("defer")
+    answers(world, *PAGES)
+    later(world, CHECK)
+    assert [run(world, page) for page in PAGES] == ["done"] * len(PAGES)
+    assert world.fetch("SELECT count(*) FROM integration WHERE refresh_needed") == [0]
 
 
 def test_a_page_that_was_answered_is_asked_before_one_that_was_never_called(world: World) -> None:

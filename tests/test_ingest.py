@@ -1154,3 +1154,28 @@ def test_a_real_answer_of_four_weeks_brings_nothing_new(graph: World, simulator:
     ]
     graph.db.execute("DELETE FROM page_metric_daily WHERE day = %s", [SUNDAY])
     assert graph.snapshot(["page_metric_daily"]) == before
+
+
+def test_a_day_that_is_wanted_again_for_a_new_metric_is_read_with_it(world: World) -> None:
+    """An older job that takes the day along may still ask without the metric, for some seconds. It ends no wish."""
+    later_day = DAY + dt.timedelta(days=1)
+    for day in (DAY, later_day):
+        ledger.expect(world.db, day, queue="default")
+    world.provider.answers[("page", DAY)] = {VIEWS: 5}
+    enqueued_at = world.now.timestamp() - 1
+    world.provider.fetched_at = world.now
+    world.ingest("org", "page", DAY, enqueued_at=enqueued_at)
+    world.now += dt.timedelta(seconds=3)
+    world.db.execute(
+        "INSERT INTO metric_catalog (provider, metric, additivity, supported)"
+        " VALUES ('facebook', 'page_new_metric', 'sum', true)"
+    )
+    selection = ledger.Selection("org", frozenset(("done",)), "page")
+    assert ledger.want(world.db, selection, DAY, queue="backfill", now=world.now).again == 1
+    world.now += dt.timedelta(seconds=1)
+    world.provider.fetched_at = world.now
+    world.ingest("org", "page", later_day, enqueued_at=enqueued_at)
+    assert "page_new_metric" not in world.provider.metrics[-1]
+    world.ingest("org", "page", DAY, enqueued_at=world.now.timestamp())
+    assert "page_new_metric" in world.provider.metrics[-1]
+    assert world.fetch("SELECT count(*) FROM ingest_day_state WHERE read_again_at IS NOT NULL") == [0]

@@ -184,6 +184,13 @@ HOT = [
         "Asked every five minutes of years of days, nearly all of which have ended: the partial index holds the rest.",
     ),
     Hot(
+        "strange days",
+        ledger.strange_days,
+        {"ingest_day_state_open"},
+        "Asked every five minutes, beside the open days: the partial index holds those.",
+        reads=frozenset({"aggregate_dirty"}),
+    ),
+    Hot(
         "open rows",
         lambda db: list(ledger.open_rows(db, LAST, LAST, chunk=500)),
         {"ingest_day_state_open", "ingest_day_state_pkey"},

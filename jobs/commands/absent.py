@@ -2,13 +2,13 @@
 
 import datetime as dt
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from psycopg import Connection
 
 from jobs import integrations, ledger, payloads
 from jobs.app import application
 from jobs.catalog import NEVER_ASKED
+from jobs.commands.dates import zone_named
 from jobs.commands.store import connected
 from jobs.integrations import Integration
 from jobs.ledger import Became
@@ -52,7 +52,7 @@ def _page_day(connection: Connection[Any], integration_id: str, day: dt.date) ->
         return _never("the page is not read: its numbers come from `redisq import` alone")
     if page.disabled:
         return Absent("disabled", f"the page is disabled, its days are not read: {_enable(page)}")
-    if day >= dt.datetime.now(ZoneInfo(page.zone)).date():
+    if day >= dt.datetime.now(zone_named(page.zone)).date():
         return Absent("not due", f"{day} has not ended in {page.zone}; a plan expects it after that", is_awaited=True)
     return _never(f"the ledger has no row of it, so nobody has asked for this day: {_backfill(page, day)}")
 

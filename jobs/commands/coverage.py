@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import click
 from psycopg import Connection
 
 from jobs import integrations, ledger
 from jobs.catalog import NEVER_ASKED
+from jobs.commands.dates import zone_named
 from jobs.commands.days import check_range, in_range, no_page
 from jobs.commands.store import connected
 from jobs.ledger import EMPTY, MARKS, MISSING, NOBODYS, Coverage, Explained, State
@@ -85,7 +85,7 @@ def coverage(
 
 def _with_days_to_come(page: Coverage, first: dt.date, last: dt.date) -> Coverage:
     """Return `page` with each day that has not ended in its zone as not due, unless the ledger has the day."""
-    today = dt.datetime.now(ZoneInfo(page.zone)).date()
+    today = dt.datetime.now(zone_named(page.zone)).date()
     if last < today:
         return page
     over = max(0, (today - first).days)

@@ -3,6 +3,7 @@
 import datetime as dt
 import re
 from collections.abc import Callable
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
@@ -49,6 +50,14 @@ def any_spoken_day(text: str, today: dt.date) -> dt.date:
 
 def _is_date(text: str) -> bool:
     return _DATE.fullmatch(text) is not None
+
+
+def zone_named(name: str) -> ZoneInfo:
+    """Return the zone of a page; UTC for one that this machine does not know, so that the page is still shown."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return ZoneInfo("UTC")
 
 
 def utc_today() -> dt.date:

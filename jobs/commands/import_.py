@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import click
 import psycopg
@@ -18,6 +17,7 @@ from redis import RedisError
 
 from jobs.aggregate import FanIn
 from jobs.app import Application
+from jobs.commands.dates import zone_named
 from jobs.commands.import_text import document, report, told
 from jobs.commands.store import connected
 from jobs.importing import store
@@ -121,7 +121,7 @@ def _understood(
     place = store.place(connection, integration_id) if integration_id.isprintable() else None
     if place is None:
         raise _unknown(integration_id)
-    today = now.astimezone(ZoneInfo(place.zone)).date()
+    today = now.astimezone(zone_named(place.zone)).date()
     catalog = store.catalog(connection, place.provider)
     try:
         exports = _read_all(paths, answers, catalog, today)

@@ -110,6 +110,7 @@ class Answer:
     call that they would take too many calls.
     `given` are the metrics that the provider did not refuse, and `refused` are those that it refused to this page.
     `load` is how much one call may ask for, after the provider had demanded less. `notes` are lines for the log.
+    `listed_at` is when the metrics to ask for were looked up: the answer has none that was added later.
     """
 
     readings: tuple[Reading, ...]
@@ -119,6 +120,7 @@ class Answer:
     refused: frozenset[str] = frozenset()
     load: Load | None = None
     notes: tuple[str, ...] = ()
+    listed_at: datetime | None = None
 
 
 class ProviderError(Exception):

@@ -759,8 +759,17 @@ STORIES: dict[str, type[Story]] = {
     **dict.fromkeys((*Operator.commands, "where"), Operator),
     **dict.fromkeys(
         (
-            *("_expect", "open_rows", "mark_dead", "open_days", "due_everywhere", "mark_settled", "reopen"),
-            *("find", "kept", "catalog_of", "close_gates", "set_refresh_needed", "record", "due_days"),
+            *(
+                "_expect",
+                "open_rows",
+                "mark_dead",
+                "open_days",
+                "strange_days",
+                "due_everywhere",
+                "mark_settled",
+                "reopen",
+            ),
+            *("reopen", "find", "kept", "catalog_of", "close_gates", "set_refresh_needed", "record", "due_days"),
             *("days_that_are", "aggregate", "is_marked", "note_given", "mended_letters", "mend_values"),
         ),
         Day,
