@@ -130,10 +130,14 @@ class Schedule:
 
     def job(self, slot: datetime, kind: Kind[object]) -> Job:
         """Return the job of `slot`. Raise `BadPayload` when the payload does not fit the kind."""
-        day = slot.astimezone(ZoneInfo(self.timezone)).date()
-        payload = {name: _fill(value, day) for name, value in self.payload.items()}
+        payload = self.payload_of(slot)
         job = Job(f"{self.name}:{slot:%Y%m%dT%H%MZ}", self.kind, payload, kind.version, kind.queue)
         return kind.job(kind.read(job))
+
+    def payload_of(self, slot: datetime) -> JSON:
+        """Return what the schedule gives to the job of `slot`."""
+        day = slot.astimezone(ZoneInfo(self.timezone)).date()
+        return {name: _fill(value, day) for name, value in self.payload.items()}
 
 
 def shown(value: object) -> str:

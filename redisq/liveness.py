@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 from redisq.cron import Schedule
 from redisq.durations import age
-from redisq.queue import Queue, RunEntry
+from redisq.job import JSON
+from redisq.queue import DeadLetter, Queue, RunEntry
 from redisq.server import Finding
 from redisq.units import Units
 
@@ -35,6 +36,7 @@ class Sight:
     workers: Mapping[str, Sequence[Seen]]  # by queue
     schedulers: Sequence[Seen]
     slots: Mapping[str, int]  # the slot of each schedule that was looked at last, in ms
+    fired: Mapping[str, int]  # the last slot of each schedule that put its job in, or found it there, in ms
 
     def is_served(self, queue: str) -> bool:
         """Tell whether a worker of `queue` lives."""
@@ -51,6 +53,7 @@ def look(queues: Sequence[Queue], first: Queue, lease: float) -> Sight:
         {queue.name: _seen(queue.workers(), queue.now(), lease) for queue in queues},
         _seen(first.schedulers(), first.now(), lease),
         {name: slot for queue in queues for name, slot in queue.last_slots().items()},
+        {name: slot for queue in queues for name, slot in queue.fired_slots().items()},
     )
 
 
@@ -103,11 +106,17 @@ def _since(runs: Sequence[Seen]) -> str:
     return f", the last was heard of {age(min(each.silent for each in runs))} ago" if runs else ""
 
 
-def inspect_slots(sight: Sight, schedules: Sequence[Schedule], units: Units) -> list[Finding]:
-    """Return a finding for each schedule with a slot that should have fired `OVERDUE` seconds ago, and did not."""
+def inspect_slots(sight: Sight, queues: Sequence[Queue], schedules: Sequence[Schedule], units: Units) -> list[Finding]:
+    """Return a finding for each schedule that puts no job in.
+
+    Either a slot should have fired `OVERDUE` seconds ago, and did not, or its job lies dead on one of `queues`. Raise
+    `redis.RedisError`.
+    """
     findings = []
     for schedule in schedules:
         last = sight.slots.get(schedule.name)
+        if last is not None and last > sight.fired.get(schedule.name, 0):
+            findings += _in_the_way(schedule, datetime.fromtimestamp(last / 1000, UTC), queues)
         slot = None if last is None else next(schedule.slots_after(datetime.fromtimestamp(last / 1000, UTC)), None)
         late = 0.0 if slot is None else sight.now - slot.timestamp()
         if slot is not None and late > OVERDUE:
@@ -115,3 +124,22 @@ def inspect_slots(sight: Sight, schedules: Sequence[Schedule], units: Units) -> 
             text = f"{schedule.name} has not fired its slot of {when}{units.restart_scheduler()}"
             findings.append(Finding("failed", "slots", text))
     return findings
+
+
+def _in_the_way(schedule: Schedule, slot: datetime, queues: Sequence[Queue]) -> list[Finding]:
+    """Return a finding if the job of a slot that did not fire lies dead, so that it cannot be put in again."""
+    payload = schedule.payload_of(slot)
+    letters = [letter for queue in queues for letter in queue.dead_letters_of(schedule.kind)]
+    return [_not_put_in(schedule, slot, letter) for letter in letters if _is_of(letter, payload)][:1]
+
+
+def _is_of(letter: DeadLetter, payload: JSON) -> bool:
+    # A kind may have added what the schedule leaves out. What cannot be read may be any job of its kind.
+    return letter.job is None or payload.items() <= letter.job.payload.items()
+
+
+def _not_put_in(schedule: Schedule, slot: datetime, letter: DeadLetter) -> Finding:
+    mend = "requeue" if letter.job else "remove"
+    text = f"{schedule.name} put no job in at its slot of {slot:%Y-%m-%d %H:%M} UTC: {letter.id} lies dead"
+    then = f"redisq dlq show {letter.id}, then redisq dlq {mend} {letter.id}"
+    return Finding("failed", "slots", f"{text}: {then}")

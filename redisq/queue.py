@@ -546,6 +546,11 @@ class Queue:
             page += self._without_time()[first : first + count - len(page)]
         return self._letters(page)
 
+    def dead_letters_of(self, kind: str) -> list[DeadLetter]:
+        """Return the dead letters whose id is that of a job of `kind`, in no order."""
+        ids = [id for id in _texts(self._redis.hkeys(self.keys.dead)) if id.startswith(f"{kind}:")]
+        return [letter for start in range(0, len(ids), BULK) for letter in self._letters(ids[start : start + BULK])]
+
     def oldest_dead(self) -> float | None:
         """Return when the oldest dead letter was laid down, in seconds of Redis TIME; None when no time is known."""
         found: Any = self._redis.zrevrange(self.keys.dead_index, -1, -1, withscores=True)

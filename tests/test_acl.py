@@ -50,6 +50,7 @@ LOOK: Mapping[str, Step] = {
     "workers": lambda queue, _: queue.workers(),
     "explain": lambda queue, _: [queue.explain(id) for id in ("ready", "held", "delayed", "dead")],
     "dead_letters": lambda queue, _: queue.dead_letters(),
+    "dead_letters_of": lambda queue, _: queue.dead_letters_of("dead"),
     "oldest_dead": lambda queue, _: queue.oldest_dead(),
     "last_slots": lambda queue, _: queue.last_slots(),
     "last_delayed": lambda queue, _: queue.last_delayed(),

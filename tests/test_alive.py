@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from jobs.app import application
 from jobs.program import PROGRAM
 from jobs.servers import RedisServer
 from redisq import Job, Queue, Schedule
@@ -129,8 +130,8 @@ def test_a_slot_is_overdue_after_a_minute(late: float, is_said: bool, redis: Red
     slot = now // 60 * 60 - 120
     redis.hset(queue.keys.slots, "nightly", round(slot * 1000) - 60_000)
     sight = look([queue], queue, 15.0)
-    moved = type(sight)(slot + late, sight.workers, sight.schedulers, sight.slots)
-    lines = [each.text for each in inspect_slots(moved, [schedule], UNITS)]
+    moved = type(sight)(slot + late, sight.workers, sight.schedulers, sight.slots, sight.fired)
+    lines = [each.text for each in inspect_slots(moved, [queue], [schedule], UNITS)]
     when = f"{datetime.fromtimestamp(slot, UTC):%Y-%m-%d %H:%M} UTC, 1m 5s ago"
     said = f"nightly has not fired its slot of {when}: systemctl restart redisq-scheduler"
     assert lines == ([said] if is_said else [])
@@ -145,6 +146,47 @@ def test_status_and_doctor_tell_of_an_overdue_slot(redis: Redis, shell: Shell) -
         assert len(texts) == 1
         assert texts[0].endswith(": systemctl restart redisq-scheduler")
     assert shell.run("status").returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"), [("reconcile", {}), ("plan", {"date": "{date-1}"})], ids=["reconcile", "plan"]
+)
+def test_status_and_doctor_tell_of_a_schedule_whose_job_lies_dead(
+    kind: str, payload: dict[str, str], redis: Redis, shell: Shell, tmp_path: Path
+) -> None:
+    """Each slot passes and puts nothing in, and no slot is overdue: only the dead letter stands in the way."""
+    attend(redis)
+    queue = Queue(redis, "default")
+    schedule = Schedule(name="often", cron="* * * * *", kind=kind, payload=payload)
+    (tmp_path / "own.toml").write_text(f'[schedule.often]\ncron = "* * * * *"\nkind = "{kind}"\n')
+    if payload:
+        with (tmp_path / "own.toml").open("a") as file:
+            file.write('payload = {date = "{date-1}"}\n')
+    told_of_it = Shell({**shell.environ, "REDISQ_SCHEDULES": str(tmp_path / "own.toml")})
+
+    def said() -> list[str]:
+        of = [told_of_it.json("status")["findings"], told_of_it.json("doctor")["findings"]]
+        return [each["text"] for found in of for each in found if each["text"].startswith("often put no job in")]
+
+    def is_fine() -> bool:
+        findings = told_of_it.json("doctor")["findings"]
+        return any((each["subject"], each["level"]) == ("slots", "ok") for each in findings)
+
+    slot = datetime.fromtimestamp(queue.now() // 60 * 60, UTC)
+    job = schedule.job(slot, application.registry[kind])
+    queue.enqueue(job, delay=60.0)
+    assert shell.run("job", "cancel", job.id).stderr.startswith(f"cancelled {job.id}")
+    assert queue.fire("often", round(slot.timestamp()) * 1000, job) == "dead"
+    mend = f"{job.id} lies dead: redisq dlq show {job.id}, then redisq dlq requeue {job.id}"
+    line = f"often put no job in at its slot of {slot:%Y-%m-%d %H:%M} UTC: {mend}"
+    assert said() == [line, line]
+    assert not is_fine()
+    assert told_of_it.run("status").returncode == 3
+    redis.hset(queue.keys.jobs, job.id, "nonsense")
+    assert [text.endswith(f"then redisq dlq remove {job.id}") for text in said()] == [True, True]
+    redis.hset(queue.keys.jobs, job.id, job.encode())
+    assert shell.run("dlq", "requeue", job.id).returncode == 0
+    assert said() == []
 
 
 def test_a_schedule_file_that_cannot_be_read_hides_nothing_else(redis: Redis, shell: Shell, tmp_path: Path) -> None:
@@ -183,7 +225,7 @@ def test_without_units_of_its_own_an_application_is_told_no_command(redis: Redis
     redis.hset(queue.keys.slots, "nightly", 1000)
     sight = look([queue], queue, 15.0)
     findings = inspect_runs(sight, ["default"], Units())
-    findings += inspect_slots(sight, [Schedule(name="nightly", cron="0 0 * * *", kind="x")], Units())
+    findings += inspect_slots(sight, [queue], [Schedule(name="nightly", cron="0 0 * * *", kind="x")], Units())
     texts = [each.text for each in findings]
     assert texts[:2] == ["no worker serves queue default", "no scheduler runs"]
     assert not [text for text in texts if "systemctl" in text]

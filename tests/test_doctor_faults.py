@@ -431,6 +431,15 @@ def a_mistaken_delay(at: Installation) -> Iterator[None]:
     assert Shell(at.environ).run("job", "run", "reconcile:all").returncode == 0
 
 
+@fault("the job of a schedule lies dead", says="reconcile put no job in at its slot of")
+def a_job_in_the_way(at: Installation) -> Iterator[None]:
+    assert Shell(at.environ).run("enqueue", "reconcile", "--delay", "3600").returncode == 0
+    assert Shell(at.environ).run("job", "cancel", "reconcile:all").returncode == 0
+    at.redis.hdel(Keys("default").fired, "reconcile")
+    yield None
+    assert Shell(at.environ).run("dlq", "requeue", "reconcile:all").returncode == 0
+
+
 @fault("a worker waits for PostgreSQL", says="claims nothing: database_away")
 def a_worker_waits(at: Installation) -> Iterator[Mapping[str, str]]:
     backends = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{SERVICES}'"

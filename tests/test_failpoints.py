@@ -99,7 +99,7 @@ _LOOKS = {
     *("count_all", "has_page", "schema_version", "all_open", "fallen_silent", "facts", "removed_as"),
     *("check", "is_connected", "fired_slots", "what_became", "sum_of", "count_planned", "inspect_line", "_session_of"),
 }
-_LOOKS |= {"last_delayed", "oldest_dead"}  # of doctor and status
+_LOOKS |= {"last_delayed", "oldest_dead", "dead_letters_of"}  # of doctor and status
 _LOOKS |= {"place", "catalog", "present", "ledger"}  # of an import, before a person is asked
 # Set up and kept by people, each in one transaction, before any job or beside all of them.
 _SET_UP = {"add", "disable", "rotate_tokens", "upgrade", "_apply", "_missing", "enable", "move", "rename", "remove"}

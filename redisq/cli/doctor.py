@@ -92,8 +92,9 @@ def _schedules(session: Session) -> list[Finding]:
 
 
 def _slots(session: Session) -> list[Finding]:
-    overdue = inspect_slots(session.look(session.queues(None)), session.schedules(), session.parts.units)
-    return overdue or [Finding("ok", "slots", "none is overdue")]
+    queues = session.queues(None)
+    found = inspect_slots(session.look(queues), queues, session.schedules(), session.parts.units)
+    return found or [Finding("ok", "slots", "none is overdue")]
 
 
 def _delays(session: Session) -> list[Finding]:

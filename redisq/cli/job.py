@@ -32,7 +32,7 @@ def run(session: Session, job_id: str, queue_name: str | None) -> None:
 def cancel(session: Session, job_id: str, queue_name: str | None) -> None:
     """Lay the delayed job JOB_ID down as a dead letter. One that is not delayed is left as it is: exit code 3."""
     _move(session.queues(queue_name), job_id, Queue.cancel)
-    say(f"redisq: {clean(job_id)} lies in the dead letters: `redisq dlq requeue {clean(job_id)}` brings it back")
+    say(f"cancelled {clean(job_id)}: `redisq dlq requeue {clean(job_id)}` brings it back from the dead letters")
 
 
 def _move(queues: list[Queue], job_id: str, move: Callable[[Queue, str], bool]) -> None:

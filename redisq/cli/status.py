@@ -46,7 +46,7 @@ def status(ctx: click.Context, job_id: str | None, queue_name: str | None, as_js
     rows = [_counts(queue) for queue in queues]
     sight = session.look(queues)
     needed = {row["queue"] for row in rows if row["queue"] in session.parts.queues or _is_unfinished(row)}
-    failed = _failed(session, sight, needed)
+    failed = _failed(session, queues, sight, needed)
     workers = [_run(queue, worker) for queue, seen in sight.workers.items() for worker in seen]
     schedulers = [_run(None, scheduler) for scheduler in sight.schedulers]
     if as_json:
@@ -79,12 +79,12 @@ def _is_unfinished(row: Row) -> bool:
     return bool(row["ready"] + row["processing"] + row["delayed"])
 
 
-def _failed(session: Session, sight: Sight, needed: set[str]) -> list[Finding]:
+def _failed(session: Session, queues: Sequence[Queue], sight: Sight, needed: set[str]) -> list[Finding]:
     """Return what somebody must mend, the cause before what follows from it."""
     units = session.parts.units
     findings = session.on_each_server(inspect_server) + inspect_runs(sight, needed, units)
     try:
-        findings += inspect_slots(sight, session.schedules(), units)
+        findings += inspect_slots(sight, queues, session.schedules(), units)
     except BadSettings as error:
         findings.append(Finding("failed", "schedules", str(error)))
     return [each for each in findings if each.level == "failed"]
@@ -149,7 +149,7 @@ def _explain_absent(session: Session, queues: Sequence[Queue], job_id: str, as_j
     if not absent.is_awaited:
         return absent.code
     # Who puts the job in is a scheduler, and who runs it a worker: without one of them it waits for a person.
-    failed = _failed(session, session.look(queues), set(session.parts.queues))
+    failed = _failed(session, queues, session.look(queues), set(session.parts.queues))
     for each in failed:
         say(f"redisq: {clean(each.text)}")
     return Exit.FOUND if failed else absent.code
