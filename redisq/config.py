@@ -126,7 +126,7 @@ def credential(name: str, environ: Mapping[str, str] = os.environ) -> str | None
         if not environ.get(variable):
             return None
         raise BadSettings(f"{variable}: cannot read {path}: {error.strerror}") from None
-    except (OSError, ValueError) as error:  # the latter for what is no text, or no name of a file
+    except (OSError, ValueError) as error:  # ValueError: the file is not text, or its name is not valid
         cause = (isinstance(error, OSError) and error.strerror) or "it is not UTF-8 text"
         raise BadSettings(f"{variable}: cannot read {path}: {cause}") from None
     for line in (secret, *secret.splitlines()):

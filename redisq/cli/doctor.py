@@ -44,11 +44,11 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     }
     findings: list[Finding] = []
     code = 0
-    # Side by side: of a store that is silent each waits a few seconds for an answer.
+    # The checks run side by side, because each waits a few seconds for a store that does not answer.
     with ThreadPoolExecutor(len(checks)) as threads:
         for found, exit_code in threads.map(partial(_run, session), checks, checks.values()):
             said = [finding.text for finding in findings if finding.level == "failed"]
-            # One fault is told once, though many checks meet it.
+            # Report a fault once, even when several checks meet it.
             findings += [finding for finding in found if not any(finding.text in text for text in said)]
             code = max(code, exit_code)
     if any(finding.level == "failed" for finding in findings):

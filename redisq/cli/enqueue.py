@@ -92,7 +92,7 @@ def _run(
     session: Session = ctx.obj
     try:
         job = kind.job(kind.payload(**values), queue=queue)
-        job.encode()  # what cannot be carried is refused before anybody notes that it comes
+        job.encode()  # refuses a bad job before the application notes it
         checked_delay(delay)
         load(session.parts.before_enqueue)(job)
     except ValueError as error:
