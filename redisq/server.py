@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.retry import Retry
 
 from redisq.config import Settings
@@ -108,6 +108,8 @@ def require_fit(client: "Redis") -> None:
 def inspect_fitness(client: "Redis") -> list[Finding]:
     """Return what one INFO tells of the settings that the promises rest on. Raise `redis.RedisError`."""
     info: dict[str, Any] = client.info()
+    if info.get("loading"):
+        raise BusyLoadingError("LOADING Redis is loading the dataset in memory")  # until then it tells of no AOF
     return [_version(info), _eviction(info), _aof(info)]
 
 

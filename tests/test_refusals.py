@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from redis.exceptions import RedisError
+from redis.exceptions import BusyLoadingError, RedisError
 
 from jobs.servers import RedisServer, private_redis
 from redisq import Queue, Settings, connect
 from redisq.durability import inspect_durability
+from redisq.server import inspect_fitness
 from redisq.slots import Deferred, outcome_of
 from tests.harness import Crew, Process, Stage, assert_conserved, job
 from tests.proxy import Proxy
@@ -86,6 +87,18 @@ def test_a_refusal_is_survived_with_one_line_and_without_spinning(name: str, tmp
         assert said == [AWAY, BACK] * (len(said) // 2)
     print(f"{name}: worker {per_second[0]:.1f}/s, scheduler {per_second[1]:.1f}/s")  # noqa: T201  # a measurement
     assert max(per_second) < MOST
+
+
+@pytest.mark.slow
+def test_a_redis_that_reads_its_data_is_away_and_not_unfit(tmp_path: Path) -> None:
+    """Until it has read the AOF it says that it has none, after each of its restarts."""
+    refusal = OUTAGES["loading"]
+    with (
+        private_redis(tmp_path / "redis", options=refusal.options) as server,
+        refusal.strike(server),
+        pytest.raises(BusyLoadingError),
+    ):
+        inspect_fitness(admin(server))
 
 
 def rates(*proxies: Proxy) -> list[float]:
