@@ -530,7 +530,24 @@ def test_status_explains_a_job_in_every_state(redis: Redis, shell: Shell) -> Non
     assert found["processing"]["worker"] == "worker-1"
     assert found["later"]["due"] > found["later"]["enqueuedAt"]
     assert (found["dead"]["failedAttempts"], found["dead"]["errors"][0]["reason"]) == (1, "token_expired")
-    assert "given up after permanent token_expired; see `redisq dlq show`" in found["dead"]["why"]
+    id = ingest("dead").id
+    mend = f"redisq dlq show {id}, then redisq dlq requeue {id}"
+    assert found["dead"]["why"] == f"given up after permanent token_expired: {mend}"
+
+
+def test_status_names_the_command_that_settles_a_dead_job(redis: Redis, shell: Shell) -> None:
+    """It can be pasted as it stands: a cancelled job has nothing to look into, a broken one nothing to run."""
+    queue = Queue(redis, "default")
+    queue.enqueue_many([ingest("cancelled"), ingest("broken")], delay=60.0)
+    for name in ("cancelled", "broken"):
+        assert queue.cancel(ingest(name).id)
+    redis.hset(queue.keys.jobs, ingest("broken").id, "nonsense")
+    cancelled, broken = (shell.json("status", ingest(name).id)["jobs"][0]["why"] for name in ("cancelled", "broken"))
+    assert cancelled == (
+        "an operator cancelled it while it was delayed; "
+        "to run it after all: redisq dlq requeue ingest:cancelled:2026-03-08"
+    )
+    assert broken == "given up, and its job cannot be read: redisq dlq remove ingest:broken:2026-03-08"
 
 
 def test_what_cannot_be_read_hides_nothing_from_the_operator(redis: Redis, shell: Shell) -> None:

@@ -22,7 +22,7 @@ from redisq.cli.session import QUEUE_OPTION, Session
 from redisq.durations import age
 from redisq.errors import BadSettings
 from redisq.liveness import Seen, Sight, inspect_runs, inspect_slots
-from redisq.queue import FAR, Explained, Queue
+from redisq.queue import CANCELLED, FAR, DeadLetter, Explained, Queue
 from redisq.server import Finding, inspect_server
 
 Row = dict[str, Any]
@@ -157,7 +157,7 @@ def _explain_absent(session: Session, queues: Sequence[Queue], job_id: str, as_j
 
 def _explained(queue: Queue, found: Explained, sight: Sight, session: Session) -> Row:
     letter = queue.dead_letter(found.id) if found.state == "dead" else None
-    why = _why(queue, found, sight)
+    why = _why_dead(found, letter) if letter else _why(queue, found, sight)
     if _is_stuck(queue, found, sight):
         why += f"; no worker serves queue {queue.name}{session.parts.units.restart_worker(queue.name)}"
     return {
@@ -184,7 +184,7 @@ def _is_stuck(queue: Queue, found: Explained, sight: Sight) -> bool:
 
 def _why(queue: Queue, found: Explained, sight: Sight) -> str:
     """Say in a sentence what the job waits for, and what moves it on."""
-    last = f" after {_ending(found.errors[-1])}" if found.errors else ""
+    last = _after(found)
     match found.state:
         case "ready":
             return f"waits for a free slot of a worker of queue {queue.name}{last}"
@@ -198,7 +198,20 @@ def _why(queue: Queue, found: Explained, sight: Sight) -> str:
             now = f"; to run it now: redisq job run {found.id}" if wait > FAR else ""
             return f"runs in {age(wait)}{last}{now}"
         case _:
-            return f"given up{last}; see `redisq dlq show`, then `redisq dlq requeue`"
+            return "given up, and settled by somebody since"
+
+
+def _why_dead(found: Explained, letter: DeadLetter) -> str:
+    """Say why the job lies dead, and the command that settles it."""
+    if letter.job is None:
+        return f"given up{_after(found)}, and its job cannot be read: redisq dlq remove {found.id}"
+    if letter.error_class == CANCELLED.error_class:
+        return f"{CANCELLED.detail}; to run it after all: redisq dlq requeue {found.id}"
+    return f"given up{_after(found)}: redisq dlq show {found.id}, then redisq dlq requeue {found.id}"
+
+
+def _after(found: Explained) -> str:
+    return f" after {_ending(found.errors[-1])}" if found.errors else ""
 
 
 def _fields(row: Row) -> list[tuple[str, object]]:
