@@ -19,6 +19,8 @@ SLOT = 60.0  # seconds: schedules fire by the minute
 OLDEST = (6, 2)
 COMMAND_TIMEOUT = 2.0
 _CONNECT_TIMEOUT = 2.0
+_WRONG = "knows no such user with this password"
+_PUT_IT = "put the right one into the credential redis-password, or into REDISQ_REDIS_URL"
 _KEEP = "redis-cli config set maxmemory-policy noeviction"
 
 
@@ -188,6 +190,8 @@ def _clock(client: "Redis") -> Finding:
 
 def describe(error: Exception) -> str:
     """Return the cause of a failed call in one line."""
+    if isinstance(error, AuthenticationError):
+        return f"Redis {'asks for a password' if error.status_code == 'NOAUTH' else _WRONG}; {_PUT_IT}"
     text = (str(error) or type(error).__name__).splitlines()[0]
     if not isinstance(error, RedisError):
         return f"{type(error).__name__}: {text}"

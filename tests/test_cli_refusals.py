@@ -62,3 +62,24 @@ def test_a_refusal_is_one_line_that_says_what_to_do(server: RedisServer, refusal
             assert looked.returncode in (0, 1, 3, 69)
     assert queue.where(["effect:1", "reconcile"]) == ["ready", None]
     assert shell.run("enqueue", "reconcile").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("login", "said"),
+    [
+        ("", "asks for a password"),
+        (f"default:{CANARY}@", "knows no such user with this password"),
+        (f"me:{CANARY}@", "knows no such user with this password"),
+    ],
+)
+def test_a_redis_that_lets_nobody_in_is_no_fault_of_the_network(login: str, said: str, tmp_path: Path) -> None:
+    """Whoever reads of an unreachable server looks at cables; what is wrong is one line of a file."""
+    with private_redis(tmp_path / "redis") as server:
+        connect(Settings(redis_url=server.url)).config_set("requirepass", "secret")
+        shell = Shell({"REDISQ_REDIS_URL": f"redis://{login}127.0.0.1:{server.port}/0"})
+        mend = "put the right one into the credential redis-password, or into REDISQ_REDIS_URL"
+        for command in (("status",), ("doctor",)):
+            ran = shell.run(*command)
+            told = " ".join((ran.stdout + ran.stderr).split())
+            assert f"127.0.0.1:{server.port}/0 {said}; {mend}" in told
+            assert (ran.returncode, "cannot reach redis" in told, CANARY in told) == (69, False, False)

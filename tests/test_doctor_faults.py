@@ -216,7 +216,9 @@ def silent_redis(at: Installation) -> Iterator[Mapping[str, str]]:
         yield {"REDISQ_REDIS_URL": proxy.url}
 
 
-@fault("the password of Redis is wrong", says="password", code=UNREACHABLE, is_setting=True)
+@fault(
+    "the password of Redis is wrong", says="knows no such user with this password", code=UNREACHABLE, is_setting=True
+)
 def wrong_password_of_redis(at: Installation) -> Iterator[Mapping[str, str]]:
     yield {"REDISQ_REDIS_URL": f"redis://operator:canary@127.0.0.1:{at.server.port}/0"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 from redis import Redis
-from redis.exceptions import ConnectionError, RedisError, TimeoutError
+from redis.exceptions import AuthenticationError, ConnectionError, RedisError, TimeoutError
 
 from redisq.cli.loading import load
 from redisq.cli.outcome import Exit, Failed
@@ -122,6 +122,8 @@ def _failed(error: RedisError, address: str) -> Failed:
     if word in _REMEDIES:
         code = Exit.FAILED if word == "NOPERM" else Exit.UNREACHABLE
         return Failed(f"redis at {address} refuses ({word}): {_REMEDIES[word]}", code)
+    if isinstance(error, AuthenticationError):
+        return Failed(f"redis at {address} {cause.removeprefix('Redis ')}", Exit.UNREACHABLE)
     if isinstance(error, ConnectionError | TimeoutError):
         return Failed(f"cannot reach redis at {address}: {cause}", Exit.UNREACHABLE)
     return Failed(f"redis at {address} refuses: {cause}")
