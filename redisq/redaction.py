@@ -27,14 +27,14 @@ _TOKEN_TALK = rf"(?!{_SCHEME}\s){_WORD}(?:{_GOES_ON}|\s*\Z|\s*\n)"
 _PASSWORD_TALK = rf"{_WORD}{_GOES_ON}"
 # A quotation mark, or one within JSON within JSON, or one that is quoted for a URL.
 _QUOTE = r"(?:\\{0,7}[\"']|%(?:25){0,3}2[27])"
-_EQUALS = r"(?:\s{0,9}=|%(?:25){0,3}3[DA])\s{0,9}"
+_EQUALS = r"(?:\s{0,9}=>?|%(?:25){0,3}3[DA])\s{0,9}"
 _NAMED = re.compile(
     rf"(?P<name>(?:"
     rf"(?:token|authorization){_QUOTE}?(?:{_EQUALS}|\s{{0,9}}:\s{{0,9}}+(?!(?<=\s){_TOKEN_TALK}))"
     rf"|(?:appsecret_proof|password|passwd|passphrase|pwd|secret|api[_-]?key|[a-z0-9]_key|(?:private|secret|access)key"
     rf"|dsn){_QUOTE}?(?:{_EQUALS}|\s{{0,9}}:\s{{0,9}}+(?!(?<=\s){_PASSWORD_TALK}))))"
     # Up to the same quotation mark, or to the end of the text if that was cut off; or one word.
-    rf"(?:(?P<quote>\\{{0,7}}[\"'])(?s:.)*?(?:(?<!\\)(?P=quote)|\Z)|(?:{_SCHEME}\s{{1,9}})?[^\s\"',;&)}}]+)"
+    rf"(?:b(?=[\"']))?(?:(?P<quote>\\{{0,7}}[\"'])(?s:.)*?(?:(?<!\\)(?P=quote)|\Z)|(?:{_SCHEME}\s{{1,9}})?[^\s\"',;&)}}]+)"
     r"|(?P<cookie>cookie[\"']?\s{0,9}[=:])[^\r\n]+",
     re.IGNORECASE,
 )
@@ -61,7 +61,10 @@ _CONTROL = re.compile(
     r"\U000e0000-\U000e007f]"
 )
 # Some languages break or join words with them: they say nothing by themselves, so nothing takes their place.
-_UNSEEN = re.compile(r"[\xad\u180e\u200b-\u200d\u2060-\u2064\ufeff]")
+_UNSEEN = re.compile(
+    r"[\xad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200d\u2060-\u2065\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0"
+    r"\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0100-\U000e01ef]"
+)
 
 
 def protect(secret: str | None) -> None:
@@ -84,13 +87,13 @@ def redact(text: str, limit: int | None = _LIMIT, *, also: Iterable[str] = ()) -
     for secret in also:
         secrets = (*_forms(secret), *secrets)
     text = _without(secrets, text)
-    text = _without_named(text, limit) if text.isprintable() else _printable(text, secrets, limit)
+    text = _without_named(text, limit) if _is_shown(text) else _printable(text, secrets, limit)
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
 
 
 def is_harmless(text: str) -> bool:
     """Return whether `redact` leaves `text`, and each part of it, as it is. In doubt it is False."""
-    if len(text) > _LIMIT or "://" in text or not text.isprintable() or _may_name_a_secret(text):
+    if len(text) > _LIMIT or "://" in text or not _is_shown(text) or _may_name_a_secret(text):
         return False
     return not any([secret in text for secret in _secrets])  # noqa: C419  # a list is made in half the time
 
@@ -98,6 +101,11 @@ def is_harmless(text: str) -> bool:
 def names_a_secret(name: str) -> bool:
     """Return whether the value of a field that is called `name` is a secret."""
     return _may_name_a_secret(name) and _NAMED.search(f"{name}=x") is not None
+
+
+def _is_shown(text: str) -> bool:
+    """Tell whether each character of the text can be seen, and none acts on a terminal."""
+    return text.isprintable() and (text.isascii() or not _UNSEEN.search(text))
 
 
 def _printable(text: str, secrets: Iterable[str], limit: int | None) -> str:

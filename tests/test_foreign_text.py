@@ -23,9 +23,12 @@ from tests.roles import as_services
 
 VIEWS = "page_media_view"
 # Of each kind one: what moves the cursor, hides, turns around, or begins a line that would pass for ours.
-FOREIGN = "\x1b[31m\x1b]0;t\x07\x9b1m\x08\x7f\x85\u202e\u2066\u200b\u200f\u2028\ufeff\r\nFORGED\n"
+FOREIGN = (
+    "\x1b[31m\x1b]0;t\x07\x9b1m\x08\x7f\x85\u202e\u2066\u200b\u200f\u2028\ufeff" + "\u034f\u2800\ufe0f\r\nFORGED\n"
+)
 HARMFUL = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufe0f\ufeff"
+    "\ud800-\udfff]"
 )
 ID = f"ingest:a{FOREIGN}:{LAST}"
 PLACE = "a-place"

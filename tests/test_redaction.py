@@ -31,6 +31,8 @@ UNSHOWN = [
         "\r",
     ),
     *("\u200b", "\u200d", "\ufeff", "\u2060", "\xad", "\u202e", "\u2066", "\u200e", "\u061c", "\U000e0041", "\udc80"),
+    *("\u034f", "\u115f", "\u17b4", "\u180b", "\u2065", "\u2800", "\u3164", "\ufe0f", "\uffa0", "\ufff0"),
+    *("\U0001bca0", "\U0001d173", "\U000e0100"),
 ]
 # What a very long text may be made of.
 UNITS = [
@@ -155,6 +157,8 @@ def _nothing_protected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         f"Authorization%3A%20Bearer%20{SECRET}",
         f"pass\x1b[1mword={SECRET}",
         f"to\u200bken: {SECRET}",
+        f"{{b'access_token': b'{SECRET}'}}",
+        f"'token' => '{SECRET}'",
     ],
 )
 def test_a_secret_is_known_by_what_stands_before_it(text: str) -> None:
