@@ -123,7 +123,7 @@ def _read(name: str, text: str, kind: object) -> object:
     try:
         return int(text) if kind is int else float(text)
     except ValueError:
-        raise BadSettings(f"{name} is {text!r}, which is not a number") from None
+        raise BadSettings(f"{name} is {text!r}, which is not a {'whole ' * (kind is int)}number") from None
 
 
 def _address(url: str) -> str:

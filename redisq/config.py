@@ -288,4 +288,4 @@ def _number(name: str, text: str, kind: object) -> float:
     try:
         return int(text) if kind is int else float(text)
     except ValueError:
-        raise BadSettings(f"{name} is {text!r}, which is not a number") from None
+        raise BadSettings(f"{name} is {text!r}, which is not a {'whole ' * (kind is int)}number") from None

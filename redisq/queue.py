@@ -637,7 +637,7 @@ class Queue:
 def checked_delay(seconds: float) -> float:
     """Return `seconds` if a job may be put off for so long; raise `BadJob`, a `ValueError`, otherwise."""
     if not 0 <= seconds <= LONGEST_DELAY:
-        raise BadJob(f"a delay of {seconds:g} s is not usable: take 0 to {LONGEST_DELAY:.0f} s, which is a year")
+        raise BadJob(f"a delay of {seconds:.15g} s is not usable: take 0 to {LONGEST_DELAY:.0f} s, which is a year")
     return seconds
 
 

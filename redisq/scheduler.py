@@ -125,7 +125,14 @@ class Keeper:
         workers = self.queue.workers()
         beats = {worker.id: worker.beat for worker in workers}
         self._met = {worker: at for worker, at in self._met.items() if now - at < FORGET} | dict.fromkeys(beats, now)
-        self._find_orphans(beats, now)
+        try:
+            self._find_orphans(beats, now)
+        except ResponseError as error:
+            if is_outage(error):
+                raise
+            # Those that have an entry are brought back all the same.
+            extra = {"queue": self.queue.name, "cause": describe(error)}
+            log.error("cannot look for jobs of workers without an entry", extra=extra)
         beats |= {worker: "" for worker in self._orphans if worker not in beats}
         lapsed = self._watch.look(beats, now, {worker.id: worker.lease for worker in workers})
         if self._watch.anyone_silent(now):

@@ -14,7 +14,11 @@ from redisq.job import Registry
 _FIELDS = {field.name for field in fields(Schedule)} - {"name"}
 _NEEDED = {field.name for field in fields(Schedule) if field.default is field.default_factory is MISSING} - {"name"}
 _STEP = re.compile(r"\*/(\d+)\Z")
-_PARTS = ((60, "minutes"), (24, "hours"), (31, "days of a month"), (12, "months"), (7, "days of a week"))  # of a cron
+# Of a cron: how many values there are, and how often one of them comes.
+_PARTS = (
+    *((60, "minutes", "an hour"), (24, "hours", "a day"), (31, "days", "a month")),
+    *((12, "months", "a year"), (7, "days", "a week")),
+)
 
 
 def schedules_in_force(file: str, own: Sequence[Schedule]) -> Sequence[Schedule]:
@@ -56,10 +60,10 @@ def check_schedules(file: str, schedules: Iterable[Schedule], registry: Registry
 def oddities(schedules: Sequence[Schedule], own: Iterable[Schedule]) -> Iterator[str]:
     """Yield a sentence for each thing that was hardly meant: a step that steps over everything, a kind left out."""
     for schedule in schedules:
-        for text, (size, units) in zip(schedule.cron.split(), _PARTS, strict=True):
+        for text, (size, units, every) in zip(schedule.cron.split(), _PARTS, strict=True):
             for term in text.split(","):
                 if (step := _STEP.match(term)) and int(step[1]) >= size:
-                    yield f"schedule {schedule.name!r}: {term} steps over all {size} {units}; only the first is left"
+                    yield f"schedule {schedule.name!r}: {term} steps over all {size} {units}: it means once {every}"
     run = {schedule.kind for schedule in schedules}
     for left_out in own:
         if left_out.kind not in run:

@@ -11,6 +11,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, 
 from redis.retry import Retry
 
 from redisq.config import Settings
+from redisq.durations import age
 from redisq.errors import BadSettings, UnfitServer
 from redisq.failpoints import fail_points
 from redisq.topology import open_client
@@ -184,7 +185,10 @@ def _clock(client: "Redis") -> Finding:
     skew = seconds + micros / 1e6 - (before + time.time()) / 2
     if abs(skew) > 2:
         level: Literal["failed", "warning"] = "failed" if abs(skew) > SLOT else "warning"
-        return Finding(level, "clock", f"the clock of Redis is {skew:+.1f} s from this machine's: run NTP on both")
+        where = "ahead of" if skew > 0 else "behind"
+        return Finding(
+            level, "clock", f"the clock of Redis is {age(abs(skew))} {where} this machine's: run NTP on both"
+        )
     return Finding("ok", "clock", f"within {abs(skew):.1f} s of Redis")
 
 

@@ -218,6 +218,21 @@ def test_one_worker_whose_list_cannot_be_read_keeps_no_other_from_being_reaped(
     assert "cannot bring back the jobs of a worker that is gone" in caplog.text
 
 
+def test_a_roll_that_cannot_be_read_keeps_no_worker_from_being_reaped(
+    queue: Queue, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It only tells of lists without an entry."""
+    queue.enqueue(job("effect", 1))
+    queue.heartbeat("gone", {})
+    queue.send([queue.claim("gone", 1)])
+    redis.set(queue.keys.roll, "no roll")
+    keeper = Keeper(queue, lease=0.0)
+    keeper.watch()
+    keeper.watch()
+    assert redis.llen(queue.keys.ready) == 1
+    assert "cannot look for jobs of workers without an entry" in caplog.text
+
+
 def test_one_delayed_entry_that_is_no_job_keeps_no_other_from_its_time(queue: Queue, redis: Redis) -> None:
     """What is due is moved as it lies, and whoever claims it says what it is."""
     queue.enqueue(job("effect", 1), delay=0.001)

@@ -669,7 +669,7 @@ def test_doctor_and_the_scheduler_warn_of_schedules_that_were_hardly_meant(shell
     )
     told = Shell({**shell.environ, "REDISQ_SCHEDULES": str(file)})
     warnings = [
-        "schedule 'nightly': */120 steps over all 60 minutes; only the first is left",
+        "schedule 'nightly': */120 steps over all 60 minutes: it means once an hour",
         "no schedule runs reconcile; without a file, it runs at '*/5 * * * *'",
     ]
     findings = told.json("doctor")["findings"]

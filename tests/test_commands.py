@@ -585,7 +585,10 @@ def test_sums_plans_and_reconcile_say_what_became_of_them(
     assert (due.returncode, "state  waiting\n" in due.stdout) == (0, True)
     plan = shell.run("status", f"plan:{DAY}")
     assert (plan.returncode, f"the ledger has {DAY} of 1 page\n" in plan.stdout) == (0, True)
-    assert "its schedule enqueues it every five minutes" in shell.run("status", "reconcile:all").stdout
+    assert "its schedule enqueues it again" in shell.run("status", "reconcile:all").stdout
+    for none in ("reconcile", "reconcile:foo", "plan", "ingest:fb-1", "ingest:fb-1:yesterday"):
+        ran = shell.run("status", none)
+        assert (ran.returncode, "no job has such an id: write ingest:PAGE:DATE" in ran.stderr) == (5, True), ran.stderr
 
 
 # -- the schema ------------------------------------------------------------------------------------------------------

@@ -268,7 +268,7 @@ def a_replica(at: Installation) -> Iterator[None]:
     at.redis.replicaof("NO", "ONE")
 
 
-@fault("the clock of Redis is wrong", says="clock: the clock of Redis is +")
+@fault("the clock of Redis is wrong", says="ahead of this machine")
 def wrong_clock(at: Installation) -> Iterator[None]:
     at.clock.step(3600)
     yield None

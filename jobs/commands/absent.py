@@ -23,13 +23,13 @@ def tell(job_id: str) -> Absent:
     kind, _, key = job_id.partition(":")
     if kind not in application.registry:
         return _never(f"no kind {kind!r}; there is {', '.join(sorted(application.registry))}")
-    if kind == "reconcile":
-        return Absent("done", "it is not queued; its schedule enqueues it every five minutes")
+    if job_id == "reconcile:all":
+        return Absent("done", "it is not queued; its schedule enqueues it again: see `redisq schedule list`")
     name, _, date = key.rpartition(":")
     try:
         day = payloads.parse_day(date)
-    except ValueError as error:
-        return _never(str(error))
+    except ValueError:
+        return _never("no job has such an id: write ingest:PAGE:DATE, aggregate:ORG:DATE, plan:DATE or reconcile:all")
     with connected(JobSettings.from_environment()) as connection:
         match kind:
             case "ingest":
