@@ -44,8 +44,7 @@ class Outlet:
         self._socket = socket.socket(fileno=os.dup(descriptor)) if stat.S_ISSOCK(status.st_mode) else None
         has_reader = stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode)
         own = _reopened(descriptor) if has_reader else None
-        # Never that of the stream itself: whoever closes it makes way for a connection, which would get the lines.
-        self._descriptor = os.dup(descriptor) if own is None else own
+        self._descriptor = descriptor if own is None else own
         self._must_ask = has_reader and own is None
         self._most = _ATOMIC if has_reader else ROOM  # bytes in one write
 

@@ -548,8 +548,8 @@ def test_a_day_that_waits_for_its_page_s_owner_says_so(shell: Shell, rows: psyco
     [
         (f"ingest:fb-1:{DAY}", f"redisq backfill --org acme --integration fb-1 --from {DAY} --to {DAY}"),
         (f"ingest:nobody:{DAY}", "no page 'nobody' was ever connected: see `redisq integration list`"),
-        ("ingest:fb-1:2026-02-30", "'2026-02-30' is not a day of the calendar"),
-        ("ingest:fb-1", "date 'fb-1' is not a day of the calendar"),
+        ("ingest:fb-1:2026-02-30", "no job has such an id: write ingest:PAGE:DATE"),
+        ("ingest:fb-1", "no job has such an id: write ingest:PAGE:DATE"),
         ("nonsense", "no kind 'nonsense'; there is aggregate, ingest, plan, reconcile"),
         (f"aggregate:acme:{DAY}", f"there are no sums of {DAY}, and none are due"),
         (f"plan:{DAY}", f"the ledger has {DAY} of no page: redisq enqueue plan --date {DAY}"),
