@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -31,6 +32,8 @@ TURN = 0.5  # seconds of one wait, so that a stop is soon heeded
 STEP = 5000  # ms by which a stored time may lie ahead, as in `prelude.lua`
 SET_BACK = "the clock of redis was set back: delayed jobs keep the wait that they had"
 PUT_FORWARD = "the clock of redis was put forward, or this machine slept: delayed jobs come early"
+_NO_LOOK = "cannot look for jobs of workers without an entry"
+_NOT_BACK = "cannot bring back the jobs of a worker that is gone"
 CRASHES = 3  # runs that took their worker with them, until a job is buried
 
 log = logging.getLogger("redisq.scheduler")
@@ -76,6 +79,20 @@ class Watch:
     def _moved(self, worker: str, beat: str, now: float) -> tuple[str, float]:
         before = self._seen.get(worker)
         return before if before and before[0] == beat else (beat, now)
+
+
+@contextmanager
+def _apart(tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell the cause of a refusal that concerns one key alone, and go on: it must not hold up the others.
+
+    An outage is raised.
+    """
+    try:
+        yield
+    except ResponseError as error:
+        if is_outage(error):
+            raise
+        tell(describe(error))
 
 
 class Keeper:
@@ -125,28 +142,18 @@ class Keeper:
         workers = self.queue.workers()
         beats = {worker.id: worker.beat for worker in workers}
         self._met = {worker: at for worker, at in self._met.items() if now - at < FORGET} | dict.fromkeys(beats, now)
-        try:
+        extra = {"queue": self.queue.name}
+        with _apart(lambda cause: log.error(_NO_LOOK, extra={**extra, "cause": cause})):
             self._find_orphans(beats, now)
-        except ResponseError as error:
-            if is_outage(error):
-                raise
-            # Those that have an entry are brought back all the same.
-            extra = {"queue": self.queue.name, "cause": describe(error)}
-            log.error("cannot look for jobs of workers without an entry", extra=extra)
         beats |= {worker: "" for worker in self._orphans if worker not in beats}
         lapsed = self._watch.look(beats, now, {worker.id: worker.lease for worker in workers})
         if self._watch.anyone_silent(now):
             self.queue.try_write()  # a Redis that reads and does not write lets nobody renew a lease
         for worker in lapsed:
             self._orphans.discard(worker)
-            try:
+            extra["worker"] = worker
+            with _apart(lambda cause: log.error(_NOT_BACK, extra={**extra, "cause": cause})):
                 self._bring_back(worker, beats[worker])
-            except ResponseError as error:
-                if is_outage(error):
-                    raise
-                # What is wrong with one worker's keys must not keep the jobs of the others.
-                extra = {"queue": self.queue.name, "worker": worker, "cause": describe(error)}
-                log.error("cannot bring back the jobs of a worker that is gone", extra=extra)
 
     def _find_orphans(self, beats: Collection[str], now: float) -> None:
         """Look for lists without an entry: a claim that a frozen Redis ran late lands in that of a worker long gone."""
@@ -206,13 +213,10 @@ class Clockwork:
                 last_slots[schedule.name] = self._begin(queue, schedule, _ms(now), stored)
             last_ms = self._last[schedule.name] = last_slots[schedule.name]
             last = datetime.fromtimestamp(last_ms / 1000, UTC)
-            try:
+            extra = {"queue": queue.name, "schedule": schedule.name}
+            tell = partial(self._tell, schedule, last_ms, "cannot fire a slot", extra=extra)
+            with _apart(tell):
                 self._fire(queue, schedule, last, now)
-            except ResponseError as error:
-                if is_outage(error):
-                    raise
-                extra = {"queue": queue.name, "schedule": schedule.name}
-                self._tell(schedule, last_ms, "cannot fire a slot", describe(error), extra)
             following = next(schedule.slots_after(last), None)
             if following:
                 # One that was due is looked at again, whatever came of it.

@@ -212,7 +212,6 @@ def _work(registry: Registry, argv: Sequence[str] | None, before: Callable[[], o
         print(f"worker: {error}", file=sys.stderr)  # noqa: T201  # there is no log yet
         return 2
     lines = log_json(settings.log_level, outlet)
-    logging.captureWarnings(capture=True)
     notifier = Notifier()
     told = _Told(notifier, lines, queue_name, lambda: worker.healthy() and keeping.is_alive())
     worker = Worker(queue_name, registry, settings, lambda timeout: connect(settings, timeout=timeout), told)
@@ -262,7 +261,6 @@ def _schedule(registry: Registry, own: Sequence[Schedule], argv: Sequence[str] |
         print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201  # there is no log yet
         return 2
     lines = log_json(settings.log_level, outlet)
-    logging.captureWarnings(capture=True)
     notifier = Notifier()
     queues = [Queue(client, name, settings.prefix) for name in registry.queues]
     presence = Presence(queues, settings.lease)
