@@ -29,10 +29,13 @@ class LeftOut:
         except Exception as error:
             if _stops_every_row(error):
                 raise
-            self.count += rows
-            if self.count <= _TOLD:
-                cause = f"{type(error).__name__}: {error}"
-                log.error("left out a row", extra={"row": redact(row, 300), "cause": redact(cause, 500)})
+            self.note(row, f"{type(error).__name__}: {error}", rows)
+
+    def note(self, row: str, cause: str, rows: int = 1) -> None:
+        """Log that `row` is left out."""
+        self.count += rows
+        if self.count <= _TOLD:
+            log.error("left out a row", extra={"row": redact(row, 300), "cause": redact(cause, 500)})
 
     def end(self) -> None:
         """Raise `Retry` when a row was left out: the job has failed, though it did what it could."""

@@ -30,6 +30,12 @@ def has_begun(day: dt.date, now: dt.datetime) -> bool:
     return day <= (now + _EAST).date()
 
 
+def check_begun(day: dt.date, now: dt.datetime) -> None:
+    """Raise `ValueError` for a day that has begun nowhere at `now`, a time in UTC."""
+    if not has_begun(day, now):
+        raise ValueError(f"{day} has not begun anywhere on earth")
+
+
 def check_name(field: str, name: str) -> None:
     """Raise `ValueError` when `name` could not be an id of ours."""
     if not isinstance(name, str) or not _NAME.match(name):

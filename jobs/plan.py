@@ -60,8 +60,10 @@ class Plan:
 
     def __call__(self, payload: payloads.Plan, delivery: Delivery) -> None:
         """Plan the payload's day for every page. One that has not begun is put off: a clock was wrong."""
-        if not payloads.has_begun(payload.day, self._clock()):
-            raise Defer(NOT_BEGUN_WAIT, "not_begun", f"{payload.day} has not begun anywhere on earth")
+        try:
+            payloads.check_begun(payload.day, self._clock())
+        except ValueError as error:
+            raise Defer(NOT_BEGUN_WAIT, "not_begun", str(error)) from None
         planned = self.plan(payload.day)
         delivery.log.info("planned", extra={"enqueued": planned.enqueued, "dead": planned.dead})
         LeftOut(planned.left_out).end()
@@ -238,8 +240,7 @@ class Reconcile:
         with self._pool.connection() as connection:
             days = ledger.open_days(connection)
             for strange in ledger.strange_days(connection):
-                with left_out.guard(strange):
-                    raise ValueError("the day is outside the calendar: correct the row, or delete it")
+                left_out.note(strange, "the day is outside the calendar: correct the row, or delete it")
         total = Planned()
         for day in days:
             with left_out.guard(f"the day {day}"):

@@ -28,8 +28,7 @@ def spoken_day(text: str, today: dt.date) -> dt.date:
 def _spoken(text: str, today: dt.date) -> dt.date:
     if _is_date(text):
         day = payloads.parse_day(text)
-        if not payloads.has_begun(day, dt.datetime.now(dt.UTC)):
-            raise ValueError(f"{day} has not begun anywhere on earth")
+        payloads.check_begun(day, dt.datetime.now(dt.UTC))
         return day
     if text in ("today", "yesterday"):
         return today - dt.timedelta(days=text == "yesterday")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import click
 
 from jobs.commands.dates import as_day
-from jobs.payloads import has_begun
+from jobs.payloads import check_begun
 from jobs.settings import JobSettings
 from redisq import redact
 from redisq.cli import Exit, Failed
@@ -39,8 +39,7 @@ def check_range(first: dt.date, last: dt.date) -> None:
 def check_age(day: dt.date, settings: JobSettings) -> None:
     """Raise `ValueError` for a day that has begun nowhere yet, or that every provider has forgotten."""
     now = dt.datetime.now(dt.UTC)
-    if not has_begun(day, now):
-        raise ValueError(f"{day} has not begun anywhere on earth")
+    check_begun(day, now)
     if (now.date() - day).days > settings.max_age_days:
         raise ValueError(f"{day} is more than the {settings.max_age_days} days ago that providers keep")
 
