@@ -16,6 +16,8 @@ from redis.retry import Retry
 
 from jobs.database import upgrade
 from jobs.servers import PostgresServer, RedisServer, private_postgres
+from redisq import Queue
+from tests.harness import Stage
 from tests.redis_users import private_redis
 from tests.roles import SERVICES, create_roles
 
@@ -42,6 +44,18 @@ def redis_client(redis_url: str) -> Iterator[Redis]:
     """A client of an empty Redis that never repeats a command by itself."""
     with _client(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def queue(redis: Redis) -> Queue:
+    """The queue "default" in an empty Redis."""
+    return Queue(redis, "default")
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    """Where the handlers of the harness leave their traces."""
+    return Stage(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -195,11 +195,6 @@ def test_a_store_that_is_away_is_no_bad_row(world: World, caplog: pytest.LogCapt
 # -- the loops of the queue itself -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def queue(redis: Redis) -> Queue:
-    return Queue(redis, "default")
-
-
 def test_one_worker_whose_list_cannot_be_read_keeps_no_other_from_being_reaped(
     queue: Queue, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -48,11 +48,6 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sharded]:
         yield cluster
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
-
-
 def test_queues_are_spread_over_the_nodes_and_share_one_client(calm: Sharded) -> None:
     """An application has one client and many queues; each finds its own node."""
     owners = {name: calm.owner(name) for name in QUEUES}

@@ -67,11 +67,6 @@ def test_the_errors_of_the_journal_are_the_jobs_that_died(inside: list[str], red
     assert {priority for text, priority in shown if '"job done"' in text} == {6}
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
-
-
 def entries(inside: list[str], last: str) -> list[tuple[str, int]]:
     """Return text and priority of each entry, none until the `last` is there."""
     command = [*inside, "journalctl", "--identifier=redisq", "--output=json", "--output-fields=MESSAGE,PRIORITY"]

@@ -29,11 +29,6 @@ MOST = 30.0
 SECONDS = LEASE + 1.0  # that an outage lasts: longer than the leases that nobody can renew in it
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
-
-
 def queue_of(server: RedisServer) -> Queue:
     return Queue(connect(Settings(redis_url=server.url), timeout=10.0), "default")
 

@@ -57,11 +57,6 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         yield service
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
-
-
 def test_workers_go_on_when_the_master_is_killed(service: Watched, stage: Stage, record_property: Record) -> None:
     """Three in the morning: nobody restarts anything, and what Redis kept is run."""
     old = service.master()

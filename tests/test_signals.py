@@ -6,10 +6,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from redisq import Queue
 from redisq.signals import STOP
@@ -21,16 +19,6 @@ DEADLY = [
     *("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGPWR", "SIGSTKFLT"),
     *("SIGXCPU", "SIGXFSZ", "SIGRTMIN", "SIGRTMAX"),
 ]
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
-
-
-@pytest.fixture
-def queue(redis: Redis) -> Queue:
-    return Queue(redis, "default")
 
 
 def messages(process: Process) -> list[str]:

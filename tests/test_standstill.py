@@ -26,11 +26,6 @@ LEASE = 15.0  # as by default
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
-
-
-@pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     """A Redis of the test's own, to be frozen."""
     with private_redis(tmp_path / "redis") as server:

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO
 
 import orjson
@@ -28,16 +27,6 @@ from tests.redis_users import as_user
 from tests.waiting import eventually, patience
 
 MANY = 1500  # jobs, whose lines have no room in a pipe and in what a worker keeps for a reader
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
-
-
-@pytest.fixture
-def queue(redis: Redis) -> Queue:
-    return Queue(redis, "default")
 
 
 @dataclass(slots=True)

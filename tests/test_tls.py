@@ -100,11 +100,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsRedis]:
         yield server
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
-
-
 WRONG = [
     pytest.param("127.0.0.1", "ca.pem", "not valid for '127.0.0.1'", id="wrong name"),
     pytest.param(HOST, "other.pem", "certificate signature failure", id="wrong authority"),

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -59,16 +58,6 @@ Handler = Callable[[Task, Delivery], None]
 def _brief_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """An idle worker drains when its BLMOVE ends: so long would each test take."""
     monkeypatch.setattr(redisq.worker, "WAIT", 0.1)
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
-
-
-@pytest.fixture
-def queue(redis: Redis) -> Queue:
-    return Queue(redis, "default")
 
 
 def kinds(**handlers: Handler) -> Registry:

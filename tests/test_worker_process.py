@@ -24,16 +24,6 @@ from tests.waiting import eventually
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
-
-
-@pytest.fixture
-def queue(redis: Redis) -> Queue:
-    return Queue(redis, "default")
-
-
-@pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     """A Redis of the test's own, to be stopped and frozen."""
     with private_redis(tmp_path / "redis") as server:
