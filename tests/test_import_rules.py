@@ -118,7 +118,9 @@ class Rules:
             if old_source and value is not None and old_value == value:
                 self.cells[metric, read.day] = ("value", value, None, revision)  # confirmed, and its own from now on
             is_other = (old_status, old_value) != (status, value)
-            gives_way = status == "value" or (old_status != "value" and status != "pending") or old_status is None
+            # "There is no number" is an answer. Neither a wait nor a metric that was not asked for takes it back.
+            takes_back = status in ("pending", "unsupported") and old_status not in (None, "pending")
+            gives_way = status == "value" or (old_status != "value" and not takes_back)
             if is_other and gives_way:
                 self.replace((metric, read.day), status, value, None)
         has_value = any(isinstance(answer, int) for answer in read.answers.values())
@@ -250,6 +252,13 @@ CELL = (METRICS[0], DAYS[0])
 @example(steps=[Read(DAYS[0], dict.fromkeys(METRICS, "pending")), File({CELL: 1})], is_asked=False)
 @example(
     steps=[Read(DAYS[0], {METRICS[0]: 1, METRICS[1]: "pending"}), Abandon(DAYS[0]), File({CELL: 1})], is_asked=True
+)
+@example(
+    steps=[
+        Read(DAYS[0], dict.fromkeys(METRICS, "no_data")),
+        Read(DAYS[0], dict.fromkeys(METRICS, "unsupported")),
+    ],
+    is_asked=True,
 )
 def test_files_and_the_provider_may_speak_in_any_order(
     db: Db, database: str, steps: Sequence[Step], is_asked: bool
